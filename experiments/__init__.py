@@ -1,0 +1,1 @@
+"""The paper's experiments; each domain is a package run with `python -m experiments.<domain>`."""

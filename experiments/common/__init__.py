@@ -1,0 +1,1 @@
+"""What all domains need: configuration, run directories, checkpoints, the metric log, boundaries, seeding."""

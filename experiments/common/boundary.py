@@ -1,0 +1,56 @@
+"""The moment between two phases: apply the reset method, and measure the network before and after."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fire
+from fire import metrics
+
+from experiments.common.errors import UserError
+
+
+def cross(method: fire.Method, model: nn.Module, initial: Mapping[str, Tensor], scope: fire.Scope) -> dict[str, Any]:
+    """Reset `model` in place and return the metrics of the reset.
+
+    Raises:
+        UserError: a pattern of the scope that matches nothing, or a weight that is not finite.
+    """
+    try:
+        report = method.reset(model, initial, scope)
+    except ValueError as error:
+        raise UserError(f"method={method.method_name}: {error}") from error
+    return {
+        "reset/sfe": report.sfe,
+        "reset/dfi_before": report.dfi_before,
+        "reset/dfi_after": report.dfi_after,
+        "reset/seconds": report.seconds,
+        "reset/tensors": report.touched,
+    }
+
+
+@torch.no_grad()
+def plasticity(
+    model: nn.Module, scope: fire.Scope, features: Tensor, activations: list[Tensor]
+) -> dict[str, float | int]:
+    """Signs of plasticity of `model`.
+
+    Args:
+        model: the network.
+        scope: its reset scope, which knows the fused weights.
+        features: penultimate activations of a fixed probe, (samples, units).
+        activations: outputs of all nonlinearities on that probe, each (samples, units, ...).
+    """
+    isometry = metrics.isometry(model, scope.fused)
+    return {
+        "plasticity/dfi": isometry["dfi"],
+        "plasticity/dfi_normalised": isometry["dfi_normalised"],
+        "plasticity/dfi_raw": isometry["dfi_raw"],
+        "plasticity/effective_rank": metrics.effective_rank(features),
+        "plasticity/stable_rank": metrics.stable_rank(features),
+        "plasticity/srank": metrics.srank(features),
+        "plasticity/dormant": metrics.dormant_ratio(activations),
+        "plasticity/weight_norm": metrics.weight_norm(model),
+    }

@@ -1,0 +1,173 @@
+"""The configuration all domains share: typed, so that a wrong key or value fails before anything starts."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+import fire
+from experiments.common.errors import UserError
+
+
+@dataclass
+class ScopeConfig:
+    """Which modules of a model a reset concerns (`fire.Scope`): glob patterns over module names."""
+
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    reset: list[str] = field(default_factory=list)
+    fused: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. auto: online where a key is configured, else offline; WANDB_* variables are honoured."""
+
+    mode: str = "auto"
+    project: str = "fire"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BaseConfig:
+    """Keys of every domain."""
+
+    seed: int = 0
+    scale: str = MISSING
+    method: Any = MISSING
+    optimizer_at_boundary: str = "reset"
+    device: str = "auto"
+    precision: str = "fp32"
+    compile: str = "auto"
+    threads: int = 0
+    until: str = "end"
+    phase_cache: bool = True
+    overwrite: bool = False
+    checkpoint_seconds: float = 60.0
+    data_dir: str = MISSING
+    outputs_dir: str = "outputs"
+    debug: bool = False
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+# What cannot change a number of a run. Everything else is part of its identity, new keys included.
+NOT_IDENTITY = (
+    "scale", "until", "phase_cache", "overwrite", "checkpoint_seconds", "data_dir", "outputs_dir", "debug", "wandb",
+)  # fmt: skip
+CHOICES = {
+    "optimizer_at_boundary": ("keep", "reset"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32", "tf32", "bf16"),
+    "compile": ("auto", "true", "false"),
+    "until": ("end", "phase0"),
+}
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+def register_schemas(config: type[BaseConfig]) -> None:
+    """Make a domain's root schema and those of all reset methods known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=config)
+    for name, method in fire.METHODS.items():
+        # A method's dataclass is its schema; only the name, which chooses it, is added.
+        node = make_dataclass(method.__name__ + "Config", [("name", str, field(default=name))], bases=(method,))
+        store.store(group="schema/method", name=name, node=node)
+
+
+def check_choices(cfg: DictConfig) -> None:
+    """Raise UserError for a value outside its choices."""
+    for key, valid in CHOICES.items():
+        if str(cfg[key]).lower() not in valid:
+            raise UserError(f"{key}={cfg[key]} is unknown; valid: {', '.join(valid)}")
+    if cfg.wandb.mode not in WANDB_MODES:
+        raise UserError(f"wandb.mode={cfg.wandb.mode} is unknown; valid: {', '.join(WANDB_MODES)}")
+    for key, lowest in (("seed", 0), ("threads", 0), ("checkpoint_seconds", 0)):
+        if cfg[key] < lowest:
+            raise UserError(f"{key}={cfg[key]} must be at least {lowest}")
+
+
+def build_method(cfg: DictConfig) -> fire.Method:
+    """The reset method of a run.
+
+    Raises:
+        UserError: a setting out of range.
+    """
+    settings = dict(OmegaConf.to_container(cfg.method, resolve=True))  # type: ignore[arg-type]
+    name = str(settings.pop("name"))
+    try:
+        return fire.build(name, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"method={name}: {error}") from error
+
+
+def build_scope(cfg: DictConfig) -> fire.Scope:
+    """The reset scope of a run's model, from its `scope`."""
+    return fire.Scope(**OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How the numbers are computed; part of a run's identity.
+
+    Attributes:
+        device: cpu or cuda.
+        precision: of the training; fp32, tf32 or bf16 (autocast).
+        compile: whether the model runs through torch.compile.
+        threads: of PyTorch on the CPU; 0 on CUDA, where it changes nothing.
+    """
+
+    device: str
+    precision: str
+    compile: bool
+    threads: int
+
+    @property
+    def autocast(self) -> torch.autocast:
+        """Context of the forward pass."""
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def resolve_runtime(cfg: DictConfig) -> Runtime:
+    """Choose the device and set PyTorch up for it.
+
+    Raises:
+        UserError: a device or precision this machine does not have.
+    """
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch sees no CUDA device here; use device=cpu or device=auto")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+    if cfg.precision == "tf32" and device != "cuda":
+        raise UserError("precision=tf32 needs CUDA; use fp32 or bf16 on the CPU")
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
+    compiled = device == "cuda" if str(cfg.compile).lower() == "auto" else str(cfg.compile).lower() == "true"
+    return Runtime(device, cfg.precision, compiled, torch.get_num_threads() if device == "cpu" else 0)
+
+
+def identity_values(cfg: DictConfig, runtime: Runtime, phase_version: int) -> dict[str, Any]:
+    """Everything that can change a number of the run."""
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    for key in NOT_IDENTITY:
+        del values[key]
+    values.update({item.name: getattr(runtime, item.name) for item in fields(runtime)})
+    values["phase_version"] = phase_version
+    return values
+
+
+def digest(values: dict[str, Any]) -> str:
+    """Identity as 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def data_folder(cfg: DictConfig) -> Path:
+    """The user's data folder."""
+    return Path(os.path.expandvars(cfg.data_dir)).expanduser()

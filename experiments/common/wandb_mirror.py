@@ -1,0 +1,95 @@
+"""Weights & Biases as a mirror of the metric log. It never stops a run: what goes wrong here is a warning."""
+
+import logging
+import netrc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+logger = logging.getLogger("fire")
+
+# x-axis of all curves of a domain, so that methods overlay without a click.
+INIT_TIMEOUT_SECONDS = 30
+
+
+class WandbMirror:
+    """One W&B run that shows the rows of one metric log, each at the step of its number."""
+
+    def __init__(
+        self, *, mode: str, folder: Path, run_id: str, x_axis: str, config: dict[str, Any], **settings: Any
+    ) -> None:
+        self._run: Any = None
+        self._skip = 0
+        mode = _resolve_mode(mode)
+        if mode == "disabled":
+            return
+        if "WANDB_PROJECT" in os.environ:
+            settings.pop("project", None)
+
+        def start(mode: str) -> Any:
+            import wandb
+
+            options = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, silent=True, console="off")
+            run = wandb.init(
+                mode=mode, dir=str(folder), id=run_id, resume="allow", config=config, settings=options,
+                reinit="finish_previous", **settings,
+            )  # fmt: skip
+            run.define_metric(x_axis)
+            run.define_metric("*", step_metric=x_axis)
+            return run
+
+        self._run = _tolerant("start", start, mode)
+        if self._run is None and mode == "online":
+            self._run = _tolerant("start offline", start, "offline")
+        if self._run is not None:
+            # An offline run is written whole every time; only the service remembers what it was sent.
+            self._skip = int(self._run.step) if not self._run.offline else 0
+            where = "offline, in " + str(folder / "wandb") if self._run.offline else self._run.url
+            logger.info("Weights & Biases: %s", where)
+
+    def log(self, number: int, row: dict[str, Any]) -> None:
+        """Show row `number`, unless it was shown before."""
+        if self._run is not None and number >= self._skip:
+            self._skip = number + 1
+            if _tolerant("log", lambda: self._run.log(row, step=number) or True) is None:
+                self._run = None
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Close the run; without a summary it counts as stopped early."""
+        if self._run is not None:
+            if summary is not None:
+                _tolerant("summarise", self._run.summary.update, summary)
+            _tolerant("finish", lambda: self._run.finish(exit_code=0 if summary is not None else 1))
+            self._run = None
+
+
+def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call; on any error warn in one line and return None."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever W&B raises, the training matters more
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("warning: Weights & Biases could not %s: %s; the run goes on", action, reason)
+        return None
+
+
+def _resolve_mode(mode: str) -> str:
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
+        return "disabled"
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

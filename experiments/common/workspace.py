@@ -1,0 +1,210 @@
+"""A directory that training happens in: lock, description, metric log, checkpoints, and the mark that it is done.
+
+Run directories and the entries of the phase cache are both workspaces. What survives a crash at any moment is the
+newest checkpoint; opening the workspace again cuts the metric log back to it.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.common import checkpoint, log
+from experiments.common.errors import StopSignals, UserError
+from experiments.common.seeding import rng_state, set_rng_state
+
+logger = logging.getLogger("fire")
+
+
+class Workspace:
+    """One training job's directory, held by one process at a time.
+
+    Attributes:
+        path: the directory.
+        identity: the hash of everything that can change its numbers.
+        log: its metric log.
+    """
+
+    log: log.MetricLog
+
+    def __init__(
+        self,
+        path: Path,
+        identity: str,
+        cfg: DictConfig,
+        *,
+        stop: StopSignals,
+        wait: bool = False,
+        mirror: log.Mirror | None = None,
+        checkpoint_seconds: float = 60.0,
+    ) -> None:
+        self.path, self.identity = path, identity
+        self._cfg, self._stop, self._wait = cfg, stop, wait
+        self.mirror = mirror
+        self._interval = checkpoint_seconds
+        self._last_save = time.monotonic()
+        self._lock = FileLock(path / ".lock")
+
+    def __enter__(self) -> "Workspace":
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            self._describe()
+        except OSError as error:
+            raise UserError(f"cannot use {self.path}: {error}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if hasattr(self, "log"):
+            self.log.close()
+        self._lock.release()
+
+    def _acquire(self) -> None:
+        told = False
+        while True:
+            try:
+                self._lock.acquire(timeout=0)
+                break
+            except Timeout:
+                holder = self.path / "holder"
+                who = holder.read_text().strip() if holder.exists() else "another process"
+                if not self._wait:
+                    raise UserError(f"{self.path} is in use by {who}") from None
+                if not told:
+                    logger.info("waiting for %s, which is training the shared phase in %s", who, self.path)
+                    told = True
+                self._stop.check()
+                time.sleep(0.5)
+        checkpoint.write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
+
+    def _describe(self) -> None:
+        """Write what this is once; on every later opening make sure that it still is."""
+        description = self.path / "run.json"
+        if description.exists():
+            known = json.loads(description.read_text())["identity"]
+            if known != self.identity:
+                raise UserError(f"{self.path} belongs to another configuration (identity {known}, not {self.identity})")
+            return
+        checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
+        checkpoint.write_text(description, json.dumps(self._circumstances(), indent=1) + "\n")
+
+    def _circumstances(self) -> dict[str, Any]:
+        packages = ("torch", "numpy", "hydra-core", "fire-reinit")
+        return {
+            "identity": self.identity,
+            "command": command_line(),
+            "git": git_revision(),
+            "machine": machine(),
+            "python": platform.python_version(),
+            "versions": {name: _version(name) for name in packages},
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+    @property
+    def done(self) -> dict[str, Any] | None:
+        """The summary of a finished job, else None."""
+        path = self.path / "done"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def resume(self) -> dict[str, Any] | None:
+        """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
+        metrics = self.path / "metrics.jsonl"
+        loaded = checkpoint.load(self.path)
+        if loaded is None:
+            log.cut(metrics, 0)
+        else:
+            path, content = loaded
+            if content["identity"] != self.identity:
+                raise UserError(f"checkpoint {path} is of another configuration (identity {content['identity']})")
+            log.cut(metrics, content["log_bytes"])
+            set_rng_state(content["rng"])
+        self.log = log.MetricLog(metrics, self.mirror)
+        self._last_save = time.monotonic()
+        return loaded[1]["state"] if loaded else None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint now."""
+        content = {"identity": self.identity, "state": state, "rng": rng_state(), "log_bytes": self.log.position()}
+        checkpoint.save(self.path, content)
+        self._last_save = time.monotonic()
+
+    def save_due(self) -> bool:
+        """Whether a checkpoint should be written: the interval is over, or the run has been asked to stop."""
+        return self._stop.received is not None or time.monotonic() - self._last_save >= self._interval
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted if a signal has come; to be called when the state has just been saved."""
+        self._stop.check()
+
+    def finish(self, summary: dict[str, Any], *, keep_checkpoint: bool = False) -> None:
+        """Mark the job done; a run needs its checkpoints no longer, the phase cache its last one."""
+        checkpoint.write_text(self.path / "done", json.dumps(summary, indent=1) + "\n")
+        if not keep_checkpoint:
+            checkpoint.remove(self.path)
+
+    def erase(self) -> int:
+        """Remove what an earlier attempt left, for `overwrite=true`; returns how often that has happened here."""
+        counter = self.path / "overwrites"
+        count = (int(counter.read_text()) if counter.exists() else 0) + 1
+        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb"):
+            target = self.path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        checkpoint.remove(self.path)
+        checkpoint.write_text(counter, f"{count}\n")
+        return count
+
+    @property
+    def overwrites(self) -> int:
+        """How often this run has been redone with `overwrite=true`."""
+        counter = self.path / "overwrites"
+        return int(counter.read_text()) if counter.exists() else 0
+
+
+def command_line() -> str:
+    """The command as a user would type it again."""
+    module = Path(sys.argv[0]).parent.name
+    return " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+
+
+def git_revision() -> str:
+    """The commit of the source tree, with `+changes` if it differs from it; `unknown` outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision + ("+changes" if status.strip() else "")
+
+
+def machine() -> str:
+    """What the numbers were computed on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
+    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

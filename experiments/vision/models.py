@@ -1,0 +1,66 @@
+"""Networks of the vision domain. `build` makes one from its config; `MODELS` is where a new one is added."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """The basic block of ResNet-18: two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.relu1(self.bn1(self.conv1(x)))
+        return self.relu2(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for 32x32 images: 3x3 stem without max-pool, stages of width (1, 2, 4, 8) x `width`, and a head
+    with one hidden layer as wide as the last stage (512 at the paper's width of 64)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        blocks: list[nn.Module] = []
+        channels = width
+        for stage in range(4):
+            for stride in (1 if stage == 0 else 2, 1):
+                blocks.append(ResidualBlock(channels, width * 2**stage, stride))
+                channels = width * 2**stage
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate activations, (batch, 8 * width): what the rank metrics look at."""
+        pooled = self.blocks(self.stem(images)).mean(dim=(2, 3))
+        return self.head[1](self.head[0](pooled))
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, 3, 32, 32) -> (batch, classes)
+        return self.head[2](self.features(images))
+
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": ResNet18}
+"""Constructors by name; each takes (width, classes). Its config is `configs/vision/model/<name>.yaml`."""
+
+
+def build(name: str, width: int, classes: int, seed: int) -> nn.Module:
+    """A network on the CPU whose initial weights depend on `seed` alone (PyTorch's default initialisation)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MODELS[name](width, classes)

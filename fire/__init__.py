@@ -1,0 +1,42 @@
+"""FIRE, Frobenius-Isometry Reinitialization: restore a network's plasticity before it meets new data.
+
+import fire
+report = fire.fire_(model)  # in place; then train on the new data with a fresh optimiser
+"""
+
+from fire import metrics
+from fire.matrices import WeightMatrix, weight_matrices
+from fire.methods import (
+    METHODS,
+    Fire,
+    FullReset,
+    Method,
+    NoReset,
+    Scope,
+    ShrinkPerturb,
+    build,
+    fire_,
+    register,
+)
+from fire.polar import polar
+from fire.report import MatrixReport, Recorder, ResetReport
+
+__all__ = [
+    "METHODS",
+    "Fire",
+    "FullReset",
+    "MatrixReport",
+    "Method",
+    "NoReset",
+    "Recorder",
+    "ResetReport",
+    "Scope",
+    "ShrinkPerturb",
+    "WeightMatrix",
+    "build",
+    "fire_",
+    "metrics",
+    "polar",
+    "register",
+    "weight_matrices",
+]

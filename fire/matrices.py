@@ -1,0 +1,215 @@
+"""Which matrices a model holds, and where: every weight as a stack of (out, in) matrices.
+
+| module                                      | matrices                                                        |
+|---------------------------------------------|-----------------------------------------------------------------|
+| Linear                                      | one (out, in)                                                   |
+| Conv1d/2d/3d                                | one (out, in) per kernel position; per group too where grouped  |
+| ConvTranspose1d/2d/3d                       | the same, its weight being stored (in, out, ...)                |
+| MultiheadAttention                          | query, key and value apart, and its output projection           |
+| any module with `in_features`,              | its `weight`, (..., out, in) or (..., in, out), one matrix per  |
+| `out_features` and a `weight`               | leading index: stacked ensembles                                |
+
+`fused` splits the rows of a weight that stores several matrices on top of one another. A tensor shared by several
+modules is one matrix; so an embedding counts only where a Linear shares its weight. Refused, by name, are depthwise
+convolutions (each matrix a single column: its polar factor only keeps signs), parametrised and uninitialised weights,
+and every tensor of two or more dimensions that no rule above covers.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+
+@dataclass(frozen=True, eq=False)
+class WeightMatrix:
+    """A stack of matrices inside one parameter.
+
+    Attributes:
+        name: the parameter's dotted name, with the rows in brackets where it is one part of a fused weight.
+        parameter: the tensor that holds it.
+        layout: maps a tensor shaped like `parameter` to a view (*stack, out, in) of it.
+        scale: FIRE's factor on the polar factor, sqrt(out / in) / kernel positions.
+    """
+
+    name: str
+    parameter: Tensor
+    layout: Callable[[Tensor], Tensor]
+    scale: float
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The matrices (*stack, out, in) in a tensor shaped like `parameter`, as a view."""
+        return self.layout(tensor)
+
+    @property
+    def view(self) -> Tensor:
+        """The matrices (*stack, out, in), sharing memory with `parameter`."""
+        return self.layout(self.parameter.detach())
+
+
+def weight_matrices(
+    model: nn.Module,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    fused: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[list[WeightMatrix], dict[str, str]]:
+    """The weight matrices of `model` and, by name, the tensors refused with the reason.
+
+    Args:
+        model: any module; a wrapper of torch.compile or DistributedDataParallel is looked through.
+        include: glob patterns over module names; a pattern covers the modules below one it matches. None: all.
+        exclude: the same, taken out again.
+        fused: pattern -> sizes of the parts stacked along a weight's rows, e.g. {"*.qkv": [768, 768, 768]}.
+
+    Raises:
+        ValueError: a pattern matches no module with weights, one of `include` selects nothing but refused or excluded
+            tensors, or the sizes of a fused weight do not add up.
+    """
+    model = unwrap(model)
+    modules = list(model.named_modules(remove_duplicate=False))
+    holders = [name for name, module in modules if any(True for _ in _tensors(module))]
+    for option, patterns in (("include", include), ("exclude", exclude), ("fused", fused)):
+        check_patterns(option, patterns or (), holders)
+
+    found: dict[tuple, list[WeightMatrix]] = {}
+    refused: dict[tuple, tuple[str, str]] = {}
+    excluded: set[tuple] = set()
+    canonical: dict[
+        tuple, str
+    ] = {}  # a shared tensor goes by its first name, whichever of them a pattern meets
+    unmet = set(include or ())  # patterns that have selected no matrix yet
+    for name, module in modules:
+        for suffix, parameter in _tensors(module):
+            key = storage_key(parameter)
+            full_name = canonical.setdefault(key, f"{name}.{suffix}" if name else suffix)
+            if exclude and matches(name, exclude):
+                excluded.add(key)
+            elif include is None or matches(name, include):
+                rule = _rule(module, suffix, parameter)
+                if isinstance(rule, str):
+                    refused.setdefault(key, (full_name, rule))
+                    continue
+                unmet -= {pattern for pattern in unmet if matches(name, [pattern])}
+                sizes = next((fused[p] for p in fused if matches(name, [p])), None) if fused else None
+                found.setdefault(key, _parts(full_name, parameter, rule, sizes))
+    skipped = {name: why for key, (name, why) in refused.items() if key not in found and key not in excluded}
+    if unmet:
+        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise ValueError(
+            f"include pattern {sorted(unmet)[0]!r} selects no matrix ({why or 'all are excluded'})"
+        )
+    return [m for key, parts in found.items() if key not in excluded for m in parts], skipped
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's own module under torch.compile and DistributedDataParallel."""
+    while isinstance(model, nn.parallel.DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model._orig_mod  # type: ignore[assignment]
+    return model
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a glob pattern matches the dotted `name` of a module or of one it lies in."""
+    parts = name.split(".")
+    parents = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatchcase(parent, pattern) for pattern in patterns for parent in parents)
+
+
+def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ValueError, with examples of what there is, for a pattern that matches none of the module `names`."""
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise ValueError(
+                f"{option} pattern {pattern!r} matches no module with weights; there are: {shown}"
+            )
+
+
+def storage_key(tensor: Tensor) -> tuple:
+    """Equal for two tensors exactly if they are the same memory seen with the same shape: tied weights."""
+    if tensor.is_meta or is_lazy(tensor):
+        return (id(tensor),)
+    where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+    return (*where, tuple(tensor.shape), tensor.stride())
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How the matrices lie in a parameter, and over how many kernel positions their effect adds up."""
+
+    layout: Callable[[Tensor], Tensor]
+    positions: int = 1
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, parameter) of everything in `module` itself, not its children, that might be a matrix."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if is_lazy(parameter) or parameter.ndim >= 2:
+            yield name, parameter
+
+
+def _rule(module: nn.Module, name: str, parameter: Tensor) -> _Rule | str:
+    """Where the matrices of a parameter lie or, as a string, why FIRE refuses it."""
+    if is_lazy(parameter) or parameter.is_meta:
+        return "uninitialised: it has no values yet"
+    if hasattr(parameter, "device_mesh"):
+        return "sharded over devices: gather it first"
+    if not parameter.dtype.is_floating_point:
+        return f"of dtype {parameter.dtype}: only real floating-point weights have a rule"
+    if isinstance(module, parametrize.ParametrizationList) or name in ("weight_g", "weight_v", "weight_orig"):
+        return "parametrised: the weight is computed from it"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "an embedding: projected only where a Linear shares its weight"
+    if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
+        return _convolution_rule(module)
+    if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
+        return _Rule(lambda w: w.unflatten(0, (3, -1)))
+    if isinstance(module, nn.MultiheadAttention) and name in (
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+    ):
+        return _Rule(lambda w: w)
+    declared = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if name == "weight" and tuple(parameter.shape[-2:]) == declared:
+        return _Rule(lambda w: w)
+    if name == "weight" and tuple(parameter.shape[-2:]) == declared[::-1]:
+        return _Rule(lambda w: w.mT)
+    return f"{type(module).__name__}.{name} has no rule: which are its rows and columns is not known"
+
+
+def _convolution_rule(module: nn.modules.conv._ConvNd) -> _Rule | str:
+    groups, dimensions = module.groups, len(module.kernel_size)
+    if groups > 1 and groups == module.in_channels:
+        return "a depthwise convolution: its matrices are single columns, whose polar factor only keeps directions"
+    # (groups * a, b, *kernel) -> (groups, *kernel, out, in); a is out, or in where the convolution is transposed.
+    rows_columns = (2, 1) if module.transposed else (1, 2)
+    order = (0, *range(3, 3 + dimensions), *rows_columns)
+    return _Rule(lambda w: w.unflatten(0, (groups, -1)).permute(order), math.prod(module.kernel_size))
+
+
+def _parts(name: str, parameter: Tensor, rule: _Rule, sizes: Sequence[int] | None) -> list[WeightMatrix]:
+    """The whole parameter as one WeightMatrix or, given `sizes`, one for each run of that many rows."""
+    out, fan_in = rule.layout(parameter).shape[-2:]
+    if sizes is None:
+        return [WeightMatrix(name, parameter, rule.layout, math.sqrt(out / fan_in) / rule.positions)]
+    if sum(sizes) != out or min(sizes, default=0) < 1:
+        raise ValueError(
+            f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows"
+        )
+    parts, start = [], 0
+    for size in sizes:
+        scale = math.sqrt(size / fan_in) / rule.positions
+        layout = _rows(rule.layout, start, start + size)
+        parts.append(WeightMatrix(f"{name}[{start}:{start + size}]", parameter, layout, scale))
+        start += size
+    return parts
+
+
+def _rows(layout: Callable[[Tensor], Tensor], start: int, stop: int) -> Callable[[Tensor], Tensor]:
+    return lambda w: layout(w)[..., start:stop, :]

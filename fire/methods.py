@@ -1,0 +1,269 @@
+"""Reset methods: what is done to a network between two training distributions. All share one signature.
+
+A method is a dataclass of its settings with a `reset`; `@register` makes it known by name, to `build` and to the
+experiments' configs. `Scope` says which modules of a model it concerns, because that belongs to the model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fire.matrices import WeightMatrix, check_patterns, matches, unwrap, weight_matrices
+from fire.polar import check_solver, compute_dtype, polar_
+from fire.report import Recorder, ResetReport
+
+
+@torch.no_grad()
+def fire_(
+    model: nn.Module,
+    *,
+    solver: str = "newton_schulz",
+    steps: int = 10,
+    tol: float = 1e-6,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    fused: Mapping[str, Sequence[int]] | None = None,
+) -> ResetReport:
+    """Replace every weight matrix W of `model` by its nearest isometry times sqrt(out / in), in place.
+
+    A convolution's (out, in) matrix at each of its kernel positions is projected by itself and divided by their number
+    (FIRE, section 3 and the authors' code). Biases, normalisation layers and frozen state such as running statistics
+    stay as they are; a parameter's `requires_grad` makes no difference. Memory addresses do not change.
+
+    Args:
+        model: any module; `fire.matrices` lists which of its tensors count.
+        solver, steps, tol: how the polar factor is computed, as in `fire.polar`.
+        include, exclude: glob patterns over module names, e.g. ["*.to_q", "*.to_k"]; None includes everything.
+        fused: pattern -> row sizes of weights that stack several matrices, e.g. {"*.c_attn": [768, 768, 768]}.
+
+    Returns:
+        What changed, matrix by matrix, with SFE and DfI; zero and rank-deficient matrices and skipped tensors by name.
+
+    Raises:
+        ValueError: arguments out of range, a pattern that matches nothing, or a weight with a non-finite entry; the
+            model has not changed then.
+    """
+    check_solver(solver, steps, tol)
+    matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
+    if not matrices:
+        raise ValueError(f"{type(unwrap(model)).__name__} has no weight matrix to project: {dict(skipped)}")
+    recorder = Recorder("fire", matrices, skipped)
+    _project(recorder, matrices, solver, steps, tol)
+    return recorder.report()
+
+
+def _project(
+    recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float
+) -> None:
+    """Write the scaled polar factor of each of `matrices`, all of one shape in one batched call."""
+    for matrix in matrices:
+        if not torch.isfinite(matrix.view).all():
+            raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")
+    groups: dict[tuple, list[WeightMatrix]] = {}
+    for matrix in matrices:
+        dtype = compute_dtype(matrix.parameter.dtype)
+        key = (tuple(matrix.view.shape[-2:]), dtype, matrix.parameter.device)
+        groups.setdefault(key, []).append(matrix)
+    for (shape, dtype, _), group in groups.items():
+        stack = torch.cat([m.view.reshape(-1, *shape).to(dtype) for m in group])
+        factors, ranks = polar_(stack, solver=solver, steps=steps, tol=tol)
+        counts = [m.view[..., 0, 0].numel() for m in group]
+        for matrix, factor, rank in zip(group, factors.split(counts), ranks.split(counts), strict=True):
+            recorder.write(
+                matrix,
+                (factor * matrix.scale).reshape(matrix.view.shape),
+                zero=int((rank == 0).sum()),
+                rank_deficient=int(((rank > 0) & (rank < min(shape))).sum()),
+            )
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which modules of a model the methods concern, as glob patterns over module names.
+
+    Attributes:
+        include, exclude: what `fire` projects; None includes every weight matrix.
+        reset: modules that `fire` and `shrink_perturb` send to their initial weights altogether (DQN's linear layers).
+        fused: pattern -> row sizes of weights that stack several matrices.
+    """
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    reset: Sequence[str] = ()
+    fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+
+METHODS: dict[str, type["Method"]] = {}
+"""Every reset method by name."""
+
+
+def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
+    """Class decorator: make a method known as `name`."""
+
+    def add(cls: type[Method]) -> type[Method]:
+        cls.method_name = name
+        METHODS[name] = cls
+        return cls
+
+    return add
+
+
+def build(name: str, **settings: object) -> "Method":
+    """The method called `name` with `settings` for its fields.
+
+    Raises:
+        ValueError: no such method, or a setting out of range. TypeError: a setting it does not have.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; valid: {', '.join(sorted(METHODS))}")
+    return METHODS[name](**settings)
+
+
+@dataclass
+class Method(ABC):
+    """Base of all reset methods. A subclass implements `change`; `reset` measures what it did."""
+
+    method_name: ClassVar[str] = ""
+
+    @torch.no_grad()
+    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:  # noqa: B008
+        """Change `model` in place before it meets new data.
+
+        Args:
+            model: the network; its parameters keep their memory addresses.
+            initial: `state_dict` of the same network at initialisation, on any device.
+            scope: which modules are concerned.
+
+        Returns:
+            The report, over all weight matrices of the model, whichever the method touches.
+
+        Raises:
+            ValueError: `initial` does not belong to `model`, a pattern matches nothing, a non-finite weight.
+        """
+        model = unwrap(model)
+        state = model.state_dict(keep_vars=True)
+        if state.keys() != initial.keys() or any(state[k].shape != initial[k].shape for k in state):
+            raise ValueError("the initial weights are not of this model: other names or shapes")
+        matrices, skipped = weight_matrices(model, fused=scope.fused)
+        recorder = Recorder(self.method_name, matrices, skipped)
+        self.change(model, initial, scope, recorder)
+        return recorder.report()
+
+    @abstractmethod
+    def change(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
+    ) -> None:
+        """Write new weights into `model` through `recorder`, which measures them."""
+
+
+@register("none")
+@dataclass
+class NoReset(Method):
+    """Go on with the weights as they are: warm start, the paper's "Base"."""
+
+    def change(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
+    ) -> None:
+        """Nothing."""
+
+
+@register("full_reset")
+@dataclass
+class FullReset(Method):
+    """All parameters and buffers back to their initial values: perfect plasticity, nothing kept."""
+
+    def change(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
+    ) -> None:
+        """Copy the initial values."""
+        for name, tensor in _state(model).items():
+            recorder.write_tensor(tensor, initial[name])
+
+
+@register("shrink_perturb")
+@dataclass
+class ShrinkPerturb(Method):
+    """Shrink and perturb (Ash and Adams 2020): every parameter moves towards its *stored* initial value, as in the
+    paper's code, which draws no fresh noise. Buffers stay.
+
+    Attributes:
+        coefficient: share of the way moved, in [0, 1]: 0 changes nothing, 1 resets all parameters.
+    """
+
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.coefficient <= 1:
+            raise ValueError(f"coefficient must lie in [0, 1], got {self.coefficient!r}")
+
+    def change(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
+    ) -> None:
+        """Interpolate, and reset what the scope asks for."""
+        _reset_modules(model, initial, scope, recorder)
+        for name, parameter in _state(model).items():
+            if isinstance(parameter, nn.Parameter) and not _in_scope_reset(name, scope):
+                start = initial[name].to(parameter.device, compute_dtype(parameter.dtype))
+                recorder.write_tensor(
+                    parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient)
+                )
+
+
+@register("fire")
+@dataclass
+class Fire(Method):
+    """FIRE: every weight matrix in scope to its nearest isometry (`fire_`); the scope's `reset` to initial values.
+
+    Attributes:
+        solver, steps, tol: as in `fire.polar`.
+    """
+
+    solver: str = "newton_schulz"
+    steps: int = 10
+    tol: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver, self.steps, self.tol)
+
+    def change(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
+    ) -> None:
+        """Project, and reset what the scope asks for."""
+        matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
+        projected = [m for m in matrices if not _in_scope_reset(m.name, scope)]
+        _project(recorder, projected, self.solver, self.steps, self.tol)
+        _reset_modules(model, initial, scope, recorder)
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a tied tensor once."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    return state
+
+
+def _in_scope_reset(tensor_name: str, scope: Scope) -> bool:
+    return bool(scope.reset) and matches(tensor_name.rpartition(".")[0], scope.reset)
+
+
+def _reset_modules(model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
+    check_patterns(
+        "reset",
+        scope.reset,
+        [
+            name
+            for name, module in model.named_modules()
+            if any(True for _ in module.parameters(recurse=False))
+        ],
+    )
+    for name, tensor in _state(model).items():
+        if _in_scope_reset(name, scope):
+            recorder.write_tensor(tensor, initial[name])

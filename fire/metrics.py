@@ -1,0 +1,116 @@
+"""What FIRE minimises, what it constrains, and how plasticity is usually measured. Everything returns plain numbers."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fire.matrices import weight_matrices
+from fire.polar import compute_dtype, gram
+
+
+def sfe(before: Tensor, after: Tensor) -> float:
+    """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
+    difference = (before.detach() - after.detach()).flatten()
+    return (
+        float(torch.linalg.vector_norm(difference.to(compute_dtype(before.dtype)), dtype=torch.float64)) ** 2
+    )
+
+
+def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
+    """Deviation from Isometry ||V^T V - I||_F^2 of V = W / scale (FIRE, eq. 2), for W (..., m, n): (...), float64.
+
+    Measured on the smaller side, since an expanding matrix cannot be an isometry on the larger one.
+    """
+    deviation = gram(W.detach()) / scale**2
+    deviation.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return deviation.square().sum(dim=(-2, -1))
+
+
+@torch.no_grad()
+def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None) -> dict[str, float]:
+    """Deviation from Isometry of all weight matrices of `model`, each divided by FIRE's scale factor for it.
+
+    Returns:
+        `dfi`, their sum; `dfi_normalised`, the mean over matrices of DfI / min(m, n), so 0 for an isometry and 1 for
+        a zero matrix; `dfi_raw`, the sum of eq. 2 on the weights as they are.
+    """
+    matrices, _ = weight_matrices(model, fused=fused)
+    total, normalised, raw = 0.0, [], 0.0
+    for matrix in matrices:
+        deviations = dfi(matrix.view, matrix.scale)
+        total += float(deviations.sum())
+        normalised.append(deviations.flatten() / min(matrix.view.shape[-2:]))
+        raw += float(dfi(matrix.view).sum())
+    mean = float(torch.cat(normalised).mean()) if normalised else 0.0
+    return {"dfi": total, "dfi_normalised": mean, "dfi_raw": raw}
+
+
+@torch.no_grad()
+def weight_norm(model: nn.Module) -> float:
+    """L2 norm of all parameters together (its growth as a sign of plasticity loss: Lyle et al. 2024, section 3)."""
+    return float(torch.stack([p.double().square().sum() for p in model.parameters()]).sum().sqrt())
+
+
+def stable_rank(features: Tensor) -> float:
+    """||A||_F^2 / ||A||_2^2 of A (samples, units) (Rudelson and Vershynin 2007, section 1); 0 for A = 0."""
+    squares = _singular_values(features).square()
+    return float(squares.sum() / squares[0]) if squares[0] > 0 else 0.0
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the singular values of (samples, units), normalised to sum 1 (Roy and Vetterli 2007,
+    section 2); 0 for an all-zero matrix."""
+    sigma = _singular_values(features)
+    if sigma[0] <= 0:
+        return 0.0
+    return float(torch.exp(torch.special.entr(sigma / sigma.sum()).sum()))
+
+
+def srank(features: Tensor, delta: float = 0.01) -> int:
+    """The fewest singular values of (samples, units) whose sum reaches 1 - delta of the total (Kumar et al. 2021, section 3;
+    the srank of FIRE's Theorem 3); 0 for an all-zero matrix."""
+    sigma = _singular_values(features)
+    if sigma[0] <= 0:
+        return 0
+    return int((sigma.cumsum(0) < (1 - delta) * sigma.sum()).sum()) + 1
+
+
+def _singular_values(features: Tensor) -> Tensor:
+    return torch.linalg.svdvals(features.detach().flatten(1).double())
+
+
+def dormant_ratio(activations: Iterable[Tensor], tau: float = 0.025) -> float:
+    """Share of tau-dormant units among all layers (Sokar et al. 2023, def. 3.1 and 3.2).
+
+    Args:
+        activations: each layer's outputs after its nonlinearity, (samples, units, ...); trailing dimensions of a
+            convolution are averaged like samples.
+        tau: a unit is dormant if its mean absolute activation is at most tau times the mean of its layer. In a layer
+            that is silent altogether every unit is.
+    """
+    dormant = units = 0
+    for layer in activations:
+        scores = layer.detach().double().abs().transpose(0, 1).flatten(1).mean(dim=1)
+        dormant += int((scores <= tau * scores.mean()).sum())
+        units += scores.numel()
+    return dormant / units if units else 0.0
+
+
+@contextmanager
+def record_activations(
+    model: nn.Module, types: tuple[type[nn.Module], ...] = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+) -> Iterator[list[Tensor]]:
+    """Collect, while the block runs, the output of every module of `types` in `model`, in order of execution."""
+    outputs: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
+        for module in model.modules()
+        if isinstance(module, types)
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
