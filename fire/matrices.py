@@ -79,9 +79,7 @@ def weight_matrices(
     found: dict[tuple, list[WeightMatrix]] = {}
     refused: dict[tuple, tuple[str, str]] = {}
     excluded: set[tuple] = set()
-    canonical: dict[
-        tuple, str
-    ] = {}  # a shared tensor goes by its first name, whichever of them a pattern meets
+    canonical: dict[tuple, str] = {}  # a shared tensor goes by its first name, whichever of them a pattern meets
     unmet = set(include or ())  # patterns that have selected no matrix yet
     for name, module in modules:
         for suffix, parameter in _tensors(module):
@@ -100,9 +98,7 @@ def weight_matrices(
     skipped = {name: why for key, (name, why) in refused.items() if key not in found and key not in excluded}
     if unmet:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise ValueError(
-            f"include pattern {sorted(unmet)[0]!r} selects no matrix ({why or 'all are excluded'})"
-        )
+        raise ValueError(f"include pattern {sorted(unmet)[0]!r} selects no matrix ({why or 'all are excluded'})")
     return [m for key, parts in found.items() if key not in excluded for m in parts], skipped
 
 
@@ -125,9 +121,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(
-                f"{option} pattern {pattern!r} matches no module with weights; there are: {shown}"
-            )
+            raise ValueError(f"{option} pattern {pattern!r} matches no module with weights; there are: {shown}")
 
 
 def storage_key(tensor: Tensor) -> tuple:
@@ -199,9 +193,7 @@ def _parts(name: str, parameter: Tensor, rule: _Rule, sizes: Sequence[int] | Non
     if sizes is None:
         return [WeightMatrix(name, parameter, rule.layout, math.sqrt(out / fan_in) / rule.positions)]
     if sum(sizes) != out or min(sizes, default=0) < 1:
-        raise ValueError(
-            f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows"
-        )
+        raise ValueError(f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows")
     parts, start = [], 0
     for size in sizes:
         scale = math.sqrt(size / fan_in) / rule.positions

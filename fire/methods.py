@@ -56,9 +56,7 @@ def fire_(
     return recorder.report()
 
 
-def _project(
-    recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float
-) -> None:
+def _project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float) -> None:
     """Write the scaled polar factor of each of `matrices`, all of one shape in one batched call."""
     for matrix in matrices:
         if not torch.isfinite(matrix.view).all():
@@ -96,6 +94,16 @@ class Scope:
     reset: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError for a pattern that matches nothing in `model` or fused sizes that do not fit."""
+        weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
+        owners = [name for name, module in unwrap(model).named_modules() if any(True for _ in module.parameters(False))]
+        check_patterns("reset", self.reset, owners)
+
+    def resets(self, tensor_name: str) -> bool:
+        """Whether `reset` covers the module that a parameter or buffer belongs to."""
+        return bool(self.reset) and matches(tensor_name.rpartition(".")[0], self.reset)
+
 
 METHODS: dict[str, type["Method"]] = {}
 """Every reset method by name."""
@@ -130,7 +138,7 @@ class Method(ABC):
     method_name: ClassVar[str] = ""
 
     @torch.no_grad()
-    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:  # noqa: B008
+    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:
         """Change `model` in place before it meets new data.
 
         Args:
@@ -148,15 +156,14 @@ class Method(ABC):
         state = model.state_dict(keep_vars=True)
         if state.keys() != initial.keys() or any(state[k].shape != initial[k].shape for k in state):
             raise ValueError("the initial weights are not of this model: other names or shapes")
+        scope.check(model)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
         recorder = Recorder(self.method_name, matrices, skipped)
         self.change(model, initial, scope, recorder)
         return recorder.report()
 
     @abstractmethod
-    def change(
-        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
-    ) -> None:
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Write new weights into `model` through `recorder`, which measures them."""
 
 
@@ -165,9 +172,7 @@ class Method(ABC):
 class NoReset(Method):
     """Go on with the weights as they are: warm start, the paper's "Base"."""
 
-    def change(
-        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
-    ) -> None:
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Nothing."""
 
 
@@ -176,9 +181,7 @@ class NoReset(Method):
 class FullReset(Method):
     """All parameters and buffers back to their initial values: perfect plasticity, nothing kept."""
 
-    def change(
-        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
-    ) -> None:
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Copy the initial values."""
         for name, tensor in _state(model).items():
             recorder.write_tensor(tensor, initial[name])
@@ -200,17 +203,13 @@ class ShrinkPerturb(Method):
         if not 0 <= self.coefficient <= 1:
             raise ValueError(f"coefficient must lie in [0, 1], got {self.coefficient!r}")
 
-    def change(
-        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
-    ) -> None:
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Interpolate, and reset what the scope asks for."""
         _reset_modules(model, initial, scope, recorder)
         for name, parameter in _state(model).items():
-            if isinstance(parameter, nn.Parameter) and not _in_scope_reset(name, scope):
+            if isinstance(parameter, nn.Parameter) and not scope.resets(name):
                 start = initial[name].to(parameter.device, compute_dtype(parameter.dtype))
-                recorder.write_tensor(
-                    parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient)
-                )
+                recorder.write_tensor(parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient))
 
 
 @register("fire")
@@ -229,12 +228,10 @@ class Fire(Method):
     def __post_init__(self) -> None:
         check_solver(self.solver, self.steps, self.tol)
 
-    def change(
-        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder
-    ) -> None:
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
-        projected = [m for m in matrices if not _in_scope_reset(m.name, scope)]
+        projected = [m for m in matrices if not scope.resets(m.name)]
         _project(recorder, projected, self.solver, self.steps, self.tol)
         _reset_modules(model, initial, scope, recorder)
 
@@ -250,20 +247,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _in_scope_reset(tensor_name: str, scope: Scope) -> bool:
-    return bool(scope.reset) and matches(tensor_name.rpartition(".")[0], scope.reset)
-
-
 def _reset_modules(model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-    check_patterns(
-        "reset",
-        scope.reset,
-        [
-            name
-            for name, module in model.named_modules()
-            if any(True for _ in module.parameters(recurse=False))
-        ],
-    )
     for name, tensor in _state(model).items():
-        if _in_scope_reset(name, scope):
+        if scope.resets(name):
             recorder.write_tensor(tensor, initial[name])

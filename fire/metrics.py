@@ -13,9 +13,7 @@ from fire.polar import compute_dtype, gram
 def sfe(before: Tensor, after: Tensor) -> float:
     """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
     difference = (before.detach() - after.detach()).flatten()
-    return (
-        float(torch.linalg.vector_norm(difference.to(compute_dtype(before.dtype)), dtype=torch.float64)) ** 2
-    )
+    return float(torch.linalg.vector_norm(difference.to(compute_dtype(before.dtype)), dtype=torch.float64)) ** 2
 
 
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
@@ -69,8 +67,8 @@ def effective_rank(features: Tensor) -> float:
 
 
 def srank(features: Tensor, delta: float = 0.01) -> int:
-    """The fewest singular values of (samples, units) whose sum reaches 1 - delta of the total (Kumar et al. 2021, section 3;
-    the srank of FIRE's Theorem 3); 0 for an all-zero matrix."""
+    """The fewest singular values of (samples, units) whose sum reaches 1 - delta of the total (Kumar et al. 2021,
+    section 3; the srank of FIRE's Theorem 3); 0 for an all-zero matrix."""
     sigma = _singular_values(features)
     if sigma[0] <= 0:
         return 0

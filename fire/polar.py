@@ -190,9 +190,7 @@ def _double(X: Tensor) -> Tensor:
 
 
 @lru_cache
-def polar_express_table(
-    lower: float = _TABLE_LOWER, steps: int = _TABLE_STEPS
-) -> list[tuple[float, float, float]]:
+def polar_express_table(lower: float = _TABLE_LOWER, steps: int = _TABLE_STEPS) -> list[tuple[float, float, float]]:
     """Coefficients (a, b, c) of p(x) = a x + b x^3 + c x^5 for each step, for singular values in [lower, 1].
 
     Each p is the best approximation of 1 on the interval the steps before it leave (Amsel et al. 2025, Thm. 3.1 and
@@ -237,10 +235,8 @@ def full_precision(device_type: str) -> Iterator[None]:
     """True float32 products inside: no autocast, no TF32 or bfloat16 shortcuts, whatever the caller has chosen."""
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device_type, enabled=False))
-        if hasattr(
-            torch.backends.cuda.matmul, "fp32_precision"
-        ):  # torch >= 2.9; the older switch may refuse a read
-            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch >= 2.9; the older switch may refuse a read
+            for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
                 stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
                 backend.fp32_precision = "ieee"
         else:

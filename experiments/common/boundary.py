@@ -7,9 +7,16 @@ import torch
 from torch import Tensor, nn
 
 import fire
+from experiments.common.errors import UserError
 from fire import metrics
 
-from experiments.common.errors import UserError
+
+def check_scope(model: nn.Module, scope: fire.Scope) -> None:
+    """Raise UserError, before training starts, for a pattern of the scope that matches nothing in `model`."""
+    try:
+        scope.check(model)
+    except ValueError as error:
+        raise UserError(f"model.scope: {error}") from error
 
 
 def cross(method: fire.Method, model: nn.Module, initial: Mapping[str, Tensor], scope: fire.Scope) -> dict[str, Any]:

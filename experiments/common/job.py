@@ -6,16 +6,19 @@ Phase 0 does not depend on the reset method, so it is trained once, in `outputs/
 branches from its checkpoint. A branched run and one trained in one piece end bit-identical on the CPU.
 """
 
+import json
 import logging
 import shutil
 import time
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import log
+from experiments.common import metric_log
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.wandb_mirror import WandbMirror
@@ -48,7 +51,7 @@ class Experiment(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs."""
 
-    def summarise(self, rows: list[log.Row]) -> dict[str, Any]:
+    def summarise(self, rows: list[metric_log.Row]) -> dict[str, Any]:
         """The final numbers of a run from its metric rows."""
 
 
@@ -80,22 +83,27 @@ class Job:
         return Path(self.cfg.outputs_dir) / "phases" / digest({"domain": self.domain, **self.shared_identity})[:16]
 
 
-def carry_out(job: Job, experiment: Experiment, stop: StopSignals) -> dict[str, Any]:
-    """Train what is missing of a run; returns its summary, with `skipped` if it was done before."""
+def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) -> dict[str, Any]:
+    """Train what is missing of a run; returns its summary.
+
+    `prepare` loads the data and builds the experiment; it is called before anything is written, and not at all for a
+    run that is done.
+    """
     cfg = job.cfg
+    finished = job.run_dir / "done"
+    if cfg.until == "end" and finished.exists() and not cfg.overwrite:
+        logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
+        return {**json.loads(finished.read_text()), "path": str(job.run_dir), "status": "done before"}
+    experiment = prepare()
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     check_disk(job, experiment)
-    with Workspace(
-        job.run_dir, digest(job.identity), cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds
-    ) as run:
+    with Workspace(job.run_dir, job.identity, cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds) as run:
         if cfg.overwrite:
             run.erase()
-        elif run.done is not None:
-            logger.info("done before: %s (overwrite=true redoes it)", run.path)
-            return {**run.done, "path": str(run.path), "status": "done before"}
+        (run.path / "error.log").unlink(missing_ok=True)
         handler = logging.FileHandler(run.path / "log")
         logger.addHandler(handler)
         run.mirror = mirror = open_mirror(job, run, experiment.x_axis)
@@ -111,6 +119,10 @@ def carry_out(job: Job, experiment: Experiment, stop: StopSignals) -> dict[str, 
             summary = experiment.summarise(run.log.rows)
             run.finish(summary)
             logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
+        except Exception as error:
+            (run.path / "error.log").write_text(traceback.format_exc())
+            error.add_note(f"traceback in {run.path / 'error.log'}")
+            raise
         finally:
             mirror.finish(summary)
             logger.removeHandler(handler)
@@ -118,11 +130,13 @@ def carry_out(job: Job, experiment: Experiment, stop: StopSignals) -> dict[str, 
         return {**summary, "path": str(run.path), "status": "done"}
 
 
-def shared_phase(job: Job, experiment: Experiment, stop: StopSignals, mirror: WandbMirror | None) -> list[log.Row]:
+def shared_phase(
+    job: Job, experiment: Experiment, stop: StopSignals, mirror: WandbMirror | None
+) -> list[metric_log.Row]:
     """Bring `experiment` to the end of phase 0, trained here or before; returns the phase's rows."""
     check_disk(job, experiment)
     with Workspace(
-        job.phase_dir, digest(job.shared_identity), job.cfg, stop=stop, wait=True, mirror=mirror,
+        job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True, mirror=mirror,
         checkpoint_seconds=job.cfg.checkpoint_seconds,
     ) as shared:  # fmt: skip
         ready = shared.done is not None
@@ -166,5 +180,6 @@ def check_disk(job: Job, experiment: Experiment) -> None:
     # Two kept and one being written, in the run and in the shared phase.
     needed, free = 6 * experiment.checkpoint_bytes, shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"no disk space: {job.cfg.outputs_dir} has {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} GB")
-
+        raise UserError(
+            f"no disk space: {job.cfg.outputs_dir} has {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} GB"
+        )

@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from tabulate import tabulate
 
 from experiments.common.config import BaseConfig, register_schemas
@@ -41,7 +40,7 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     stop = StopSignals()
 
     def job(cfg: DictConfig) -> None:
-        outcomes.append(_attempt(cfg, run_job, stop))
+        outcomes.append(_attempt(cfg, schema, run_job, stop))
 
     configs = Path(__file__).parents[2] / "configs" / domain
     status = 0
@@ -57,18 +56,20 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in sys.argv:
             raise
-        logger.error("error: %s", _composition_error(error, schema))
+        logger.error("error: %s", composition_error(error, schema))
         return 2
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")
-        logger.info("\n%s", tabulate([[o[c] for c in columns] for o in outcomes], headers=columns, disable_numparse=True))
+        logger.info(
+            "\n%s", tabulate([[o[c] for c in columns] for o in outcomes], headers=columns, disable_numparse=True)
+        )
     failed = sum(o["status"] == "failed" for o in outcomes)
     if failed and len(outcomes) > 1:
         logger.error("error: %d of %d runs failed", failed, len(outcomes))
     return status or int(failed > 0)
 
 
-def _attempt(cfg: DictConfig, run_job: RunJob, stop: StopSignals) -> dict[str, Any]:
+def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: StopSignals) -> dict[str, Any]:
     """Run one job and say how it ended."""
     hydra_config = HydraConfig.get()
     name = ",".join(hydra_config.overrides.task) or "defaults"
@@ -77,36 +78,44 @@ def _attempt(cfg: DictConfig, run_job: RunJob, stop: StopSignals) -> dict[str, A
     started = time.perf_counter()
     outcome = {"run": name, "status": "failed", "result": "", "path": ""}
     try:
+        check_keys(cfg, schema)
         ended = run_job(cfg, stop)
-        outcome.update({key: ended.get(key, "") for key in ("run", "status", "result", "path") if key in ended})
-    except UserError as error:
+        outcome.update({key: ended[key] for key in outcome if key in ended})
+    except Exception as error:  # the sweep goes on
         if cfg.debug:
             raise
-        logger.error("error: %s", error)
-        outcome["result"] = str(error)
-    except Exception as error:
-        # A mistake in the program: the sweep goes on, but its author needs the traceback.
-        if cfg.debug:
-            raise
-        report = Path(cfg.outputs_dir) / "errors" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{hydra_config.job.get('num', 0)}.log"
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(f"{name}\n{traceback.format_exc()}")
-        logger.error("error: %s: %s (traceback in %s)", type(error).__name__, _one_line(str(error)), report)
-        outcome["result"] = f"{type(error).__name__}: {_one_line(str(error))}"
+        said = (
+            _one_line(str(error))
+            if isinstance(error, UserError)
+            else f"{type(error).__name__}: {_one_line(str(error))}"
+        )
+        notes = getattr(error, "__notes__", []) or ([] if isinstance(error, UserError) else ["debug=true shows where"])
+        logger.error("error: %s%s", said, "".join(f" ({note})" for note in notes))
+        outcome["result"] = said
     outcome["minutes"] = f"{(time.perf_counter() - started) / 60:.1f}"
     return outcome
 
 
-def _composition_error(error: Exception, schema: type[BaseConfig]) -> str:
-    """Hydra's several lines as one; for an unknown key with what was probably meant."""
-    text = _one_line(str(error))
-    cause = error.__cause__
-    if "Could not override" in text or "not in" in text:
-        key = getattr(cause, "full_key", None) or getattr(error, "full_key", None) or text.split("'")[1]
-        text = f"unknown key {key!r}"
-        valid = [*getattr(schema, "__dataclass_fields__", {}), "experiment"]
-        close = difflib.get_close_matches(str(key), valid, n=1)
-        text += f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(valid))}"
+def check_keys(cfg: DictConfig, schema: type[BaseConfig]) -> None:
+    """Raise UserError for a key added with `+` that no schema knows."""
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), cfg)
+    except OmegaConfBaseException as error:
+        raise UserError(composition_error(error, schema)) from error
+
+
+def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
+    """Several lines of Hydra and OmegaConf as one; for an unknown key with the valid ones."""
+    text = _one_line(str(error).split("Config search path")[0].split("full_key:")[0])
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        parent, key = cause.parent_node, str(cause.key)
+        valid = [str(k) for k in parent] if parent is not None else list(schema.__dataclass_fields__)
+        close = difflib.get_close_matches(key, valid, n=1)
+        known = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+        return f"unknown key {cause.full_key or key!r}; {known}"
+    if isinstance(cause, OmegaConfBaseException) and cause is not error:
+        return f"{text}: {_one_line(str(cause).split('full_key:')[0])}"
     return text
 
 

@@ -33,9 +33,10 @@ def rng_state() -> dict[str, Any]:
     """The state of all global generators, in types `torch.load(weights_only=True)` accepts."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    words_numpy = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     return {
         "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [name, words_numpy, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

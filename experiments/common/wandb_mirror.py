@@ -28,7 +28,7 @@ class WandbMirror:
         if "WANDB_PROJECT" in os.environ:
             settings.pop("project", None)
 
-        def start(mode: str) -> Any:
+        def start(mode: Any) -> Any:
             import wandb
 
             options = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, silent=True, console="off")

@@ -22,7 +22,8 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import checkpoint, log
+from experiments.common import checkpoint, metric_log
+from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.seeding import rng_state, set_rng_state
 
@@ -34,24 +35,24 @@ class Workspace:
 
     Attributes:
         path: the directory.
-        identity: the hash of everything that can change its numbers.
+        identity: hash of everything that can change its numbers.
         log: its metric log.
     """
 
-    log: log.MetricLog
+    log: metric_log.MetricLog
 
     def __init__(
         self,
         path: Path,
-        identity: str,
+        identity: dict[str, Any],
         cfg: DictConfig,
         *,
         stop: StopSignals,
         wait: bool = False,
-        mirror: log.Mirror | None = None,
+        mirror: metric_log.Mirror | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
-        self.path, self.identity = path, identity
+        self.path, self.identity, self._values = path, digest(identity), identity
         self._cfg, self._stop, self._wait = cfg, stop, wait
         self.mirror = mirror
         self._interval = checkpoint_seconds
@@ -105,6 +106,7 @@ class Workspace:
         packages = ("torch", "numpy", "hydra-core", "fire-reinit")
         return {
             "identity": self.identity,
+            "values": self._values,
             "command": command_line(),
             "git": git_revision(),
             "machine": machine(),
@@ -124,14 +126,14 @@ class Workspace:
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
         if loaded is None:
-            log.cut(metrics, 0)
+            metric_log.cut(metrics, 0)
         else:
             path, content = loaded
             if content["identity"] != self.identity:
                 raise UserError(f"checkpoint {path} is of another configuration (identity {content['identity']})")
-            log.cut(metrics, content["log_bytes"])
+            metric_log.cut(metrics, content["log_bytes"])
             set_rng_state(content["rng"])
-        self.log = log.MetricLog(metrics, self.mirror)
+        self.log = metric_log.MetricLog(metrics, self.mirror)
         self._last_save = time.monotonic()
         return loaded[1]["state"] if loaded else None
 
@@ -183,7 +185,9 @@ def git_revision() -> str:
     """The commit of the source tree, with `+changes` if it differs from it; `unknown` outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -34,9 +34,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         blocks: list[nn.Module] = []
         channels = width
         for stage in range(4):

@@ -22,7 +22,7 @@ import fire
 from experiments.common import boundary, config
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import Job, carry_out
-from experiments.common.log import Row
+from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.seeding import generator, seed_everything
 from experiments.common.workspace import Workspace
@@ -43,11 +43,14 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = config.resolve_runtime(cfg)
     job = describe(cfg, runtime)
     announce(cfg, runtime)
-    images = data.load(
-        cfg.benchmark.dataset, config.data_folder(cfg), cfg.budget.train_images, cfg.budget.test_images, cfg.seed
-    )
-    experiment = VisionTraining(cfg, runtime, method, *images)
-    return {"run": job.name, **carry_out(job, experiment, stop)}
+
+    def prepare() -> VisionTraining:
+        images = data.load(
+            cfg.benchmark.dataset, config.data_folder(cfg), cfg.budget.train_images, cfg.budget.test_images, cfg.seed
+        )
+        return VisionTraining(cfg, runtime, method, *images)
+
+    return {"run": job.name, **carry_out(job, prepare, stop)}
 
 
 def check(cfg: DictConfig) -> None:
@@ -113,11 +116,12 @@ class VisionTraining:
         self.channels_last = runtime.device == "cuda"
         seed_everything(cfg.seed)
         model = models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], cfg.seed)
+        boundary.check_scope(model, self.scope)
         # The weights resets go back to: a function of the seed, so no checkpoint carries them.
         self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.model = model.to(runtime.device)
         if self.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.compiled = torch.compile(self.model) if runtime.compile else self.model
         self.optimizer = self.new_optimizer()
         self.phase, self.epoch, self.batch = 0, 0, 0
@@ -286,6 +290,10 @@ class VisionTraining:
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final test accuracy, and its mean over the tests of the last phase."""
         tests = [row["test/accuracy"] for row in rows if "test/accuracy" in row and "train/loss" in row]
-        last = [r["test/accuracy"] for r in rows if r["phase"] == self.phases - 1 and "test/accuracy" in r and "train/loss" in r]
+        last = [
+            r["test/accuracy"]
+            for r in rows
+            if r["phase"] == self.phases - 1 and "test/accuracy" in r and "train/loss" in r
+        ]
         final = tests[-1]
         return {"final": final, "mean_of_last_phase": sum(last) / len(last), "result": f"test accuracy {final:.4f}"}
