@@ -57,9 +57,8 @@ class Run:
 def find_runs(roots: list[Path]) -> list[Run]:
     """Every finished run below `roots`; unfinished ones are named and left out."""
     runs = []
-    for path in sorted(
-        {file.parent for root in roots for file in root.rglob("run.json") if "phases" not in file.parts}
-    ):
+    found = {file.parent for root in roots for file in root.rglob("run.json") if "phases" not in file.parts}
+    for path in sorted(found):
         if (path / "done").exists():
             runs.append(Run(path, json.loads((path / "run.json").read_text()), read_rows(path / "metrics.jsonl")))
         else:
@@ -81,20 +80,29 @@ def label_methods(runs: list[Run]) -> dict[Path, str]:
     return labels
 
 
-def check_poolable(runs: list[Run]) -> None:
-    """Raise UserError if runs of one benchmark and scale differ in more than method and seed."""
+def circumstances(run: Run) -> dict[str, str]:
+    """Everything but method and seed that can change a run's numbers, nested keys dotted."""
+    flat: dict[str, str] = {"machine": run.info["machine"]}
+    stack = [("", key, value) for key, value in run.values.items() if key not in ("method", "seed")]
+    while stack:
+        prefix, key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{prefix}{key}.", inner, content) for inner, content in value.items()]
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat
 
-    def rest(run: Run) -> dict[str, Any]:
-        return {**{k: v for k, v in run.values.items() if k not in ("method", "seed")}, "machine": run.info["machine"]}
 
-    first = rest(runs[0])
-    for run in runs[1:]:
-        differing = [key for key in first.keys() | rest(run).keys() if first.get(key) != rest(run).get(key)]
-        if differing:
-            raise UserError(
-                f"{runs[0].path} and {run.path} differ in {', '.join(sorted(differing))} and cannot be pooled; "
-                "name the directories of one kind"
-            )
+def poolable(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of one benchmark and scale, apart where more than method and seed differs; keyed by what differs."""
+    flat = {run.path: circumstances(run) for run in runs}
+    keys = sorted(set().union(*flat.values()))
+    varying = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
+    pools: dict[str, list[Run]] = {}
+    for run in runs:
+        label = "".join(f"-{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying)
+        pools.setdefault("".join(c if c.isalnum() or c in "-=.," else "_" for c in label), []).append(run)
+    return pools
 
 
 def tidy(runs: list[Run], domain: str) -> pd.DataFrame:
@@ -126,9 +134,8 @@ def table(data: pd.DataFrame) -> pd.DataFrame:
     last = tests[tests.phase == tests.phase.max()]
     final = last.sort_values("step").groupby(["method", "seed"]).value.last().unstack("seed")
     mean = last.groupby(["method", "seed"]).value.mean().unstack("seed")
-    benchmark = data.benchmark.iloc[0]
-    published = pd.read_csv(RESULTS / "paper" / "final_accuracy.csv").query("benchmark == @benchmark")
-    published = published.set_index("method").final_test_accuracy
+    paper = pd.read_csv(RESULTS / "paper" / "final_accuracy.csv")
+    published = paper[paper.benchmark == data.benchmark.iloc[0]].set_index("method").final_test_accuracy
     rows = []
     for method in sorted(final.index, key=order):
         values = final.loc[method].dropna()
@@ -231,22 +238,26 @@ def report(domain: str, roots: list[Path], out: Path) -> None:
     runs = find_runs(roots)
     out.mkdir(parents=True, exist_ok=True)
     for group in sorted({run.group for run in runs}):
-        members = [run for run in runs if run.group == group]
-        check_poolable(members)
-        data = tidy(members, domain)
-        data.to_csv(out / f"{group}.csv", index=False)
-        figure(data, out / f"{group}.png")
-        versions = members[0].info["versions"]
-        lines = [
-            f"# {domain}: {group}", "", table(data).to_markdown(index=False), "",
-            "Test accuracy: mean over seeds ± half width of the 95 % t-interval. Differences are paired by seed: all "
-            "methods of a seed continue from the same phase 0.", "",
-            f"Machine: {members[0].info['machine']}. torch {versions['torch']}. Commits: "
-            f"{', '.join(sorted({run.info['git'][:12] for run in members}))}.", "",
-        ]  # fmt: skip
-        (out / f"{group}.md").write_text("\n".join(lines))
-        print("\n".join(lines))
-        print(f"{len(members)} runs: {out / group}.csv, .png, .md")
+        for difference, members in poolable([run for run in runs if run.group == group]).items():
+            write(domain, group + difference, members, out)
+
+
+def write(domain: str, title: str, members: list[Run], out: Path) -> None:
+    """Write CSV, figure and table of runs that may be pooled, and print the table."""
+    data = tidy(members, domain)
+    data.to_csv(out / f"{title}.csv", index=False)
+    figure(data, out / f"{title}.png")
+    versions = members[0].info["versions"]
+    lines = [
+        f"# {domain}: {title}", "", table(data).to_markdown(index=False), "",
+        "Test accuracy: mean over seeds ± half width of the 95 % t-interval. Differences are paired by seed: all "
+        "methods of a seed continue from the same phase 0.", "",
+        f"Machine: {members[0].info['machine']}. torch {versions['torch']}. Commits: "
+        f"{', '.join(sorted({run.info['git'] for run in members}))}.", "",
+    ]  # fmt: skip
+    (out / f"{title}.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+    print(f"{len(members)} runs: {out / title}.csv, .png, .md")
 
 
 def main() -> int:

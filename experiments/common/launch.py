@@ -32,7 +32,7 @@ RunJob = Callable[[DictConfig, StopSignals], dict[str, Any]]
 def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     """Run the command line of `domain`; returns the exit status."""
     logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler(sys.stdout))
+    logger.handlers = [logging.StreamHandler(sys.stdout)]
     logger.propagate = False
     register_schemas(schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra's errors reach us instead of its own printing

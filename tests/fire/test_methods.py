@@ -1,0 +1,327 @@
+"""Resets of whole models: what they touch, what they leave alone, what they report."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fire
+
+GOLDEN = np.load(Path(__file__).with_name("fire_golden.npz"))
+
+
+def exact(W: torch.Tensor) -> torch.Tensor:
+    """U V^T by SVD in float64, of each matrix of W (..., m, n)."""
+    U, _, Vh = torch.linalg.svd(W.detach().double(), full_matrices=False)
+    return U @ Vh
+
+
+def initial_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def perturbed(model: nn.Module) -> nn.Module:
+    """The model with every parameter and float buffer moved, as training would."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.1 * torch.randn_like(tensor))
+    return model
+
+
+@pytest.mark.parametrize("key", [k for k in GOLDEN if k.startswith(("conv2d", "linear")) and k.endswith("input")])
+def test_layers_as_published(key: str) -> None:
+    W = torch.from_numpy(GOLDEN[key])
+    layer: nn.Module = nn.Linear(W.shape[1], W.shape[0])
+    if W.ndim == 4:
+        layer = nn.Conv2d(W.shape[1], W.shape[0], W.shape[2:])  # type: ignore[arg-type]
+    layer.weight.data.copy_(W)
+    fire.fire_(layer, steps=10)
+    assert torch.allclose(
+        layer.weight, torch.from_numpy(GOLDEN[key.replace("input", "output_steps10")]), rtol=0, atol=1e-5
+    )
+
+
+def test_fused_qkv_as_published() -> None:
+    key = "fused_qkv/96x32"
+    model = nn.ModuleDict({"c_attn": nn.Linear(32, 96), "other": nn.Linear(32, 32)})
+    model["c_attn"].weight.data.copy_(torch.from_numpy(GOLDEN[f"{key}/input"]))
+    fire.fire_(model, steps=5, fused={"c_attn": [32, 32, 32]})
+    expected = torch.from_numpy(GOLDEN[f"{key}/output_steps5"])
+    assert torch.allclose(model["c_attn"].weight, expected, rtol=0, atol=1e-5)
+
+
+def test_in_place_and_only_weight_matrices() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+    perturbed(model)
+    before = initial_of(model)
+    pointers = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    report = fire.fire_(model, solver="svd")
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == pointers[name]
+        assert torch.equal(tensor, before[name]) == (name not in ("0.weight", "4.weight"))
+    conv = exact(before["0.weight"].permute(2, 3, 0, 1)).permute(2, 3, 0, 1) * (8 / 3) ** 0.5 / 9
+    assert torch.allclose(model[0].weight.double(), conv, atol=1e-6)
+    assert report.touched == 2
+    assert [m.matrices for m in report.matrices] == [9, 1]
+    sfe = sum(float((before[n] - model.state_dict()[n]).double().square().sum()) for n in ("0.weight", "4.weight"))
+    assert report.sfe == pytest.approx(sfe, rel=1e-5)
+    assert report.dfi_after < 1e-9 < report.dfi_before
+
+
+LAYERS = {
+    "conv1d": (nn.Conv1d(4, 6, 3), lambda w: w.permute(2, 0, 1), (6 / 4) ** 0.5 / 3),
+    "conv3d": (nn.Conv3d(4, 6, (1, 2, 3)), lambda w: w.permute(2, 3, 4, 0, 1), (6 / 4) ** 0.5 / 6),
+    "grouped": (nn.Conv2d(8, 12, 3, groups=4), lambda w: w.view(4, 3, 2, 3, 3).permute(0, 3, 4, 1, 2), 1.5**0.5 / 9),
+    "transposed": (nn.ConvTranspose2d(4, 6, 2), lambda w: w.permute(2, 3, 1, 0), (6 / 4) ** 0.5 / 4),
+    "transposed grouped": (
+        nn.ConvTranspose2d(8, 12, 2, groups=2),
+        lambda w: w.view(2, 4, 6, 2, 2).permute(0, 3, 4, 2, 1),
+        (12 / 8) ** 0.5 / 4,
+    ),
+    "one row": (nn.Linear(7, 1), lambda w: w, (1 / 7) ** 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layer_kinds(kind: str) -> None:
+    layer, view, scale = LAYERS[kind]
+    expected = exact(view(layer.weight)) * scale
+    (record,) = fire.fire_(layer, solver="svd").matrices
+    assert record.scale == pytest.approx(scale)
+    assert torch.allclose(view(layer.weight).double(), expected, atol=1e-6)
+
+
+def test_one_row_head_keeps_its_direction() -> None:
+    head = nn.Linear(7, 1)
+    before = head.weight.detach().clone()
+    fire.fire_(head)
+    assert torch.allclose(head.weight, before / before.norm() * (1 / 7) ** 0.5, atol=1e-6)
+
+
+class Ensemble(nn.Module):
+    """Five linear layers in one tensor, stored (member, in, out) as in many SAC critics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 4, 6
+        self.weight = nn.Parameter(torch.randn(5, 4, 6))
+
+
+def test_stacked_ensemble_is_many_matrices() -> None:
+    model = Ensemble()
+    expected = exact(model.weight) * (6 / 4) ** 0.5
+    (record,) = fire.fire_(model, solver="svd").matrices
+    assert record.matrices == 5
+    assert torch.allclose(model.weight.double(), expected, atol=1e-6)
+
+
+class Tied(nn.Module):
+    """A language model's embedding and head sharing one tensor."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+
+def test_embedding_only_where_tied() -> None:
+    model = Tied(tied=True)
+    expected = exact(model.head.weight) * (20 / 8) ** 0.5
+    report = fire.fire_(model, solver="svd")
+    assert len(report.matrices) == 1
+    assert not report.skipped
+    assert torch.allclose(model.embedding.weight.double(), expected, atol=1e-6)
+    loose = Tied(tied=False)
+    before = loose.embedding.weight.clone()
+    assert list(fire.fire_(loose).skipped) == ["embedding.weight"]
+    assert torch.equal(loose.embedding.weight, before)
+    excluded = Tied(tied=True)
+    with pytest.raises(ValueError, match="no weight matrix"):
+        fire.fire_(excluded, exclude=["head"])
+
+
+def test_multihead_attention_is_split_by_type() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    expected = torch.cat([exact(part) for part in attention.in_proj_weight.chunk(3)])
+    fire.fire_(attention, solver="svd")
+    assert torch.allclose(attention.in_proj_weight.double(), expected, atol=1e-6)
+    other = nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+    assert len(fire.fire_(other).matrices) == 4
+
+
+def test_grouped_query_attention_sizes() -> None:
+    model = nn.Sequential(nn.Linear(8, 16))
+    parts = [exact(p) * (len(p) / 8) ** 0.5 for p in model[0].weight.split([8, 4, 4])]
+    report = fire.fire_(model, solver="svd", fused={"0": [8, 4, 4]})
+    assert [m.name for m in report.matrices] == ["0.weight[0:8]", "0.weight[8:12]", "0.weight[12:16]"]
+    assert torch.allclose(model[0].weight.double(), torch.cat(parts), atol=1e-6)
+    with pytest.raises(ValueError, match="add up to its 16 rows"):
+        fire.fire_(model, fused={"0": [8, 4]})
+
+
+def test_refused_by_name() -> None:
+    model = nn.ModuleDict(
+        {
+            "depthwise": nn.Conv2d(4, 4, 3, groups=4),
+            "normed": nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "old": nn.utils.spectral_norm(nn.Linear(4, 4)),
+            "lazy": nn.LazyLinear(4),
+            "recurrent": nn.LSTM(4, 4),
+            "bilinear": nn.Bilinear(3, 3, 3),
+            "plain": nn.Linear(4, 4),
+        }
+    )
+    before = {name: p.clone() for name, p in model.named_parameters() if not nn.parameter.is_lazy(p)}
+    report = fire.fire_(model)
+    assert [m.name for m in report.matrices] == ["plain.weight"]
+    reasons = {name.split(".")[0]: reason for name, reason in report.skipped.items()}
+    assert "depthwise" in reasons["depthwise"]
+    assert "parametrised" in reasons["normed"]
+    assert "parametrised" in reasons["old"]
+    assert "uninitialised" in reasons["lazy"]
+    assert "no rule" in reasons["recurrent"]
+    assert "no rule" in reasons["bilinear"]
+    changed = [name for name, value in before.items() if not torch.equal(value, model.get_parameter(name))]
+    assert changed == ["plain.weight"]
+    with pytest.raises(ValueError, match="depthwise"):
+        fire.fire_(model, include=["depthwise"])
+
+
+def test_include_exclude() -> None:
+    model = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "head": nn.Linear(4, 2)})
+    names = lambda **options: [m.name for m in fire.fire_(model, **options).matrices]  # noqa: E731
+    assert names(include=["body"]) == ["body.0.weight", "body.1.weight"]
+    assert names(exclude=["head"]) == ["body.0.weight", "body.1.weight"]
+    assert names(include=["*.1", "head"]) == ["body.1.weight", "head.weight"]
+    for option in ("include", "exclude"):
+        with pytest.raises(ValueError, match=f"{option} pattern 'tail' matches no module.*body.0, body.1, head"):
+            fire.fire_(model, **{option: ["tail"]})
+    with pytest.raises(ValueError, match="fused pattern 'qkv'"):
+        fire.fire_(model, fused={"qkv": [2, 2]})
+
+
+def test_non_finite_weight_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data[0, 0] = float("inf")
+    before = initial_of(model)
+    with pytest.raises(ValueError, match=r"1\.weight holds a non-finite entry"):
+        fire.fire_(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_zero_and_rank_deficient_are_reported() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight.data.zero_()
+    model[1].weight.data.copy_(torch.ones(4, 4))
+    report = fire.fire_(model, solver="polar_express")
+    assert report.zero == ("0.weight",)
+    assert report.rank_deficient == ("1.weight",)
+    assert torch.equal(model[0].weight, torch.zeros(4, 4))
+    assert torch.allclose(model[1].weight, torch.full((4, 4), 0.25), atol=1e-6)
+
+
+def test_bfloat16_model_and_channels_last() -> None:
+    model = nn.Conv2d(16, 16, 3).to(memory_format=torch.channels_last)
+    reference = nn.Conv2d(16, 16, 3)
+    reference.load_state_dict(model.state_dict())
+    pointer = model.weight.data_ptr()
+    fire.fire_(model)
+    fire.fire_(reference)
+    assert model.weight.data_ptr() == pointer
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(model.weight, reference.weight, atol=1e-6)
+    half = nn.Linear(32, 32).bfloat16()
+    expected = fire.polar(half.weight.detach().float())
+    fire.fire_(half)
+    assert torch.equal(half.weight, expected.bfloat16())
+
+
+def test_frozen_weights_and_optimiser_references() -> None:
+    model = nn.Linear(4, 4)
+    model.requires_grad_(False)
+    before = model.weight.clone()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    fire.fire_(model)
+    assert not torch.equal(model.weight, before)
+    assert optimizer.param_groups[0]["params"][0] is model.weight
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("none", {}), ("shrink_perturb", {"coefficient": 0.3}), ("full_reset", {}), ("fire", {"solver": "svd"})],
+)
+def test_methods(method: str, settings: dict) -> None:
+    model = small()
+    initial = initial_of(model)
+    perturbed(model)
+    before = initial_of(model)
+    pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
+    report = fire.build(method, **settings).reset(model, initial)
+    after = model.state_dict()
+    assert [tensor.data_ptr() for tensor in after.values()] == pointers
+    parameters = dict(model.named_parameters())
+    for name, tensor in after.items():
+        expected = before[name]
+        if method == "full_reset":
+            expected = initial[name]
+        elif method == "shrink_perturb" and name in parameters:
+            expected = 0.7 * before[name] + 0.3 * initial[name]
+        if method != "fire" or name not in ("0.weight", "3.weight", "4.weight"):
+            assert torch.allclose(tensor, expected, atol=1e-6), name
+    weights = [name for name in parameters if parameters[name].ndim >= 2]
+    assert [m.name for m in report.matrices] == weights
+    assert report.sfe == pytest.approx(sum(fire.metrics.sfe(before[n], after[n]) for n in weights), rel=1e-4, abs=1e-9)
+    assert report.dfi_after == pytest.approx(fire.metrics.isometry(model)["dfi"], rel=1e-4, abs=1e-9)
+    assert (report.method, report.touched) == (method, {"none": 0, "shrink_perturb": 8, "full_reset": 11, "fire": 3}[method])
+
+
+@pytest.mark.parametrize("method", [fire.Fire(solver="svd"), fire.ShrinkPerturb(0.8)])
+def test_scope_sends_linear_layers_to_their_initial_weights(method: fire.Method) -> None:
+    model = small()
+    initial = initial_of(model)
+    perturbed(model)
+    before = initial_of(model)
+    method.reset(model, initial, fire.Scope(reset=["3", "4"], exclude=["3", "4"]))
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("3", "4")):
+            assert torch.equal(tensor, initial[name])
+    assert not torch.equal(model[0].weight, before["0.weight"])
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ValueError, match=r"coefficient must lie in \[0, 1\], got 1.5"):
+        fire.build("shrink_perturb", coefficient=1.5)
+    with pytest.raises(ValueError, match="unknown method 'dash'; valid: fire, full_reset, none, shrink_perturb"):
+        fire.build("dash")
+    with pytest.raises(ValueError, match="not of this model"):
+        fire.FullReset().reset(nn.Linear(2, 2), nn.Linear(3, 2).state_dict())
+    with pytest.raises(ValueError, match="reset pattern 'q'"):
+        fire.Fire().reset(nn.Linear(2, 2), nn.Linear(2, 2).state_dict(), fire.Scope(reset=["q"]))
+
+
+def test_compiled_model_is_looked_through() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    compiled = torch.compile(model)
+    report = fire.fire_(compiled, include=["1"])
+    assert [m.name for m in report.matrices] == ["1.weight"]
+
+
+def test_importing_fire_loads_nothing_beyond_torch() -> None:
+    import subprocess
+    import sys
+
+    heavy = "'hydra', 'omegaconf', 'wandb', 'pandas', 'matplotlib', 'scipy', 'torch._dynamo'"
+    code = f"import sys, fire; print([m for m in ({heavy}) if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

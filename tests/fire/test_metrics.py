@@ -1,0 +1,73 @@
+"""Metrics against their definitions."""
+
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fire import metrics
+
+
+def test_sfe_and_dfi_of_known_matrices() -> None:
+    W = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert metrics.sfe(W, torch.zeros(3, 2)) == pytest.approx(5)
+    assert float(metrics.dfi(W)) == pytest.approx(9)  # sigma^2 = 4, 1
+    assert float(metrics.dfi(W.T)) == pytest.approx(9)  # on the smaller side, whichever that is
+    assert float(metrics.dfi(3 * W, scale=3)) == pytest.approx(9)
+    assert metrics.dfi(torch.stack([W, 0 * W])).tolist() == pytest.approx([9, 2])
+
+
+def test_dfi_in_chunks_agrees_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = torch.randn(7, 50, 12, generator=torch.Generator().manual_seed(0))
+    G = W.double().mT @ W.double() - torch.eye(12)
+    monkeypatch.setattr(sys.modules["fire.polar"], "_CHUNK", 100)  # `fire.polar` names the function
+    assert torch.allclose(metrics.dfi(W), G.square().sum((-2, -1)))
+
+
+def test_isometry_of_a_model() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, (1, 2)), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.stack([torch.eye(2) / 2, torch.zeros(2, 2)], dim=-1).unsqueeze(2))
+        model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0]]))
+    values = metrics.isometry(model)
+    # Scales 1/2 and sqrt(1/4): the first slice and the row (2^2 - 1)^2 = 9 away; the zero slice 2.
+    assert values["dfi"] == pytest.approx(0 + 2 + 9)
+    assert values["dfi_normalised"] == pytest.approx((0 + 2 / 2 + 9) / 3)
+    assert values["dfi_raw"] == pytest.approx(2 * 0.75**2 + 2 + 0)
+
+
+def test_ranks_of_known_spectra() -> None:
+    A = torch.diag(torch.tensor([2.0, 1.0, 1.0, 0.0]))
+    assert metrics.stable_rank(A) == pytest.approx(6 / 4)
+    assert metrics.effective_rank(A) == pytest.approx(math.exp(0.5 * math.log(2) + 0.5 * math.log(4)))
+    assert metrics.srank(A) == 3
+    assert metrics.srank(A, delta=0.24) == 3
+    assert metrics.srank(A, delta=0.26) == 2
+    assert metrics.srank(A, delta=0.5) == 1
+    assert (metrics.stable_rank(0 * A), metrics.effective_rank(0 * A), metrics.srank(0 * A)) == (0, 0, 0)
+    assert metrics.effective_rank(torch.eye(5)) == pytest.approx(5)
+
+
+def test_dormant_ratio_counts_units_over_samples_and_positions() -> None:
+    dense = torch.tensor([[1.0, 0.0, 0.01], [3.0, 0.0, 0.01]])  # scores relative to the mean .67: 2.99, 0, .015
+    assert metrics.dormant_ratio([dense], tau=0.0) == pytest.approx(1 / 3)
+    assert metrics.dormant_ratio([dense], tau=0.025) == pytest.approx(2 / 3)
+    conv = torch.zeros(2, 2, 3, 3)
+    conv[:, 0, 1, 1] = 1
+    assert metrics.dormant_ratio([conv]) == pytest.approx(1 / 2)
+    assert metrics.dormant_ratio([torch.zeros(4, 3)]) == 1
+    assert metrics.dormant_ratio([dense, conv], tau=0.0) == pytest.approx(2 / 5)
+
+
+def test_recorded_activations_and_weight_norm() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.Tanh())
+    with metrics.record_activations(model) as outputs:
+        result = model(torch.ones(5, 2))
+    assert [tuple(output.shape) for output in outputs] == [(5, 3), (5, 2)]
+    assert torch.equal(outputs[1], result)
+    model(torch.ones(1, 2))
+    assert len(outputs) == 2  # the hooks are gone
+    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert metrics.weight_norm(model) == pytest.approx(float(flat.norm()))
