@@ -58,20 +58,23 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete all checkpoints of `folder`, unfinished ones too."""
-    for path in [p for _, p in _listed(folder)] + list(folder.glob(".checkpoint-*.tmp")):
+    """Delete all checkpoints of `folder`."""
+    for _, path in _listed(folder):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -99,7 +99,8 @@ def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: S
 def check_keys(cfg: DictConfig, schema: type[BaseConfig]) -> None:
     """Raise UserError for a key added with `+` that no schema knows."""
     try:
-        OmegaConf.merge(OmegaConf.structured(schema), cfg)
+        # As a plain container, because Hydra lets a key added with `+` slip into a typed one.
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg))
     except OmegaConfBaseException as error:
         raise UserError(composition_error(error, schema)) from error
 

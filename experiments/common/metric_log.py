@@ -34,10 +34,10 @@ class MetricLog:
                 self._mirror.log(number, self.rows[number])
 
     def append(self, row: Row) -> None:
-        """Write one row; numbers that are not finite are refused, because JSON has none."""
-        bad = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        if bad:
-            raise UserError(f"{', '.join(bad)} is not finite at {self._path.parent.name}: {row}")
+        """Write one row; a number that is not finite becomes null, because JSON has no other word for it."""
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
         try:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()

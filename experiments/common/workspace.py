@@ -63,6 +63,9 @@ class Workspace:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            for left_over in self.path.glob(".*.tmp"):  # of a process that died while writing
+                left_over.unlink()
+            checkpoint.write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._describe()
         except OSError as error:
             raise UserError(f"cannot use {self.path}: {error}") from error
@@ -89,7 +92,6 @@ class Workspace:
                     told = True
                 self._stop.check()
                 time.sleep(0.5)
-        checkpoint.write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
 
     def _describe(self) -> None:
         """Write what this is once; on every later opening make sure that it still is."""

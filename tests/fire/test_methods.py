@@ -283,7 +283,10 @@ def test_methods(method: str, settings: dict) -> None:
     assert [m.name for m in report.matrices] == weights
     assert report.sfe == pytest.approx(sum(fire.metrics.sfe(before[n], after[n]) for n in weights), rel=1e-4, abs=1e-9)
     assert report.dfi_after == pytest.approx(fire.metrics.isometry(model)["dfi"], rel=1e-4, abs=1e-9)
-    assert (report.method, report.touched) == (method, {"none": 0, "shrink_perturb": 8, "full_reset": 11, "fire": 3}[method])
+    assert (report.method, report.touched) == (
+        method,
+        {"none": 0, "shrink_perturb": 8, "full_reset": 11, "fire": 3}[method],
+    )
 
 
 @pytest.mark.parametrize("method", [fire.Fire(solver="svd"), fire.ShrinkPerturb(0.8)])

@@ -29,7 +29,7 @@ def with_spectrum(sigma: torch.Tensor, rows: int, generator: torch.Generator) ->
     return (U * sigma @ V.T).float(), U @ V.T
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 

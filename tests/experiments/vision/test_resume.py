@@ -1,0 +1,94 @@
+"""kill -9, signals, and what remains: resumed runs end with the very same numbers."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.common.metric_log import read_rows
+from tests.conftest import numbers, run_dirs, start
+
+# Enough steps in each phase to be interrupted in; a checkpoint after every one of them.
+SETTINGS = (
+    "scale=smoke", "method=fire", "budget.train_images=2000", "budget.epochs=[6,4]", "budget.test_every=[2,2]",
+    "wandb.mode=disabled", "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The numbers of the run that nothing disturbed."""
+    outputs = tmp_path_factory.mktemp("reference")
+    process = start(*SETTINGS, f"outputs_dir={outputs}", f"data_dir={data_dir}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return numbers(run_dirs(outputs)[0])
+
+
+def in_phase_0(outputs: Path) -> bool:
+    logs = list(outputs.glob("phases/*/metrics.jsonl"))
+    return bool(logs) and len(read_rows(logs[0])) >= 2
+
+
+def in_phase_1(outputs: Path) -> bool:
+    logs = list(outputs.glob("vision/*/*/metrics.jsonl"))
+    return bool(logs) and len(read_rows(logs[0])) >= 8  # 6 epochs of phase 0, the boundary, one of phase 1
+
+
+def writing_a_checkpoint(outputs: Path) -> bool:
+    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
+
+
+def stopped_when(condition: Callable[[Path], bool], how: int, arguments: list[str], outputs: Path) -> tuple[int, str]:
+    """Start a run, send it the signal `how` once `condition` holds; its exit status and output."""
+    process = start(*arguments)
+    deadline = time.monotonic() + 240
+    while not condition(outputs):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=120)
+    return process.returncode, printed
+
+
+@pytest.mark.parametrize("moment", [in_phase_0, in_phase_1, writing_a_checkpoint])
+def test_kill_9_and_resume(
+    moment: Callable[[Path], bool], reference: list[dict], data_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={data_dir}", "checkpoint_seconds=0"]
+    status, printed = stopped_when(moment, signal.SIGKILL, arguments, tmp_path)
+    assert status == -signal.SIGKILL, printed
+    if moment is writing_a_checkpoint:
+        assert list(tmp_path.rglob(".checkpoint-*.tmp"))
+    process = start(*arguments)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    (directory,) = run_dirs(tmp_path)
+    assert numbers(directory) == reference
+    assert not list(tmp_path.rglob(".checkpoint-*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
+def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], data_dir: Path, tmp_path: Path) -> None:
+    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={data_dir}"]
+    status, printed = stopped_when(in_phase_1, how, arguments, tmp_path)
+    assert status == 128 + how
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith(f"stopped by {signal.Signals(how).name}; to go on: python -m experiments.vision scale=smoke")
+    assert "Traceback" not in printed
+    (directory,) = run_dirs(tmp_path)
+    assert list(directory.glob("checkpoint-*.pt"))
+    process = start(*arguments)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert numbers(directory) == reference

@@ -1,0 +1,143 @@
+"""Whole runs on real CIFAR-10 through the command line, at the smoke scale."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.common import checkpoint
+from experiments.vision.models import build
+from fire import metrics as fire_metrics
+from tests.conftest import numbers, run_dirs
+
+Vision = Callable[..., tuple[int, str]]
+
+
+def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path) -> None:
+    sweep = ("--multirun", "method=none,shrink_perturb,full_reset,fire", "seed=0,1")
+    status, printed = vision(*sweep)
+    assert status == 0, printed
+    outputs = tmp_path / "outputs"
+    assert len(list(outputs.glob("phases/*/done"))) == 2  # one phase 0 a seed
+    directories = run_dirs(outputs)
+    assert len(directories) == 8
+    assert printed.count("phase 0 was trained before") == 6
+    rows = {directory.name.rsplit("-", 1)[0]: numbers(directory) for directory in directories}
+    for seed in (0, 1):
+        shared = [[r for r in rows[f"{m}-s{seed}"] if r["phase"] == 0] for m in ("none", "fire", "full_reset")]
+        assert shared[0] == shared[1] == shared[2]
+    assert rows["none-s0"] != rows["none-s1"]
+    for name, run in rows.items():
+        assert [r["epoch"] for r in run] == [1, 2, 3, 3, 4, 5]
+        assert {"train/loss", "train/accuracy", "test/accuracy", "test/loss", "plasticity/grad_norm"} <= run[-1].keys()
+        boundary = run[3]
+        assert {"reset/sfe", "reset/dfi_before", "reset/dfi_after", "plasticity/dormant"} <= boundary.keys()
+        assert (boundary["reset/sfe"] == 0) == name.startswith("none")
+    fire, none = rows["fire-s0"][3], rows["none-s0"][3]
+    assert fire["reset/dfi_after"] < 0.1 * fire["reset/dfi_before"]
+    assert fire["reset/dfi_before"] == pytest.approx(none["reset/dfi_after"])
+    assert none["plasticity/dfi"] == pytest.approx(rows["none-s0"][2]["plasticity/dfi"])
+    # A full reset returns to the network the run began with.
+    assert rows["full_reset-s0"][3]["plasticity/dfi"] == fire_metrics.isometry(build("resnet18", 4, 10, 0))["dfi"]
+
+    times = {d: (d / "metrics.jsonl").stat().st_mtime_ns for d in directories}
+    (directories[3] / "done").unlink()
+    status, printed = vision(*sweep)
+    assert status == 0
+    assert printed.count("done before: ") == 7
+    assert [d for d in directories if (d / "metrics.jsonl").stat().st_mtime_ns != times[d]] == [directories[3]]
+
+
+def test_branched_equals_uninterrupted(vision: Vision, tmp_path: Path) -> None:
+    for cached in ("true", "false"):
+        # The phase cache is filled first, so that the run starts from what lies on disk.
+        for until in ("phase0", "end") if cached == "true" else ("end",):
+            status, printed = vision(
+                "method=fire", f"phase_cache={cached}", f"until={until}", f"outputs_dir={tmp_path / cached}"
+            )
+            assert status == 0, printed
+    (branched,), (whole,) = run_dirs(tmp_path / "true"), run_dirs(tmp_path / "false")
+    assert branched.name == whole.name
+    assert numbers(branched) == numbers(whole)
+    assert not (tmp_path / "false" / "phases").exists()
+
+
+def test_phase_0_alone_then_any_method(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("until=phase0")
+    assert status == 0
+    assert "any method continues from it" in printed
+    assert not run_dirs(tmp_path / "outputs")
+    status, printed = vision("method=shrink_perturb")
+    assert "phase 0 was trained before" in printed
+
+
+def test_continual_has_ten_phases(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("benchmark=continual", "method=fire")
+    assert status == 0, printed
+    rows = numbers(run_dirs(tmp_path / "outputs")[0])
+    assert [r["phase"] for r in rows if "reset/sfe" in r] == list(range(1, 10))
+    assert rows[-1]["epoch"] == 11
+
+
+def test_optimizer_kept_is_another_run(vision: Vision, tmp_path: Path) -> None:
+    vision("method=none", "optimizer_at_boundary=keep")
+    vision("method=none")
+    kept, renewed = sorted(run_dirs(tmp_path / "outputs"), key=lambda d: d.stat().st_mtime)
+    assert numbers(kept)[:4] == numbers(renewed)[:4]
+    assert numbers(kept)[4:] != numbers(renewed)[4:]
+
+
+def test_overwrite_redoes_the_run_but_not_the_phase(vision: Vision, tmp_path: Path) -> None:
+    vision()
+    (directory,) = run_dirs(tmp_path / "outputs")
+    before = numbers(directory)
+    status, printed = vision("overwrite=true")
+    assert status == 0
+    assert "phase 0 was trained before" in printed
+    assert numbers(directory) == before
+    assert (directory / "overwrites").read_text() == "1\n"
+
+
+def test_bad_job_in_the_middle_of_a_sweep(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("-m", "method=shrink_perturb", "method.coefficient=0.2,7,0.8")
+    assert status == 1
+    assert "error: method=shrink_perturb: coefficient must lie in [0, 1], got 7.0" in printed
+    assert "1 of 3 runs failed" in printed
+    assert "Traceback" not in printed
+    assert len(run_dirs(tmp_path / "outputs")) == 2
+
+
+def test_non_finite_loss_stops_the_run(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("optimizer.learning_rate=1e30", "optimizer.clip_norm=1e30", "checkpoint_seconds=0")
+    assert status == 1
+    assert "the loss or gradient is not finite in phase 0, epoch" in printed
+    assert "the last good checkpoint" in printed
+    for path in (tmp_path / "outputs").rglob("checkpoint-*.pt"):
+        weights = torch.load(path, weights_only=True)["state"]["model"].values()
+        assert all(torch.isfinite(w.float()).all() for w in weights) or "1e" in path.name
+
+
+def test_run_directory_describes_itself(vision: Vision, tmp_path: Path) -> None:
+    vision("seed=3")
+    (directory,) = run_dirs(tmp_path / "outputs")
+    assert directory.parent.name == "warm_start-smoke"
+    assert directory.name.startswith("fire-s3-")
+    info = json.loads((directory / "run.json").read_text())
+    assert info["identity"].startswith(directory.name[-8:])
+    assert info["values"]["seed"] == 3
+    assert info["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "experiments.vision seed=3" in info["command"]
+    assert "seed: 3" in (directory / "config.yaml").read_text()
+    assert "finished in" in (directory / "log").read_text()
+    assert not list(directory.glob("checkpoint*"))
+    (phase,) = (tmp_path / "outputs" / "phases").iterdir()
+    assert checkpoint.load(phase) is not None
+
+
+def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
+    _, printed = vision("method=none")
+    first = printed.strip().splitlines()[0]
+    assert "scale=smoke" in first
+    assert "python -m experiments.vision benchmark=warm_start method=none scale=paper" in first
