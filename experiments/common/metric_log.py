@@ -61,6 +61,10 @@ class MetricLog:
         self._file.close()
 
 
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a metric log; a last line cut off by a crash is not one. No file: no rows."""
     if not path.exists():

@@ -10,12 +10,14 @@ from urllib.parse import urlparse
 
 logger = logging.getLogger("fire")
 
-# x-axis of all curves of a domain, so that methods overlay without a click.
 INIT_TIMEOUT_SECONDS = 30
 
 
 class WandbMirror:
-    """One W&B run that shows the rows of one metric log, each at the step of its number."""
+    """One W&B run that shows the rows of one metric log, each at the step of its number.
+
+    `x_axis`, the rows' own count of training, is the x-axis of all curves, so that methods overlay without a click.
+    """
 
     def __init__(
         self, *, mode: str, folder: Path, run_id: str, x_axis: str, config: dict[str, Any], **settings: Any
@@ -42,6 +44,7 @@ class WandbMirror:
 
         self._run = _tolerant("start", start, mode)
         if self._run is None and mode == "online":
+            _tolerant("let go of the failed attempt", _teardown)  # which would otherwise hold the run's id
             self._run = _tolerant("start offline", start, "offline")
         if self._run is not None:
             # An offline run is written whole every time; only the service remembers what it was sent.
@@ -63,6 +66,12 @@ class WandbMirror:
                 _tolerant("summarise", self._run.summary.update, summary)
             _tolerant("finish", lambda: self._run.finish(exit_code=0 if summary is not None else 1))
             self._run = None
+
+
+def _teardown() -> None:
+    import wandb
+
+    wandb.teardown()
 
 
 def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -40,7 +40,7 @@ TORCHVISION_MD5 = {
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
     "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41e54cd18b22e5b47cb7c3cb",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 # Channel means and standard deviations of the training images in [0, 1].

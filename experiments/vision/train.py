@@ -26,7 +26,7 @@ from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.seeding import generator, seed_everything
 from experiments.common.workspace import Workspace
-from experiments.vision import data, models
+from experiments.vision import data, estimate, models
 
 logger = logging.getLogger("fire")
 
@@ -45,6 +45,8 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     announce(cfg, runtime)
 
     def prepare() -> VisionTraining:
+        if cfg.scale == "paper":
+            logger.info("%s", estimate.describe_cost(cfg, runtime))
         images = data.load(
             cfg.benchmark.dataset, config.data_folder(cfg), cfg.budget.train_images, cfg.budget.test_images, cfg.seed
         )

@@ -1,0 +1,68 @@
+"""What a run will cost, measured on a few steps before it starts."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+
+from experiments.common.config import Runtime
+from experiments.vision import data, models
+
+SECONDS = 10.0
+# Evaluating an image costs a forward pass where training costs about three.
+EVALUATION_SHARE = 1 / 3
+
+
+def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
+    """Hours, disk and download of a run with this configuration, in one line.
+
+    A throwaway network trains on noise for about `SECONDS`, uncompiled; no generator of the run is touched.
+    """
+    images = work(cfg)
+    rate = images_per_second(cfg, runtime)
+    size = 3 * sum(p.numel() * p.element_size() for p in model_for(cfg).parameters())
+    return (
+        f"estimated: {images / rate / 3600:.1f} hours here ({images / 1e6:.1f} million images at {rate:,.0f} a second, "
+        f"measured; torch.compile and a shared phase 0 make it less), up to {6 * size / 1e9:.1f} GB of checkpoints, "
+        f"{data.DOWNLOAD_BYTES / 1e6:.0f} MB of data"
+    )
+
+
+def work(cfg: DictConfig) -> float:
+    """Images trained on in the whole run, the tested ones counted at their cost."""
+    total = 0.0
+    for fraction, epochs, every in zip(cfg.benchmark.fractions, cfg.budget.epochs, cfg.budget.test_every, strict=True):
+        tests = epochs // every + (epochs % every > 0)
+        total += epochs * round(fraction * cfg.budget.train_images)
+        total += tests * cfg.budget.test_images * EVALUATION_SHARE
+    return total
+
+
+def model_for(cfg: DictConfig) -> torch.nn.Module:
+    """A fresh network of the run's kind."""
+    return models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], seed=0)
+
+
+def images_per_second(cfg: DictConfig, runtime: Runtime) -> float:
+    """Training throughput on this machine."""
+    model = model_for(cfg).to(runtime.device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(cfg.budget.batch_size, 3, 32, 32, generator=generator).to(runtime.device)
+    labels = torch.zeros(cfg.budget.batch_size, dtype=torch.long, device=runtime.device)
+
+    def step() -> None:
+        with runtime.autocast:
+            loss = F.cross_entropy(model(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        float(loss.detach())  # waits for the device
+
+    step()  # sets things up and does not count
+    steps, started = 0, time.perf_counter()
+    while steps < 1 or (time.perf_counter() - started < SECONDS and steps < 200):
+        step()
+        steps += 1
+    return steps * cfg.budget.batch_size / (time.perf_counter() - started)

@@ -1,0 +1,82 @@
+"""Checkpoints and the metric log: whole or absent, verified, and cut back together."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.common import checkpoint, seeding
+from experiments.common.errors import UserError
+from experiments.common.metric_log import MetricLog, cut, read_rows
+
+
+def test_newest_intact_checkpoint_is_loaded(tmp_path: Path) -> None:
+    assert checkpoint.load(tmp_path) is None
+    paths = [checkpoint.save(tmp_path, {"n": n, "w": torch.full((100,), float(n))}) for n in range(4)]
+    assert [path.exists() for path in paths] == [False, False, True, True]
+    assert torch.load(paths[3], weights_only=True)["n"] == 3
+    content = bytearray(paths[3].read_bytes())
+    content[-30] ^= 1
+    paths[3].write_bytes(content)
+    path, loaded = checkpoint.load(tmp_path) or (None, {})
+    assert (path, loaded["n"]) == (paths[2], 2)
+    paths[2].write_bytes(b"")
+    with pytest.raises(UserError, match=f"damaged checkpoint {paths[3]}"):
+        checkpoint.load(tmp_path)
+
+
+def test_generators_go_on_where_they_were() -> None:
+    seeding.seed_everything(5)
+    state = seeding.rng_state()
+    drawn = [random.random(), float(np.random.rand()), torch.rand(3).tolist()]  # noqa: NPY002
+    random.random()
+    torch.rand(10)
+    seeding.set_rng_state(state)
+    assert [random.random(), float(np.random.rand()), torch.rand(3).tolist()] == drawn  # noqa: NPY002
+
+
+def test_streams_are_independent_and_repeatable() -> None:
+    seeds = {seeding.derive(seed, stream, epoch) for seed in (0, 1) for stream in seeding.STREAMS for epoch in (0, 1)}
+    assert len(seeds) == 4 * len(seeding.STREAMS)
+    one, two = (torch.randperm(20, generator=seeding.generator(3, "order", 1, 2)) for _ in range(2))
+    assert torch.equal(one, two)
+    assert torch.randint(2**62, (), generator=seeding.generator(0, "order")).item() == 2219878356275350935
+
+
+def test_metric_log_survives_a_cut_off_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricLog(path)
+    log.append({"epoch": 1, "loss": 0.1})
+    length = log.position()
+    log.append({"epoch": 2, "loss": float("nan")})
+    log.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()][1] == {"epoch": 2, "loss": None}
+    with path.open("ab") as file:
+        file.write(b'{"epoch": 3, "lo')
+    assert [row["epoch"] for row in read_rows(path)] == [1, 2]
+    cut(path, length)
+    assert os.path.getsize(path) == length
+    assert MetricLog(path).rows == [{"epoch": 1, "loss": 0.1}]
+    with pytest.raises(UserError, match="damaged metric log"):
+        cut(path, length + 1)
+
+
+def test_mirror_sees_every_row_once(tmp_path: Path) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def log(self, number: int, row: dict) -> None:
+            self.seen.append(number)
+
+    path, mirror = tmp_path / "metrics.jsonl", Recorder()
+    first = MetricLog(path, mirror)
+    first.append({"a": 1})
+    first.close()
+    again = MetricLog(path, mirror)
+    again.append({"a": 2})
+    assert mirror.seen == [0, 0, 1]  # reopening offers what there was; the mirror itself knows what it has shown

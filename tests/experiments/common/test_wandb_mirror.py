@@ -1,0 +1,105 @@
+"""Weights & Biases: what an offline run holds, and that the service's absence stops nothing."""
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from wandb.proto import wandb_internal_pb2
+
+from tests.conftest import numbers, run_dirs, start
+
+Vision = Callable[..., tuple[int, str]]
+
+
+def records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of an offline run file: protobuf messages in LevelDB's log framing after a header of 7 bytes."""
+    content, position, parts = path.read_bytes(), 7, b""
+    assert content.startswith(b":W&B")
+    while position + 7 <= len(content):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def test_offline_run_holds_config_group_metrics_and_summary(
+    vision: Vision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key is configured there: auto means offline
+    status, printed = vision("-m", "method=none,fire", "wandb.mode=auto", "wandb.tags=[mine]")
+    assert status == 0, printed
+    assert printed.count("Weights & Biases: offline, in ") == 2
+    ids = set()
+    for directory in run_dirs(tmp_path / "outputs"):
+        (file,) = directory.glob("wandb/offline-run-*/*.wandb")
+        found = list(records(file))
+        run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
+        ids.add(run.run_id)
+        assert (run.project, run.run_group) == ("fire", "vision-warm_start-smoke")
+        assert directory.name.startswith(run.display_name)
+        assert {"vision", "smoke", "mine"} <= set(run.tags)
+        config = {item.key: item.value_json for item in run.config.update}
+        assert config["seed"] == "0"
+        assert config["phase_version"] == "1"
+        metric = next(r.metric for r in found if r.WhichOneof("record_type") == "metric" and r.metric.glob_name == "*")
+        assert metric.step_metric == "epoch"
+        history = [
+            {(item.key or item.nested_key[0]): item.value_json for item in r.history.item}
+            for r in found
+            if r.WhichOneof("record_type") == "history"
+        ]
+        rows = numbers(directory)
+        assert [float(row["test/accuracy"]) for row in history] == [row["test/accuracy"] for row in rows]
+        assert [int(row["_step"]) for row in history] == list(range(len(rows)))
+        summary = {
+            item.key or item.nested_key[0]: item.value_json
+            for r in found
+            if r.WhichOneof("record_type") == "summary"
+            for item in r.summary.update
+        }
+        assert float(summary["final"]) == rows[-1]["test/accuracy"]
+        assert any(r.WhichOneof("record_type") == "exit" and r.exit.exit_code == 0 for r in found)
+    assert len(ids) == 2  # two runs of one sweep never merge
+
+
+@pytest.mark.slow
+def test_unreachable_service_is_a_warning(data_dir: Path, tmp_path: Path) -> None:
+    process = start(
+        "scale=smoke", f"data_dir={data_dir}", f"outputs_dir={tmp_path}",
+        WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9",
+    )  # fmt: skip
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert "warning: Weights & Biases could not start: " in printed
+    assert "Weights & Biases: offline, in " in printed
+
+
+def test_misconfigured_service_is_a_warning(vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "not a key")
+    status, printed = vision("wandb.mode=online")
+    assert status == 0
+    assert "warning: Weights & Biases could not start: " in printed
+
+
+def test_disabled_never_imports_wandb(data_dir: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from experiments.common.launch import launch; from experiments.vision.config import VisionConfig; "
+        "from experiments.vision.train import run; status = launch('vision', VisionConfig, run); "
+        "sys.exit(status or 'wandb' in sys.modules)"
+    )
+    arguments = ["scale=smoke", "wandb.mode=disabled", f"data_dir={data_dir}", f"outputs_dir={tmp_path}"]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == 0

@@ -1,0 +1,101 @@
+"""Configuration: the paper's protocol, recipes, and what makes two runs the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from experiments.common.config import digest, register_schemas, resolve_runtime
+from experiments.vision import estimate
+from experiments.vision.config import VisionConfig
+from experiments.vision.train import check, describe
+from tests.conftest import REPOSITORY, run_dirs
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "configs/vision/experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    GlobalHydra.instance().clear()
+    register_schemas(VisionConfig)
+    with initialize_config_dir(str(REPOSITORY / "configs/vision"), version_base="1.3"):
+        return compose("config", [*overrides, "outputs_dir=outputs"])
+
+
+def directories(*overrides: str) -> tuple[Path, Path]:
+    cfg = composed(*overrides)
+    job = describe(cfg, resolve_runtime(cfg))
+    return job.run_dir, job.phase_dir
+
+
+@pytest.mark.parametrize("benchmark", ["warm_start", "continual"])
+def test_paper_scale_is_the_papers_protocol(benchmark: str) -> None:
+    cfg = composed(f"benchmark={benchmark}", "scale=paper", "method=shrink_perturb")
+    check(cfg)
+    budget = cfg.budget
+    assert (budget.train_images, budget.test_images, budget.width, budget.batch_size) == (50_000, 10_000, 64, 256)
+    assert budget.epochs == ([1000, 100] if benchmark == "warm_start" else [100] * 10)
+    assert set(budget.test_every) == {1}
+    shares = [0.1, 1.0] if benchmark == "warm_start" else [i / 10 for i in range(1, 11)]
+    assert cfg.benchmark.fractions == pytest.approx(shares)
+    assert dict(cfg.optimizer) == {"learning_rate": 1e-3, "warmup_fraction": 0.1, "clip_norm": 0.5}
+    assert (cfg.optimizer_at_boundary, cfg.method.coefficient, cfg.precision) == ("reset", 0.8, "fp32")
+    fire = composed(f"benchmark={benchmark}", "scale=paper").method
+    assert (fire.name, fire.solver, fire.steps) == ("fire", "newton_schulz", 10)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_at_paper_scale_and_in_a_few_steps(
+    vision: Callable[..., tuple[int, str]], recipe: str, tmp_path: Path
+) -> None:
+    cfg = composed(f"experiment={recipe}", "scale=paper")
+    check(cfg)
+    assert cfg.scale == "paper"
+    status, printed = vision(f"experiment={recipe}", "seed=0", "budget.train_images=100", "budget.test_images=20")
+    assert status == 0, printed
+    assert len(run_dirs(tmp_path / "outputs")) == 4
+
+
+@pytest.mark.parametrize(
+    "same", ["wandb.mode=online", "data_dir=elsewhere", "debug=true", "checkpoint_seconds=5", "phase_cache=false"]
+)
+def test_what_changes_no_number_is_the_same_run(same: str) -> None:
+    assert directories(same) == directories()
+
+
+@pytest.mark.parametrize(
+    ("other", "shares_phase_0"),
+    [
+        ("method=none", True), ("method.steps=20", True), ("optimizer_at_boundary=keep", True),
+        ("model.scope.exclude=[head]", True), ("budget.epochs=[60,11]", True), ("seed=1", False),
+        ("budget.epochs=[61,10]", False), ("precision=bf16", False), ("optimizer.learning_rate=1e-4", False),
+        ("budget.width=9", False), ("threads=1", False),
+    ],
+)  # fmt: skip
+def test_what_changes_a_number_is_another_run(other: str, shares_phase_0: bool) -> None:
+    run, phase = directories("threads=2")
+    other_run, other_phase = directories("threads=2", other) if "threads" not in other else directories(other)
+    assert run != other_run
+    assert (phase == other_phase) == shares_phase_0
+
+
+def test_scale_is_only_a_name() -> None:
+    numbers: Any = composed().budget
+    overrides = [f"budget.{key}={value}".replace(" ", "") for key, value in numbers.items()]
+    paper, laptop = (composed(f"scale={scale}", *overrides) for scale in ("paper", "laptop"))
+    one, two = (describe(cfg, resolve_runtime(cfg)) for cfg in (paper, laptop))
+    assert digest(one.identity) == digest(two.identity)
+    assert one.phase_dir == two.phase_dir
+    assert one.run_dir.parent.name == "warm_start-paper"
+
+
+def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert estimate.work(composed("scale=paper")) == 1000 * 5000 + 100 * 50_000 + 1100 * 10_000 / 3
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    cfg = composed("scale=smoke")
+    text = estimate.describe_cost(cfg, resolve_runtime(cfg))
+    assert "estimated: 0.0 hours here (0.0 million images at " in text
+    assert "170 MB of data" in text

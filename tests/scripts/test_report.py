@@ -1,0 +1,61 @@
+"""The report: numbers against the runs' own logs, and what is never pooled."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from scripts import report
+from tests.conftest import REPOSITORY, numbers, run_dirs
+
+Vision = Callable[..., tuple[int, str]]
+
+
+def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
+    vision("-m", "method=none,fire", "seed=0,1,2")
+    result = subprocess.run(
+        [sys.executable, "-m", "scripts.report", "vision", str(tmp_path / "outputs"), "--out", str(tmp_path / "report")],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    data = pd.read_csv(tmp_path / "report" / "warm_start-smoke.csv")
+    assert (tmp_path / "report" / "warm_start-smoke.png").stat().st_size > 10_000
+    finals: dict[str, list[float]] = {"none": [], "fire": []}
+    for directory in run_dirs(tmp_path / "outputs"):
+        method, seed, _ = directory.name.split("-")
+        rows = numbers(directory)
+        finals[method].append(rows[-1]["test/accuracy"])
+        for row, number in ((rows[0], 1), (rows[-1], 5)):
+            one = data.query(f"method == '{method}' and seed == {seed[1:]} and step == {number} and not at_boundary")
+            assert one.set_index("metric").value["train/loss"] == pytest.approx(row["train/loss"])
+    difference = [fire - none for fire, none in zip(finals["fire"], finals["none"], strict=True)]
+    half = stats.t.ppf(0.975, 2) * stats.sem(difference)
+    line = next(line for line in result.stdout.splitlines() if line.startswith("| FIRE"))
+    mean = sum(difference) / 3
+    assert f"{mean:+.3f} ± {half:.3f}" in line
+    assert f"{sum(finals['fire']) / 3:.3f} ± " in line
+    assert "0.829" in line
+
+
+def test_different_settings_are_not_pooled(vision: Vision, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vision("method=fire")
+    vision("method=fire", "method.steps=20")
+    vision("method=fire", "precision=bf16")
+    report.report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    printed = capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "report").glob("*.md"))
+    assert names == ["warm_start-smoke-precision=_bf16_.md", "warm_start-smoke-precision=_fp32_.md"]
+    assert "FIRE (steps=10)" in printed
+    assert "FIRE (steps=20)" in printed
+
+
+def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path: Path, capsys) -> None:
+    vision("method=fire")
+    (directory,) = run_dirs(tmp_path / "outputs")
+    (directory / "done").unlink()
+    with pytest.raises(report.UserError, match="no finished run below"):
+        report.report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    assert f"left out, not finished: {directory}" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""What the README shows is what happens: its code blocks and its commands, run."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import REPOSITORY, numbers, run_dirs
+
+README = (REPOSITORY / "README.md").read_text()
+
+
+def block(containing: str) -> str:
+    """The code block of the README that contains a text."""
+    return next(code for code in re.findall(r"```\w+\n(.*?)```", README, re.DOTALL) if containing in code)
+
+
+def test_three_lines_in_ones_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    exec(block("import fire\n"), {"torch": torch, "model": model})
+    sfe, before, after, skipped = capsys.readouterr().out.split(maxsplit=3)
+    assert float(sfe) > 0
+    assert float(after) < float(before)
+    assert skipped.strip() == "{}"
+
+
+def test_add_your_own_method_and_model(data_dir: Path, tmp_path: Path) -> None:
+    """In a copy of the repository, as a user would edit it."""
+    for folder in ("fire", "experiments", "configs", "results/paper"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    for file, marker in (("fire/methods.py", "class Noise"), ("experiments/vision/models.py", "def small_cnn")):
+        with (tmp_path / file).open("a") as source:
+            source.write("\n\n" + block(marker))
+    (tmp_path / "configs/shared/method/noise.yaml").write_text(block("/schema/method@_here_: noise"))
+    (tmp_path / "configs/vision/model/small_cnn.yaml").write_text(block("name: small_cnn"))
+    for command in ("method=noise method.ratio=0.5", "model=small_cnn"):
+        assert f"python -m experiments.vision {command}" in README
+        arguments = [*command.split(), "scale=smoke", f"data_dir={data_dir}", "wandb.mode=disabled"]
+        result = subprocess.run(
+            [sys.executable, "-m", "experiments.vision", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+    by_name = {directory.name.split("-")[0]: directory for directory in run_dirs(tmp_path / "outputs")}
+    boundary = next(row for row in numbers(by_name["noise"]) if "reset/sfe" in row)
+    assert boundary["reset/sfe"] > 0
+    assert "small_cnn" in (by_name["fire"] / "config.yaml").read_text()
+
+
+COMMANDS = sorted(set(re.findall(r"python -m experiments\.vision ([^`#\n]*?)(?:\s+#|`|\n)", README)))
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "noise" not in c and "small_cnn" not in c])
+def test_commands_compose(vision: Callable[..., tuple[int, str]], command: str, tmp_path: Path) -> None:
+    arguments = [argument for argument in command.split() if argument not in ("-m", "--cfg", "job")]
+    first = [re.sub(r"=([^,\[]*),.*", r"=\1", argument) for argument in arguments]
+    status, printed = vision("--cfg", "job", *first)
+    assert status == 0
+    assert "fractions:" in printed
+
+
+def test_table_of_keys_is_complete() -> None:
+    from experiments.common.config import CHOICES
+
+    for key, values in CHOICES.items():
+        line = next(line for line in README.splitlines() if line.startswith("| ") and f"`{key}`" in line)
+        assert all(value in line for value in values), key
+    for group, line_key in (("vision/benchmark", "benchmark"), ("shared/method", "method"), ("vision/scale", "scale"),
+                            ("vision/experiment", "experiment")):  # fmt: skip
+        line = next(line for line in README.splitlines() if line.startswith(f"| `{line_key}`"))
+        for config in (REPOSITORY / "configs" / group).glob("*.yaml"):
+            assert f"`{config.stem}`" in line
