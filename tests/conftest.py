@@ -41,8 +41,11 @@ def vision(
         GlobalHydra.instance().clear()
         given = {argument.split("=")[0] for argument in arguments}
         defaults = {
-            "scale": "smoke", "outputs_dir": str(tmp_path / "outputs"), "data_dir": str(data_dir), "wandb.mode": "disabled",
-        }  # fmt: skip
+            "scale": "smoke",
+            "outputs_dir": str(tmp_path / "outputs"),
+            "data_dir": str(data_dir),
+            "wandb.mode": "disabled",
+        }
         extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
         monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "experiments/vision/__main__.py"), *arguments, *extra])
         status = launch("vision", VisionConfig, run)

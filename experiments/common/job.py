@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.common import metric_log
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
-from experiments.common.wandb_mirror import WandbMirror
+from experiments.common.wandb_mirror import WandbMirror, open_mirror
 from experiments.common.workspace import Workspace
 
 logger = logging.getLogger("fire")
@@ -106,7 +106,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         (run.path / "error.log").unlink(missing_ok=True)
         handler = logging.FileHandler(run.path / "log")
         logger.addHandler(handler)
-        run.mirror = mirror = open_mirror(job, run, experiment.x_axis)
+        run.mirror = mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
         try:
             started = time.perf_counter()
@@ -152,24 +152,6 @@ def shared_phase(
             shared.save(experiment.state_dict())
             shared.finish({}, keep_checkpoint=True)
         return list(shared.log.rows)
-
-
-def open_mirror(job: Job, run: Workspace, x_axis: str) -> WandbMirror:
-    """The W&B run of a job; its id changes when the run is redone, so that two attempts never mix."""
-    cfg = job.cfg
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return WandbMirror(
-        mode=cfg.wandb.mode,
-        folder=run.path,
-        run_id=f"{run.identity[:16]}-{run.overwrites}",
-        x_axis=x_axis,
-        config={**config, **job.identity},
-        project=cfg.wandb.project,
-        entity=cfg.wandb.entity,
-        group=f"{job.domain}-{job.group}",
-        name=job.name,
-        tags=[job.domain, str(cfg.method.name), str(cfg.scale), *cfg.wandb.tags],
-    )
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

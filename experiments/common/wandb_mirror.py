@@ -1,5 +1,6 @@
 """Weights & Biases as a mirror of the metric log. It never stops a run: what goes wrong here is a warning."""
 
+import json
 import logging
 import netrc
 import os
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+
+from omegaconf import DictConfig, OmegaConf
 
 logger = logging.getLogger("fire")
 
@@ -52,6 +55,11 @@ class WandbMirror:
             where = "offline, in " + str(folder / "wandb") if self._run.offline else self._run.url
             logger.info("Weights & Biases: %s", where)
 
+    @property
+    def working(self) -> bool:
+        """Whether rows are being shown."""
+        return self._run is not None
+
     def log(self, number: int, row: dict[str, Any]) -> None:
         """Show row `number`, unless it was shown before."""
         if self._run is not None and number >= self._skip:
@@ -66,6 +74,29 @@ class WandbMirror:
                 _tolerant("summarise", self._run.summary.update, summary)
             _tolerant("finish", lambda: self._run.finish(exit_code=0 if summary is not None else 1))
             self._run = None
+
+
+def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:
+    """The W&B run of a run directory, described by what lies in it.
+
+    Its id holds the identity and how often the run was redone, so that two attempts never mix.
+    """
+    config: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+    info = json.loads((run_dir / "run.json").read_text())
+    overwrites = run_dir / "overwrites"
+    domain, group = run_dir.parts[-3:-1]
+    return WandbMirror(
+        mode=settings.mode,
+        folder=run_dir,
+        run_id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
+        x_axis=x_axis,
+        config={**config, **info["values"]},
+        project=settings.project,
+        entity=settings.entity,
+        group=f"{domain}-{group}",
+        name=run_dir.name.rsplit("-", 1)[0],
+        tags=[domain, config["method"]["name"], config["scale"], *settings.tags],
+    )
 
 
 def _teardown() -> None:

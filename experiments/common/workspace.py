@@ -159,8 +159,8 @@ class Workspace:
         if not keep_checkpoint:
             checkpoint.remove(self.path)
 
-    def erase(self) -> int:
-        """Remove what an earlier attempt left, for `overwrite=true`; returns how often that has happened here."""
+    def erase(self) -> None:
+        """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
         for name in ("done", "metrics.jsonl", "error.log", "log", "wandb"):
@@ -168,13 +168,6 @@ class Workspace:
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
         checkpoint.write_text(counter, f"{count}\n")
-        return count
-
-    @property
-    def overwrites(self) -> int:
-        """How often this run has been redone with `overwrite=true`."""
-        counter = self.path / "overwrites"
-        return int(counter.read_text()) if counter.exists() else 0
 
 
 def command_line() -> str:

@@ -17,8 +17,9 @@ Vision = Callable[..., tuple[int, str]]
 
 def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
     vision("-m", "method=none,fire", "seed=0,1,2")
+    arguments = ["vision", str(tmp_path / "outputs"), "--out", str(tmp_path / "report")]
     result = subprocess.run(
-        [sys.executable, "-m", "scripts.report", "vision", str(tmp_path / "outputs"), "--out", str(tmp_path / "report")],
+        [sys.executable, "-m", "scripts.report", *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
     data = pd.read_csv(tmp_path / "report" / "warm_start-smoke.csv")

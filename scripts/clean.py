@@ -1,0 +1,70 @@
+"""See and free disk space: `python -m scripts.clean outputs/ [--free]`.
+
+Finished runs keep no checkpoints. What does take space are the shared phases, which further methods would branch from,
+and the checkpoints of interrupted runs, which repeating their command would resume. `--free` deletes both kinds.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def size(path: Path) -> int:
+    """Bytes below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def candidates(outputs: Path) -> list[tuple[Path, str]]:
+    """Folders that hold checkpoints, with what they are."""
+    found = []
+    for description in sorted(outputs.rglob("run.json")):
+        folder = description.parent
+        if not list(folder.glob("checkpoint-*.pt")):
+            continue
+        command = json.loads(description.read_text())["command"]
+        kind = "shared phase" if "phases" in folder.parts else "interrupted run"
+        state = "" if (folder / "done").exists() or kind != "shared phase" else ", unfinished"
+        found.append((folder, f"{kind}{state}, of: {command}"))
+    return found
+
+
+def free(folder: Path) -> bool:
+    """Delete a shared phase, or an interrupted run; not one in use."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"in use, kept: {folder}")
+        return False
+    try:
+        shutil.rmtree(folder)
+    finally:
+        lock.release()
+    return True
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.clean", description=__doc__)
+    parser.add_argument("outputs", type=Path)
+    parser.add_argument("--free", action="store_true", help="delete what is listed")
+    arguments = parser.parse_args()
+    if not arguments.outputs.is_dir():
+        print(f"error: there is no folder {arguments.outputs}", file=sys.stderr)
+        return 1
+    total = 0
+    for folder, what in candidates(arguments.outputs):
+        bytes_here = size(folder)
+        print(f"{bytes_here / 1e6:10.1f} MB  {folder}  ({what})")
+        if not arguments.free or free(folder):
+            total += bytes_here
+    print(f"{total / 1e6:10.1f} MB  {'freed' if arguments.free else 'in all; --free deletes them'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

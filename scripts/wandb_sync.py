@@ -1,0 +1,56 @@
+"""Upload runs that were logged offline: `python -m scripts.wandb_sync outputs/`.
+
+Each W&B run is rebuilt from the run directory's metrics.jsonl, the only truth; rows the service has are not sent again.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from experiments.common.metric_log import read_rows
+from experiments.common.wandb_mirror import open_mirror
+
+X_AXES = ("epoch", "iteration", "env_step")
+
+
+def sync(run_dir: Path, mode: str) -> bool:
+    """Mirror one run directory; returns whether that worked."""
+    rows = read_rows(run_dir / "metrics.jsonl")
+    if not rows:
+        print(f"nothing logged yet: {run_dir}")
+        return True
+    settings = OmegaConf.load(run_dir / "config.yaml").wandb
+    settings.mode = mode
+    mirror = open_mirror(run_dir, next(axis for axis in X_AXES if axis in rows[0]), settings)
+    for number, row in enumerate(rows):
+        mirror.log(number, row)
+    working = mirror.working
+    done = run_dir / "done"
+    mirror.finish(json.loads(done.read_text()) if done.exists() else None)
+    return working
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.wandb_sync", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="run directories, or folders of them")
+    parser.add_argument("--mode", choices=["online", "offline"], default="online", help="offline: write, do not send")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    found = {
+        file.parent for folder in arguments.folders for file in folder.rglob("run.json") if "phases" not in file.parts
+    }
+    if not found:
+        print(f"error: no run below {', '.join(map(str, arguments.folders))}", file=sys.stderr)
+        return 1
+    failed = [path for path in sorted(found) if not sync(path.absolute(), arguments.mode)]
+    print(f"{len(found) - len(failed)} of {len(found)} runs mirrored")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
