@@ -22,6 +22,7 @@ from scipy import stats
 
 from experiments.common.errors import UserError
 from experiments.common.metric_log import read_rows
+from experiments.common.workspace import run_directories
 
 RESULTS = Path(__file__).parents[1] / "results"
 # One colour and one place for each method, everywhere (Okabe and Ito's palette, safe for colour-blind readers).
@@ -57,8 +58,7 @@ class Run:
 def find_runs(roots: list[Path]) -> list[Run]:
     """Every finished run below `roots`; unfinished ones are named and left out."""
     runs = []
-    found = {file.parent for root in roots for file in root.rglob("run.json") if "phases" not in file.parts}
-    for path in sorted(found):
+    for path in run_directories(roots):
         if (path / "done").exists():
             runs.append(Run(path, json.loads((path / "run.json").read_text()), read_rows(path / "metrics.jsonl")))
         else:

@@ -47,7 +47,7 @@ def main() -> int:
     if not found:
         print(f"error: no run below {', '.join(map(str, arguments.folders))}", file=sys.stderr)
         return 1
-    failed = [path for path in sorted(found) if not sync(path.absolute(), arguments.mode)]
+    failed = [path for path in found if not sync(path.absolute(), arguments.mode)]
     print(f"{len(found) - len(failed)} of {len(found)} runs mirrored")
     return int(bool(failed))
 

@@ -1,6 +1,8 @@
 """What can go wrong in a way a user can mend, and how a run is asked to stop."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -17,15 +19,17 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Turns Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) into a flag that loops look at between steps.
+    """Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) end the process in order.
 
-    A second Ctrl-C stops at once, as usual.
+    While `deferred`, they are only noted in `received`, for the training loop to save its state at the next step; a
+    second Ctrl-C stops at once. Elsewhere there is nothing to save, and they raise Interrupted where they come.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._deferring = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -41,6 +45,17 @@ class StopSignals:
         if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signum
+        if not self._deferring:
+            raise Interrupted(signum)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note signals while the block runs."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""

@@ -95,6 +95,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
         return {**json.loads(finished.read_text()), "path": str(job.run_dir), "status": "done before"}
     experiment = prepare()
+    check_disk(job, experiment)
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
@@ -115,7 +116,8 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
                 experiment.load_state_dict(state)
             elif cfg.phase_cache:
                 run.log.extend(shared_phase(job, experiment, stop, mirror))
-            experiment.train(run, experiment.phases)
+            with stop.deferred():
+                experiment.train(run, experiment.phases)
             summary = experiment.summarise(run.log.rows)
             run.finish(summary)
             logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
@@ -134,7 +136,6 @@ def shared_phase(
     job: Job, experiment: Experiment, stop: StopSignals, mirror: WandbMirror | None
 ) -> list[metric_log.Row]:
     """Bring `experiment` to the end of phase 0, trained here or before; returns the phase's rows."""
-    check_disk(job, experiment)
     with Workspace(
         job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True, mirror=mirror,
         checkpoint_seconds=job.cfg.checkpoint_seconds,
@@ -148,7 +149,8 @@ def shared_phase(
             if state is None:
                 raise UserError(f"the shared phase {shared.path} has lost its checkpoint; delete it and run again")
         else:
-            experiment.train(shared, 1)
+            with stop.deferred():
+                experiment.train(shared, 1)
             shared.save(experiment.state_dict())
             shared.finish({}, keep_checkpoint=True)
         return list(shared.log.rows)

@@ -78,6 +78,7 @@ def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: S
     started = time.perf_counter()
     outcome = {"run": name, "status": "failed", "result": "", "path": ""}
     try:
+        stop.check()  # a signal that came in the last moments of the job before
         check_keys(cfg, schema)
         ended = run_job(cfg, stop)
         outcome.update({key: ended[key] for key in outcome if key in ended})

@@ -8,11 +8,13 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +70,11 @@ class Workspace:
             checkpoint.write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._describe()
         except OSError as error:
+            self._lock.release()
             raise UserError(f"cannot use {self.path}: {error}") from error
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -90,7 +96,6 @@ class Workspace:
                 if not told:
                     logger.info("waiting for %s, which is training the shared phase in %s", who, self.path)
                     told = True
-                self._stop.check()
                 time.sleep(0.5)
 
     def _describe(self) -> None:
@@ -170,10 +175,17 @@ class Workspace:
         checkpoint.write_text(counter, f"{count}\n")
 
 
+def run_directories(folders: Iterable[Path]) -> list[Path]:
+    """All run directories, finished or not, below some folders."""
+    return sorted(
+        {file.parent for folder in folders for file in folder.rglob("run.json") if "phases" not in file.parts}
+    )
+
+
 def command_line() -> str:
     """The command as a user would type it again."""
     module = Path(sys.argv[0]).parent.name
-    return " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+    return f"python -m experiments.{module} {shlex.join(sys.argv[1:])}".strip()
 
 
 def git_revision() -> str:

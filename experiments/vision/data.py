@@ -139,15 +139,17 @@ class Images:
     images: Tensor
     labels: Tensor
 
+    def __post_init__(self) -> None:
+        # Made once: a tensor made on the GPU from Python numbers would stop every batch for a transfer.
+        self._mean = torch.tensor(MEAN, device=self.images.device).view(3, 1, 1)
+        self._std = torch.tensor(STD, device=self.images.device).view(3, 1, 1)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(self, indices: Tensor | slice, channels_last: bool = False) -> tuple[Tensor, Tensor]:
         """Normalised float images (batch, 3, 32, 32) and their labels (batch,)."""
-        images = self.images[indices].float()
-        mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-        std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-        images = images.div_(255).sub_(mean).div_(std)
+        images = self.images[indices].float().div_(255).sub_(self._mean).div_(self._std)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self.labels[indices]

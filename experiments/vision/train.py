@@ -71,6 +71,8 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"budget.{key}={list(budget[key])} must be {phases} positive numbers, one for each phase")
     if list(cfg.benchmark.fractions) != sorted(cfg.benchmark.fractions) or not 0 < cfg.benchmark.fractions[0] <= 1:
         raise UserError(f"benchmark.fractions={list(cfg.benchmark.fractions)} must rise within (0, 1]")
+    if round(cfg.benchmark.fractions[0] * budget.train_images) < 2:
+        raise UserError(f"budget.train_images={budget.train_images} leaves fewer than 2 images for phase 0")
 
 
 def describe(cfg: DictConfig, runtime: config.Runtime) -> Job:
