@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.common.workspace import is_shared_phase
+
 
 def size(path: Path) -> int:
     """Bytes below a folder."""
@@ -26,7 +28,7 @@ def candidates(outputs: Path) -> list[tuple[Path, str]]:
         if not list(folder.glob("checkpoint-*.pt")):
             continue
         command = json.loads(description.read_text())["command"]
-        kind = "shared phase" if "phases" in folder.parts else "interrupted run"
+        kind = "shared phase" if is_shared_phase(folder) else "interrupted run"
         state = "" if (folder / "done").exists() or kind != "shared phase" else ", unfinished"
         found.append((folder, f"{kind}{state}, of: {command}"))
     return found

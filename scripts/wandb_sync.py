@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from experiments.common.metric_log import read_rows
 from experiments.common.wandb_mirror import open_mirror
+from experiments.common.workspace import run_directories
 
 X_AXES = ("epoch", "iteration", "env_step")
 
@@ -41,9 +42,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=["online", "offline"], default="online", help="offline: write, do not send")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    found = {
-        file.parent for folder in arguments.folders for file in folder.rglob("run.json") if "phases" not in file.parts
-    }
+    found = run_directories(arguments.folders)
     if not found:
         print(f"error: no run below {', '.join(map(str, arguments.folders))}", file=sys.stderr)
         return 1

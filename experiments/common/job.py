@@ -100,7 +100,6 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    check_disk(job, experiment)
     with Workspace(job.run_dir, job.identity, cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds) as run:
         if cfg.overwrite:
             run.erase()

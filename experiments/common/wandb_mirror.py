@@ -4,6 +4,7 @@ import json
 import logging
 import netrc
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 logger = logging.getLogger("fire")
 
 INIT_TIMEOUT_SECONDS = 30
+FINISH_TIMEOUT_SECONDS = 120
 
 
 class WandbMirror:
@@ -69,11 +71,18 @@ class WandbMirror:
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Close the run; without a summary it counts as stopped early."""
-        if self._run is not None:
-            if summary is not None:
-                _tolerant("summarise", self._run.summary.update, summary)
-            _tolerant("finish", lambda: self._run.finish(exit_code=0 if summary is not None else 1))
-            self._run = None
+        if self._run is None:
+            return
+        if summary is not None:
+            _tolerant("summarise", self._run.summary.update, summary)
+        # W&B waits for the last row to arrive, for ever if the network is gone; a sweep must not.
+        exit_code = 0 if summary is not None else 1
+        ending = threading.Thread(target=_tolerant, args=("finish", self._run.finish, exit_code), daemon=True)
+        ending.start()
+        ending.join(FINISH_TIMEOUT_SECONDS)
+        if ending.is_alive():
+            logger.warning("warning: Weights & Biases is still uploading; python -m scripts.wandb_sync sends the rest")
+        self._run = None
 
 
 def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:

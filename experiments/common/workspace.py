@@ -177,9 +177,13 @@ class Workspace:
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:
     """All run directories, finished or not, below some folders."""
-    return sorted(
-        {file.parent for folder in folders for file in folder.rglob("run.json") if "phases" not in file.parts}
-    )
+    described = {file.parent for folder in folders for file in folder.rglob("run.json")}
+    return sorted(path for path in described if not is_shared_phase(path))
+
+
+def is_shared_phase(path: Path) -> bool:
+    """Whether a workspace is an entry of the phase cache."""
+    return path.parent.name == "phases"
 
 
 def command_line() -> str:
