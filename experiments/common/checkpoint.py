@@ -52,7 +52,7 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     if found:
         raise UserError(
             f"damaged checkpoint {found[-1][1]}: its content does not match the checksum in its name; "
-            "delete the file to start over, or run with overwrite=true"
+            f"delete {folder} to start over"
         )
     return None
 

@@ -101,7 +101,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(job.run_dir, job.identity, cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds) as run:
-        if cfg.overwrite:
+        if cfg.overwrite and run.done is not None:  # an attempt that was interrupted goes on, however it was begun
             run.erase()
         (run.path / "error.log").unlink(missing_ok=True)
         handler = logging.FileHandler(run.path / "log")

@@ -73,7 +73,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         return [json.loads(line) for line in lines]
     except json.JSONDecodeError as error:
-        raise UserError(f"damaged metric log {path}: {error}; run with overwrite=true") from error
+        raise UserError(f"damaged metric log {path}: {error}; delete {path.parent} to start over") from error
 
 
 def cut(path: Path, length: int) -> None:
@@ -84,6 +84,9 @@ def cut(path: Path, length: int) -> None:
     """
     size = path.stat().st_size if path.exists() else 0
     if size < length:
-        raise UserError(f"damaged metric log {path}: {size} bytes, its checkpoint knows {length}; use overwrite=true")
+        raise UserError(
+            f"damaged metric log {path}: {size} bytes where its checkpoint knows {length}; "
+            f"delete {path.parent} to start over"
+        )
     if size > length:
         os.truncate(path, length)

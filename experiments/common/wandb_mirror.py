@@ -16,6 +16,7 @@ logger = logging.getLogger("fire")
 
 INIT_TIMEOUT_SECONDS = 30
 FINISH_TIMEOUT_SECONDS = 120
+_unreachable = False  # one attempt a process: a sweep does not wait for the time-out in every job
 
 
 class WandbMirror:
@@ -47,8 +48,12 @@ class WandbMirror:
             run.define_metric("*", step_metric=x_axis)
             return run
 
+        global _unreachable
+        if mode == "online" and _unreachable:
+            mode = "offline"
         self._run = _tolerant("start", start, mode)
         if self._run is None and mode == "online":
+            _unreachable = True
             _tolerant("let go of the failed attempt", _teardown)  # which would otherwise hold the run's id
             self._run = _tolerant("start offline", start, "offline")
         if self._run is not None:

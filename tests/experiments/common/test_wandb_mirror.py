@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from wandb.proto import wandb_internal_pb2
 
+from experiments.common import wandb_mirror
 from tests.conftest import numbers, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
@@ -87,6 +88,7 @@ def test_unreachable_service_is_a_warning(data_dir: Path, tmp_path: Path) -> Non
 
 def test_misconfigured_service_is_a_warning(vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "not a key")
+    monkeypatch.setattr(wandb_mirror, "_unreachable", False)
     status, printed = vision("wandb.mode=online")
     assert status == 0
     assert "warning: Weights & Biases could not start: " in printed
