@@ -47,7 +47,6 @@ def fire_(
         ValueError: arguments out of range, a pattern that matches nothing, or a weight with a non-finite entry; the
             model has not changed then.
     """
-    check_solver(solver, steps, tol)
     matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
     if not matrices:
         raise ValueError(f"{type(unwrap(model)).__name__} has no weight matrix to project: {dict(skipped)}")
@@ -59,6 +58,7 @@ def fire_(
 def _project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float) -> None:
     """Write the scaled polar factor of each of `matrices`, all of one shape in one batched call."""
     for matrix in matrices:
+        check_solver(solver, steps, tol, matrix.parameter.dtype)
         if not torch.isfinite(matrix.view).all():
             raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")
     groups: dict[tuple, list[WeightMatrix]] = {}
@@ -226,7 +226,7 @@ class Fire(Method):
     tol: float = 1e-6
 
     def __post_init__(self) -> None:
-        check_solver(self.solver, self.steps, self.tol)
+        check_solver(self.solver, self.steps, self.tol, torch.float64)  # the model's dtype may forbid a small tol
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""

@@ -313,6 +313,13 @@ def test_settings_out_of_range() -> None:
         fire.Fire().reset(nn.Linear(2, 2), nn.Linear(2, 2).state_dict(), fire.Scope(reset=["q"]))
 
 
+def test_float64_model_to_a_tolerance_float32_cannot_reach() -> None:
+    model = nn.Linear(16, 16, dtype=torch.float64)
+    assert fire.fire_(model, solver="polar_express", tol=1e-13).dfi_after < 1e-22
+    with pytest.raises(ValueError, match="tol must lie in"):
+        fire.fire_(nn.Linear(16, 16), solver="polar_express", tol=1e-13)
+
+
 def test_compiled_model_is_looked_through() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     compiled = torch.compile(model)

@@ -92,3 +92,17 @@ def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], dat
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert numbers(directory) == reference
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_shared_phase_once(data_dir: Path, tmp_path: Path) -> None:
+    settings = [argument for argument in SETTINGS if not argument.startswith(("method", "budget.epochs"))]
+    arguments = [*settings, "budget.epochs=[80,2]", f"outputs_dir={tmp_path}", f"data_dir={data_dir}"]
+    processes = [start(f"method={method}", *arguments) for method in ("none", "fire")]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert sum("phase 0 was trained before" in text for text in printed) == 1
+    assert sum(f"which holds the shared phase {tmp_path}" in text for text in printed) == 1
+    rows = [[row for row in numbers(directory) if row["phase"] == 0] for directory in run_dirs(tmp_path)]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 80
