@@ -142,10 +142,12 @@ def table(data: pd.DataFrame) -> pd.DataFrame:
         row = {
             "method": name(method), "seeds": len(values), "final": spread(values.to_numpy()),
             "mean of last phase": spread(mean.loc[method].dropna().to_numpy()), "final minus no reset": "",
-            "paper's final (scale=paper)": f"{published[method]:.3f}" if method in published else "",
+            "mean minus no reset": "",
         }  # fmt: skip
         if "none" in final.index and method != "none":
             row["final minus no reset"] = spread((final.loc[method] - final.loc["none"]).dropna().to_numpy(), sign=True)
+            row["mean minus no reset"] = spread((mean.loc[method] - mean.loc["none"]).dropna().to_numpy(), sign=True)
+        row["paper's final (scale=paper)"] = f"{published[method]:.3f}" if method in published else ""
         if len(values) >= 5:
             row["IQM of final"] = iqm(values.to_numpy())
         rows.append(row)

@@ -76,3 +76,11 @@ def test_table_of_keys_is_complete() -> None:
         line = next(line for line in README.splitlines() if line.startswith(f"| `{line_key}`"))
         for config in (REPOSITORY / "configs" / group).glob("*.yaml"):
             assert f"`{config.stem}`" in line
+
+
+def test_results_are_those_of_the_report() -> None:
+    table = [
+        line for line in (REPOSITORY / "results/vision/warm_start-laptop.md").read_text().splitlines() if "|" in line
+    ]
+    assert len(table) == 6
+    assert "\n".join(table) in README
