@@ -73,12 +73,18 @@ def weight_matrices(
     model = unwrap(model)
     modules = list(model.named_modules(remove_duplicate=False))
     holders = [name for name, module in modules if any(True for _ in _tensors(module))]
+    if include is not None and not include:
+        raise ValueError("include is empty and selects nothing; leave it out (None) to include everything")
     for option, patterns in (("include", include), ("exclude", exclude), ("fused", fused)):
         check_patterns(option, patterns or (), holders)
 
     found: dict[tuple, list[WeightMatrix]] = {}
     refused: dict[tuple, tuple[str, str]] = {}
     excluded: set[tuple] = set()
+    aliases: dict[tuple, list[str]] = {}
+    for name, module in modules:
+        for _, parameter in _tensors(module):
+            aliases.setdefault(storage_key(parameter), []).append(name)
     canonical: dict[tuple, str] = {}  # a shared tensor goes by its first name, whichever of them a pattern meets
     unmet = set(include or ())  # patterns that have selected no matrix yet
     for name, module in modules:
@@ -93,7 +99,8 @@ def weight_matrices(
                     refused.setdefault(key, (full_name, rule))
                     continue
                 unmet -= {pattern for pattern in unmet if matches(name, [pattern])}
-                sizes = next((fused[p] for p in fused if matches(name, [p])), None) if fused else None
+                fitting = (sizes for p, sizes in (fused or {}).items() if any(matches(n, [p]) for n in aliases[key]))
+                sizes = next(fitting, None)
                 found.setdefault(key, _parts(full_name, parameter, rule, sizes))
     skipped = {name: why for key, (name, why) in refused.items() if key not in found and key not in excluded}
     if unmet:
@@ -126,7 +133,7 @@ def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -
 
 def storage_key(tensor: Tensor) -> tuple:
     """Equal for two tensors exactly if they are the same memory seen with the same shape: tied weights."""
-    if tensor.is_meta or is_lazy(tensor):
+    if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory of its own here
         return (id(tensor),)
     where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
     return (*where, tuple(tensor.shape), tensor.stride())

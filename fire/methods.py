@@ -5,14 +5,14 @@ experiments' configs. `Scope` says which modules of a model it concerns, because
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fire.matrices import WeightMatrix, check_patterns, matches, unwrap, weight_matrices
+from fire.matrices import WeightMatrix, check_patterns, matches, storage_key, unwrap, weight_matrices
 from fire.polar import check_solver, compute_dtype, polar_
 from fire.report import Recorder, ResetReport
 
@@ -97,12 +97,12 @@ class Scope:
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a pattern that matches nothing in `model` or fused sizes that do not fit."""
         weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
-        owners = [name for name, module in unwrap(model).named_modules() if any(True for _ in module.parameters(False))]
-        check_patterns("reset", self.reset, owners)
+        modules = unwrap(model).named_modules(remove_duplicate=False)
+        check_patterns("reset", self.reset, [name for name, module in modules if _own_state(module)])
 
-    def resets(self, tensor_name: str) -> bool:
-        """Whether `reset` covers the module that a parameter or buffer belongs to."""
-        return bool(self.reset) and matches(tensor_name.rpartition(".")[0], self.reset)
+    def resets(self, names: Iterable[str]) -> bool:
+        """Whether `reset` covers a module that a tensor belongs to, by any of the tensor's names."""
+        return bool(self.reset) and any(matches(name.rpartition(".")[0], self.reset) for name in names)
 
 
 METHODS: dict[str, type["Method"]] = {}
@@ -153,8 +153,8 @@ class Method(ABC):
             ValueError: `initial` does not belong to `model`, a pattern matches nothing, a non-finite weight.
         """
         model = unwrap(model)
-        state = model.state_dict(keep_vars=True)
-        if state.keys() != initial.keys() or any(state[k].shape != initial[k].shape for k in state):
+        state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
             raise ValueError("the initial weights are not of this model: other names or shapes")
         scope.check(model)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
@@ -183,8 +183,8 @@ class FullReset(Method):
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Copy the initial values."""
-        for name, tensor in _state(model).items():
-            recorder.write_tensor(tensor, initial[name])
+        for tensor, names in _state(model):
+            recorder.write_tensor(tensor, initial[names[0]])
 
 
 @register("shrink_perturb")
@@ -206,9 +206,9 @@ class ShrinkPerturb(Method):
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Interpolate, and reset what the scope asks for."""
         _reset_modules(model, initial, scope, recorder)
-        for name, parameter in _state(model).items():
-            if isinstance(parameter, nn.Parameter) and not scope.resets(name):
-                start = initial[name].to(parameter.device, compute_dtype(parameter.dtype))
+        for parameter, names in _state(model):
+            if isinstance(parameter, nn.Parameter) and not scope.resets(names):
+                start = initial[names[0]].to(parameter.device, compute_dtype(parameter.dtype))
                 recorder.write_tensor(parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient))
 
 
@@ -231,23 +231,27 @@ class Fire(Method):
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
-        projected = [m for m in matrices if not scope.resets(m.name)]
+        reset = {storage_key(tensor) for tensor, names in _state(model) if scope.resets(names)}
+        projected = [m for m in matrices if storage_key(m.parameter) not in reset]
         _project(recorder, projected, self.solver, self.steps, self.tol)
         _reset_modules(model, initial, scope, recorder)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tied tensor once."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
+def _state(model: nn.Module) -> list[tuple[Tensor, list[str]]]:
+    """Parameters and buffers of the model's state, each piece of memory once, with all its names."""
+    state: dict[tuple, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor
-    return state
+        if isinstance(tensor, Tensor):
+            state.setdefault(storage_key(tensor), (tensor, []))[1].append(name)
+    return list(state.values())
+
+
+def _own_state(module: nn.Module) -> bool:
+    """Whether a module itself, not its children, holds parameters or buffers."""
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
 
 
 def _reset_modules(model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-    for name, tensor in _state(model).items():
-        if scope.resets(name):
-            recorder.write_tensor(tensor, initial[name])
+    for tensor, names in _state(model):
+        if scope.resets(names):
+            recorder.write_tensor(tensor, initial[names[0]])

@@ -1,5 +1,6 @@
 """What FIRE minimises, what it constrains, and how plasticity is usually measured. Everything returns plain numbers."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -39,7 +40,7 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
     for matrix in matrices:
         deviations = dfi(matrix.view, matrix.scale)
         total += float(deviations.sum())
-        normalised.append(deviations.flatten() / min(matrix.view.shape[-2:]))
+        normalised.append(deviations.flatten().cpu() / min(matrix.view.shape[-2:]))
         raw += float(dfi(matrix.view).sum())
     mean = float(torch.cat(normalised).mean()) if normalised else 0.0
     return {"dfi": total, "dfi_normalised": mean, "dfi_raw": raw}
@@ -48,7 +49,7 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
 @torch.no_grad()
 def weight_norm(model: nn.Module) -> float:
     """L2 norm of all parameters together (its growth as a sign of plasticity loss: Lyle et al. 2024, section 3)."""
-    return float(torch.stack([p.double().square().sum() for p in model.parameters()]).sum().sqrt())
+    return math.sqrt(sum(float(p.double().square().sum()) for p in model.parameters()))
 
 
 def stable_rank(features: Tensor) -> float:

@@ -162,7 +162,8 @@ def _nearly_singular(X: Tensor) -> Tensor:
     """
     m, n = X.shape[-2:]
     threshold = 2 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5)
-    shift = threshold**2 + 4 * torch.finfo(torch.float64).eps
+    # The second term covers the rounding of the Gram matrix itself.
+    shift = threshold**2 + 100 * torch.finfo(torch.float64).eps
     shifted = gram(X)
     shifted.diagonal(dim1=-2, dim2=-1).sub_(shift)
     _, failed = torch.linalg.cholesky_ex(shifted)
@@ -237,7 +238,10 @@ def full_precision(device_type: str) -> Iterator[None]:
         stack.enter_context(torch.autocast(device_type, enabled=False))
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch >= 2.9; the older switch may refuse a read
             for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                # What is inherited from the general switch must go on being so.
+                old = backend.fp32_precision
+                inherited = old == torch.backends.fp32_precision  # type: ignore[attr-defined]
+                stack.callback(setattr, backend, "fp32_precision", "none" if inherited else old)
                 backend.fp32_precision = "ieee"
         else:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())

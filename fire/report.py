@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fire import metrics
-from fire.matrices import WeightMatrix
+from fire.matrices import WeightMatrix, storage_key
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class ResetReport:
         matrices: a record for every weight looked at.
         skipped: tensors of two or more dimensions that have no rule, with the reason (`fire.matrices`).
         seconds: wall time of the reset, its own measurements included.
-        peak_bytes: extra memory at its peak, on CUDA; None elsewhere, where PyTorch does not count it.
+        peak_bytes: extra memory at its peak, on CUDA, for which PyTorch's own count of the peak is reset; None
+            elsewhere, where nothing counts it.
     """
 
     method: str
@@ -93,7 +94,7 @@ class Recorder:
         self._method, self._skipped = method, skipped
         self._unwritten = {matrix.name: matrix for matrix in matrices}
         self._records: list[MatrixReport] = []
-        self._touched: set[int] = set()
+        self._touched: set[tuple] = set()
         device = next((m.parameter.device for m in self._unwritten.values()), torch.device("cpu"))
         self._cuda = device if device.type == "cuda" else None
         if self._cuda:
@@ -110,7 +111,7 @@ class Recorder:
         error = metrics.sfe(matrix.view, new)
         matrix.view.copy_(new)
         after = metrics.dfi(matrix.view, matrix.scale) if error else before
-        self._touched.add(id(matrix.parameter))
+        self._touched.add(storage_key(matrix.parameter))
         self._records.append(
             MatrixReport(
                 matrix.name, tuple(new.shape), matrix.scale, error,
@@ -120,10 +121,11 @@ class Recorder:
 
     def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
         """Copy `new` into a whole parameter or buffer, recording the matrices that lie in it."""
-        for matrix in [m for m in self._unwritten.values() if m.parameter is tensor]:
+        key = storage_key(tensor)
+        for matrix in [m for m in self._unwritten.values() if storage_key(m.parameter) == key]:
             self.write(matrix, matrix.of(new.to(tensor)))
         tensor.detach().copy_(new)
-        self._touched.add(id(tensor))
+        self._touched.add(key)
 
     def report(self) -> ResetReport:
         """The finished report; matrices never written count with an SFE of zero."""

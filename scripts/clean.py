@@ -12,12 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments.common import checkpoint
 from experiments.common.workspace import is_shared_phase
-
-
-def size(path: Path) -> int:
-    """Bytes below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def candidates(outputs: Path) -> list[tuple[Path, str]]:
@@ -28,14 +24,17 @@ def candidates(outputs: Path) -> list[tuple[Path, str]]:
         if not list(folder.glob("checkpoint-*.pt")):
             continue
         command = json.loads(description.read_text())["command"]
-        kind = "shared phase" if is_shared_phase(folder) else "interrupted run"
-        state = "" if (folder / "done").exists() or kind != "shared phase" else ", unfinished"
-        found.append((folder, f"{kind}{state}, of: {command}"))
+        done = (folder / "done").exists()
+        if is_shared_phase(folder):
+            kind = "shared phase" if done else "unfinished shared phase"
+        else:
+            kind = "left-over checkpoints of a finished run" if done else "interrupted run"
+        found.append((folder, f"{kind}, of: {command}"))
     return found
 
 
 def free(folder: Path) -> bool:
-    """Delete a shared phase, or an interrupted run; not one in use."""
+    """Delete a shared phase or an interrupted run, of a finished run the checkpoints alone; nothing in use."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -43,7 +42,10 @@ def free(folder: Path) -> bool:
         print(f"in use, kept: {folder}")
         return False
     try:
-        shutil.rmtree(folder)
+        if (folder / "done").exists() and not is_shared_phase(folder):
+            checkpoint.remove(folder)
+        else:
+            shutil.rmtree(folder)
     finally:
         lock.release()
     return True
@@ -60,7 +62,7 @@ def main() -> int:
         return 1
     total = 0
     for folder, what in candidates(arguments.outputs):
-        bytes_here = size(folder)
+        bytes_here = sum(file.stat().st_size for file in folder.glob("checkpoint-*.pt"))
         print(f"{bytes_here / 1e6:10.1f} MB  {folder}  ({what})")
         if not arguments.free or free(folder):
             total += bytes_here

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from experiments.common.config import DEFAULT_DATA
 from experiments.common.errors import UserError
 from experiments.vision.data import DATASETS
 
@@ -15,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
     parser.add_argument("dataset", choices=sorted(DATASETS))
     parser.add_argument(
-        "--data-dir", type=Path, default=os.environ.get("FIRE_DATA", "~/.cache/fire"), help="default: %(default)s"
+        "--data-dir", type=Path, default=os.environ.get("FIRE_DATA") or DEFAULT_DATA, help="default: %(default)s"
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -244,6 +244,11 @@ def report(domain: str, roots: list[Path], out: Path) -> None:
             write(domain, group + difference, members, out)
 
 
+def commits(run: Run) -> set[str]:
+    """Commits a run was computed with; several where it was interrupted and went on."""
+    return {run.info["git"], *(part["git"] for part in run.info.get("continued", []))}
+
+
 def write(domain: str, title: str, members: list[Run], out: Path) -> None:
     """Write CSV, figure and table of runs that may be pooled, and print the table."""
     data = tidy(members, domain)
@@ -255,7 +260,7 @@ def write(domain: str, title: str, members: list[Run], out: Path) -> None:
         "Test accuracy: mean over seeds ± half width of the 95 % t-interval. Differences are paired by seed: all "
         "methods of a seed continue from the same phase 0.", "",
         f"Machine: {members[0].info['machine']}. torch {versions['torch']}. Commits: "
-        f"{', '.join(sorted({run.info['git'] for run in members}))}.", "",
+        f"{', '.join(sorted(set().union(*(commits(run) for run in members))))}.", "",
     ]  # fmt: skip
     (out / f"{title}.md").write_text("\n".join(lines))
     print("\n".join(lines))

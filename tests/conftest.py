@@ -45,6 +45,7 @@ def vision(
             "outputs_dir": str(tmp_path / "outputs"),
             "data_dir": str(data_dir),
             "wandb.mode": "disabled",
+            "threads": "1",  # these networks are too small for more, and a busy machine would make more crawl
         }
         extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
         monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "experiments/vision/__main__.py"), *arguments, *extra])

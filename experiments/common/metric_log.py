@@ -35,9 +35,7 @@ class MetricLog:
 
     def append(self, row: Row) -> None:
         """Write one row; a number that is not finite becomes null, because JSON has no other word for it."""
-        row = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
+        row = {key: None if _not_finite(value) else value for key, value in row.items()}
         try:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-# One stream per use, so that drawing more in one never shifts another.
-STREAMS = {"init": 0, "subset": 1, "order": 2, "probe": 3, "training": 4}
+# One stream per use, so that drawing more in one never shifts another. A stream is always used with the same number of
+# position numbers: SeedSequence pads with zeros, so (seed, stream) and (seed, stream, 0) would be equal.
+STREAMS = {"subset": 1, "order": 2, "training": 4}
 
 
 def derive(seed: int, stream: str, *position: int) -> int:

@@ -19,48 +19,51 @@ FINISH_TIMEOUT_SECONDS = 120
 _unreachable = False  # one attempt a process: a sweep does not wait for the time-out in every job
 
 
+# A variable that is set takes the place of the setting we would have passed. WANDB_RUN_ID is not among them: it would
+# make all runs of a sweep one.
+VARIABLES = {
+    "WANDB_PROJECT": "project", "WANDB_ENTITY": "entity", "WANDB_RUN_GROUP": "group", "WANDB_NAME": "name",
+    "WANDB_TAGS": "tags", "WANDB_DIR": "dir",
+}  # fmt: skip
+
+
 class WandbMirror:
-    """One W&B run that shows the rows of one metric log, each at the step of its number.
+    """One W&B run that shows the rows of one metric log, each at the step of its number; it starts with the first row.
 
     `x_axis`, the rows' own count of training, is the x-axis of all curves, so that methods overlay without a click.
+    `settings` are those of `wandb.init`.
     """
 
-    def __init__(
-        self, *, mode: str, folder: Path, run_id: str, x_axis: str, config: dict[str, Any], **settings: Any
-    ) -> None:
+    def __init__(self, *, mode: str, x_axis: str, **settings: Any) -> None:
+        self._mode, self._x_axis = _resolve_mode(mode), x_axis
+        overridden = {VARIABLES[variable] for variable in VARIABLES if os.environ.get(variable)}
+        self._settings = {key: value for key, value in settings.items() if key not in overridden}
         self._run: Any = None
-        self._skip = 0
-        mode = _resolve_mode(mode)
-        if mode == "disabled":
-            return
-        if "WANDB_PROJECT" in os.environ:
-            settings.pop("project", None)
+        self._started = self._mode == "disabled"
+        self._shown = 0
 
-        def start(mode: Any) -> Any:
-            import wandb
-
-            options = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, silent=True, console="off")
-            run = wandb.init(
-                mode=mode, dir=str(folder), id=run_id, resume="allow", config=config, settings=options,
-                reinit="finish_previous", **settings,
-            )  # fmt: skip
-            run.define_metric(x_axis)
-            run.define_metric("*", step_metric=x_axis)
-            return run
-
+    def _start(self) -> None:
         global _unreachable
-        if mode == "online" and _unreachable:
-            mode = "offline"
-        self._run = _tolerant("start", start, mode)
+        self._started = True
+        mode = "offline" if self._mode == "online" and _unreachable else self._mode
+        self._run = _tolerant("start", self._init, mode)
         if self._run is None and mode == "online":
             _unreachable = True
             _tolerant("let go of the failed attempt", _teardown)  # which would otherwise hold the run's id
-            self._run = _tolerant("start offline", start, "offline")
+            self._run = _tolerant("start offline", self._init, "offline")
         if self._run is not None:
             # An offline run is written whole every time; only the service remembers what it was sent.
-            self._skip = int(self._run.step) if not self._run.offline else 0
-            where = "offline, in " + str(folder / "wandb") if self._run.offline else self._run.url
-            logger.info("Weights & Biases: %s", where)
+            self._shown = int(self._run.step) if not self._run.offline else 0
+            logger.info("Weights & Biases: %s", f"offline, in {self._run.dir}" if self._run.offline else self._run.url)
+
+    def _init(self, mode: Any) -> Any:
+        import wandb
+
+        options = wandb.Settings(init_timeout=INIT_TIMEOUT_SECONDS, silent=True, console="off")
+        run = wandb.init(mode=mode, resume="allow", settings=options, reinit="finish_previous", **self._settings)
+        run.define_metric(self._x_axis)
+        run.define_metric("*", step_metric=self._x_axis)
+        return run
 
     @property
     def working(self) -> bool:
@@ -69,8 +72,10 @@ class WandbMirror:
 
     def log(self, number: int, row: dict[str, Any]) -> None:
         """Show row `number`, unless it was shown before."""
-        if self._run is not None and number >= self._skip:
-            self._skip = number + 1
+        if not self._started:
+            self._start()
+        if self._run is not None and number >= self._shown:
+            self._shown = number + 1
             if _tolerant("log", lambda: self._run.log(row, step=number) or True) is None:
                 self._run = None
 
@@ -101,8 +106,8 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror
     domain, group = run_dir.parts[-3:-1]
     return WandbMirror(
         mode=settings.mode,
-        folder=run_dir,
-        run_id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
+        dir=str(run_dir),
+        id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
         x_axis=x_axis,
         config={**config, **info["values"]},
         project=settings.project,
@@ -144,6 +149,6 @@ def _has_key() -> bool:
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import checkpoint, metric_log
@@ -60,6 +63,7 @@ class Workspace:
         self._interval = checkpoint_seconds
         self._last_save = time.monotonic()
         self._lock = FileLock(path / ".lock")
+        self._new = self._discard = False
 
     def __enter__(self) -> "Workspace":
         try:
@@ -80,6 +84,8 @@ class Workspace:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if hasattr(self, "log"):
             self.log.close()
+        if self._discard:
+            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     def _acquire(self) -> None:
@@ -99,15 +105,22 @@ class Workspace:
                 time.sleep(0.5)
 
     def _describe(self) -> None:
-        """Write what this is once; on every later opening make sure that it still is."""
-        description = self.path / "run.json"
-        if description.exists():
-            known = json.loads(description.read_text())["identity"]
-            if known != self.identity:
-                raise UserError(f"{self.path} belongs to another configuration (identity {known}, not {self.identity})")
+        """Write what this is; on a later opening make sure that it still is, and add what has changed around it."""
+        description, now = self.path / "run.json", self._circumstances()
+        if not description.exists():
+            self._new = True
+            checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
+            checkpoint.write_text(description, json.dumps({**now, "continued": []}, indent=1) + "\n")
             return
-        checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
-        checkpoint.write_text(description, json.dumps(self._circumstances(), indent=1) + "\n")
+        known = json.loads(description.read_text())
+        if known["identity"] != self.identity:
+            raise UserError(
+                f"{self.path} is of another configuration (identity {known['identity']}, not {self.identity})"
+            )
+        last = {**known, **(known["continued"] or [{}])[-1]}
+        if self.done is None and any(last[key] != now[key] for key in ("git", "versions", "machine")):
+            known["continued"].append({key: now[key] for key in ("git", "versions", "machine", "started", "command")})
+            checkpoint.write_text(description, json.dumps(known, indent=1) + "\n")
 
     def _circumstances(self) -> dict[str, Any]:
         packages = ("torch", "numpy", "hydra-core", "fire-reinit")
@@ -115,8 +128,9 @@ class Workspace:
             "identity": self.identity,
             "values": self._values,
             "command": command_line(),
+            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
             "git": git_revision(),
-            "machine": machine(),
+            "machine": machine(self._values["device"]),
             "python": platform.python_version(),
             "versions": {name: _version(name) for name in packages},
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -168,11 +182,33 @@ class Workspace:
         """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
-        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb"):
+        checkpoint.write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
+        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json"):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
-        checkpoint.write_text(counter, f"{count}\n")
+        self._describe()
+
+    @contextmanager
+    def text_log(self) -> Iterator[None]:
+        """Copy what is printed while the block runs into the file `log`."""
+        (self.path / "error.log").unlink(missing_ok=True)
+        handler = logging.FileHandler(self.path / "log")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def note_failure(self, error: Exception) -> None:
+        """Keep the traceback of a failed run; a new directory in which nothing was logged goes altogether."""
+        if isinstance(error, UserError) and self._new and not (hasattr(self, "log") and self.log.rows):
+            self._discard = True
+            return
+        with suppress(OSError):  # a full disk has been said already
+            (self.path / "error.log").write_text(traceback.format_exc())
+            error.add_note(f"traceback in {self.path / 'error.log'}")
 
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:
@@ -205,9 +241,9 @@ def git_revision() -> str:
     return revision + ("+changes" if status.strip() else "")
 
 
-def machine() -> str:
-    """What the numbers were computed on."""
-    if torch.cuda.is_available():
+def machine(device: str) -> str:
+    """What numbers on `device` are computed on."""
+    if device == "cuda":
         return torch.cuda.get_device_name()
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
     return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"

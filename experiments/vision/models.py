@@ -45,7 +45,7 @@ class ResNet18(nn.Module):
         self.head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, classes))
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate activations, (batch, 8 * width): what the rank metrics look at."""
+        """Penultimate activations, (batch, 8 * width)."""
         pooled = self.blocks(self.stem(images)).mean(dim=(2, 3))
         return self.head[1](self.head[0](pooled))
 

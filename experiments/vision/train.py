@@ -69,8 +69,14 @@ def check(cfg: DictConfig) -> None:
     for key in ("epochs", "test_every"):
         if len(budget[key]) != phases or min(budget[key]) < 1:
             raise UserError(f"budget.{key}={list(budget[key])} must be {phases} positive numbers, one for each phase")
-    if list(cfg.benchmark.fractions) != sorted(cfg.benchmark.fractions) or not 0 < cfg.benchmark.fractions[0] <= 1:
-        raise UserError(f"benchmark.fractions={list(cfg.benchmark.fractions)} must rise within (0, 1]")
+    fractions = list(cfg.benchmark.fractions)
+    if fractions != sorted(fractions) or not 0 < fractions[0] <= fractions[-1] <= 1:
+        raise UserError(f"benchmark.fractions={fractions} must rise within (0, 1]")
+    for key in ("learning_rate", "clip_norm"):
+        if not cfg.optimizer[key] > 0:
+            raise UserError(f"optimizer.{key}={cfg.optimizer[key]} must be positive")
+    if not 0 <= cfg.optimizer.warmup_fraction <= 1:
+        raise UserError(f"optimizer.warmup_fraction={cfg.optimizer.warmup_fraction} must lie in [0, 1]")
     if round(cfg.benchmark.fractions[0] * budget.train_images) < 2:
         raise UserError(f"budget.train_images={budget.train_images} leaves fewer than 2 images for phase 0")
 
@@ -121,6 +127,10 @@ class VisionTraining:
         seed_everything(cfg.seed)
         model = models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], cfg.seed)
         boundary.check_scope(model, self.scope)
+        with torch.no_grad(), fire.metrics.record_activations(model.eval()) as activations:
+            model(torch.zeros(1, 3, 32, 32))
+        if not activations:
+            raise UserError(f"model.name={cfg.model.name} has no module such as nn.ReLU for the plasticity metrics")
         # The weights resets go back to: a function of the seed, so no checkpoint carries them.
         self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.model = model.to(runtime.device)

@@ -302,6 +302,38 @@ def test_scope_sends_linear_layers_to_their_initial_weights(method: fire.Method)
     assert not torch.equal(model[0].weight, before["0.weight"])
 
 
+def test_tied_weights_are_one_by_whatever_name() -> None:
+    def reset(method: fire.Method, scope: fire.Scope) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        model = Tied(tied=True)
+        initial = initial_of(model)
+        perturbed(model)
+        before = model.head.weight.detach().clone()
+        method.reset(model, initial, scope)
+        return model, before, initial["head.weight"]
+
+    model, _, initial = reset(fire.Fire(), fire.Scope(reset=["head"]))
+    assert torch.equal(model.head.weight, initial)
+    model, before, initial = reset(fire.ShrinkPerturb(0.5), fire.Scope())
+    assert torch.allclose(model.head.weight, 0.5 * (before + initial), atol=1e-6)
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 8)
+            self.b = nn.Linear(4, 8)
+            self.b.weight = nn.Parameter(self.a.weight.detach())  # another Parameter, the same memory
+
+    model = Shared()
+    initial = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    before = model.a.weight.detach().clone()
+    fire.ShrinkPerturb(0.5).reset(model, initial)
+    assert torch.allclose(model.a.weight, 0.5 * before)
+    report = fire.Fire(solver="svd").reset(model, initial, fire.Scope(include=["b"], fused={"b": [4, 4]}))
+    assert [m.name for m in report.matrices] == ["a.weight[0:4]", "a.weight[4:8]"]
+    assert torch.allclose(model.b.weight.double(), torch.cat([exact(part) for part in before.split(4)]), atol=1e-6)
+
+
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"coefficient must lie in \[0, 1\], got 1.5"):
         fire.build("shrink_perturb", coefficient=1.5)

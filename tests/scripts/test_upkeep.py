@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from experiments.common import checkpoint
 from tests.conftest import REPOSITORY, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
 
@@ -31,6 +32,11 @@ def test_clean_lists_and_frees_what_is_not_in_use(vision: Callable[..., tuple[in
     assert [phase.exists() for phase in phases] == [True, False]
     assert len(run_dirs(outputs)) == 2
     assert script("clean", str(tmp_path / "nowhere")).returncode == 1
+    finished = run_dirs(outputs)[0]
+    checkpoint.save(finished, {"left": "over"})  # as if killed between writing `done` and removing checkpoints
+    assert "left-over checkpoints of a finished run" in script("clean", str(outputs), "--free").stdout
+    assert (finished / "done").exists()
+    assert not list(finished.glob("checkpoint-*.pt"))
 
 
 def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tuple[int, str]], tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_offline_run_holds_config_group_metrics_and_summary(
 @pytest.mark.slow
 def test_unreachable_service_is_a_warning(data_dir: Path, tmp_path: Path) -> None:
     process = start(
-        "scale=smoke", f"data_dir={data_dir}", f"outputs_dir={tmp_path}",
+        "scale=smoke", "threads=1", f"data_dir={data_dir}", f"outputs_dir={tmp_path}",
         WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9",
     )  # fmt: skip
     printed, _ = process.communicate(timeout=240)
@@ -103,5 +103,5 @@ def test_disabled_never_imports_wandb(data_dir: Path, tmp_path: Path) -> None:
         "from experiments.vision.train import run; status = launch('vision', VisionConfig, run); "
         "sys.exit(status or 'wandb' in sys.modules)"
     )
-    arguments = ["scale=smoke", "wandb.mode=disabled", f"data_dir={data_dir}", f"outputs_dir={tmp_path}"]
+    arguments = ["scale=smoke", "threads=1", "wandb.mode=disabled", f"data_dir={data_dir}", f"outputs_dir={tmp_path}"]
     assert subprocess.run([sys.executable, "-c", code, *arguments], check=False).returncode == 0

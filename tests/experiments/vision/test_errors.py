@@ -1,6 +1,7 @@
 """Bad input: one clear line, a non-zero exit, no traceback, no run directory."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ CASES = {
     "method.stepz=3": "unknown key 'method.stepz'; did you mean 'steps'?",
     "budget.hight=3": "unknown key 'budget.hight'",
     "seed=abc": "Value 'abc' of type 'str' could not be converted to Integer",
-    "seed=-1": "seed=-1 must be at least 0",
+    "seed=-1": "seed=-1 must lie in [0, 4294967295]",
     "seed": "missing EQUAL",
     "method.steps=0": "method=fire: steps must be a whole number of at least 1",
     "method.solver=muon": "unknown solver 'muon'; valid: newton_schulz, polar_express, svd",
@@ -30,6 +31,14 @@ CASES = {
     "model.scope.reset=[tail]": "reset pattern 'tail' matches no module",
     "precision=fp8": "precision=fp8 is unknown; valid: fp32, tf32, bf16",
     "precision=tf32": "precision=tf32 needs CUDA",
+    "precision=BF16": "precision=BF16 is unknown; valid: fp32, tf32, bf16",
+    "optimizer_at_boundary=RESET": "optimizer_at_boundary=RESET is unknown; valid: keep, reset",
+    "compile=maybe": "compile=maybe is unknown; valid: auto, true, false",
+    "benchmark.fractions=[0.1,2.0]": "must rise within (0, 1]",
+    "optimizer.clip_norm=-1": "optimizer.clip_norm=-1.0 must be positive",
+    "optimizer.learning_rate=-1": "optimizer.learning_rate=-1.0 must be positive",
+    "optimizer.warmup_fraction=5": "optimizer.warmup_fraction=5.0 must lie in [0, 1]",
+    "model.scope.include=[]": "include is empty",
     "optimizer_at_boundary=drop": "valid: keep, reset",
     "wandb.mode=on": "wandb.mode=on is unknown; valid: auto, online, offline, disabled",
     "budget.epochs=[5]": "must be 2 positive numbers, one for each phase",
@@ -97,6 +106,7 @@ def test_checkpoint_of_another_identity(vision: Vision, tmp_path: Path) -> None:
         shutil.copy(path, one)
     printed = [vision(f"seed={seed}")[1] for seed in (0, 1)]
     assert sum("is of another configuration" in text for text in printed) == 1
+    assert len(run_dirs(tmp_path / "outputs")) == 1  # the refused one left none
 
 
 def test_damaged_checkpoint_is_named(vision: Vision, tmp_path: Path) -> None:
@@ -124,9 +134,28 @@ def test_run_in_use_is_refused(vision: Vision, tmp_path: Path) -> None:
     assert f"{directory} is in use by process " in printed
 
 
-def test_no_machine_paths_or_registry_hosts_in_the_tree() -> None:
-    import subprocess
+def test_full_disk_during_training_is_said_as_such(vision: Vision, tmp_path: Path) -> None:
+    """On a real file system of 1 MB, where this machine lets us mount one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        status, printed = vision(f"outputs_dir={small}", "budget.width=16")
+        assert (status, "no disk space: " in printed) == (1, True)
+        (small / "ballast").write_bytes(b"x" * 900_000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda path: shutil.disk_usage(tmp_path))
+            patch.setattr("experiments.common.job.check_disk", lambda job, experiment: None)
+            status, printed = vision(f"outputs_dir={small}", "budget.width=16")
+        assert status == 1
+        assert "No space left on device" in printed or "cannot write a checkpoint" in printed
+        assert "Traceback" not in printed
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
 
+
+def test_no_machine_paths_or_registry_hosts_in_the_tree() -> None:
     pattern = "|".join(["pypi\\." + "org", "python" + "hosted", "registry\\." + "npmjs", "deb\\." + "debian"])
     found = subprocess.run(
         ["git", "-C", str(REPOSITORY), "grep", "-lIE", pattern], capture_output=True, text=True, check=False
