@@ -27,7 +27,7 @@ $(SYNCED): requirements.lock
 demo: $(SYNCED)
 	@$(RUN) -m scripts.prepare_data cifar10
 	@$(RUN) -m experiments.vision method=fire
-	@$(RUN) -m scripts.report vision outputs/vision/warm_start-laptop --out outputs/report
+	@$(RUN) -m scripts.report vision outputs/vision/warm_start-laptop
 
 test: $(SYNCED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

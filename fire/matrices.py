@@ -70,6 +70,11 @@ def weight_matrices(
         ValueError: a pattern matches no module with weights, one of `include` selects nothing but refused or excluded
             tensors, or the sizes of a fused weight do not add up.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for option, given in (("include", include), ("exclude", exclude)):
+        if isinstance(given, str):
+            raise TypeError(f"{option} must be a list of patterns, got the string {given!r}")
     model = unwrap(model)
     modules = list(model.named_modules(remove_duplicate=False))
     holders = [name for name, module in modules if any(True for _ in _tensors(module))]

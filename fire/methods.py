@@ -44,12 +44,13 @@ def fire_(
         What changed, matrix by matrix, with SFE and DfI; zero and rank-deficient matrices and skipped tensors by name.
 
     Raises:
-        ValueError: arguments out of range, a pattern that matches nothing, or a weight with a non-finite entry; the
-            model has not changed then.
+        ValueError: arguments out of range, a pattern that matches nothing, a model in which nothing can be projected
+            (an LSTM alone), or a weight with a non-finite entry; the model has not changed then.
+        TypeError: `model` is not a module, or a list of patterns is a string.
     """
     matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
     if not matrices:
-        raise ValueError(f"{type(unwrap(model)).__name__} has no weight matrix to project: {dict(skipped)}")
+        raise ValueError(f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {dict(skipped)}")
     recorder = Recorder("fire", matrices, skipped)
     _project(recorder, matrices, solver, steps, tol)
     return recorder.report()

@@ -1,6 +1,6 @@
 """Curves and tables of finished runs: `python -m scripts.report vision [run directories]`.
 
-For each benchmark and scale it writes into `results/<domain>/`: a tidy CSV of every metric of every run, a figure and a
+For each benchmark and scale it writes into `outputs/report/`: a tidy CSV of every metric of every run, a figure and a
 Markdown table. Results of different scales, machines or settings are never pooled.
 """
 
@@ -151,7 +151,8 @@ def table(data: pd.DataFrame) -> pd.DataFrame:
         if len(values) >= 5:
             row["IQM of final"] = iqm(values.to_numpy())
         rows.append(row)
-    return pd.DataFrame(rows).fillna("")
+    columns = pd.DataFrame(rows).fillna("")
+    return columns.loc[:, (columns != "").any()]
 
 
 def spread(sample: np.ndarray, sign: bool = False) -> str:
@@ -208,7 +209,10 @@ def draw_paper(axes: Axes, benchmark: str, **style: Any) -> None:
     figures = pd.read_csv(RESULTS / "paper" / "figures.csv").query(f"panel == '{PANELS[benchmark]}'")
     for _, (label, tint, published) in METHODS.items():
         curve = figures[figures.method == published].sort_values("x")
-        axes.plot(curve.x, curve.y, color=tint, label=label, **style)
+        constant = len(curve) == 2 and curve.y.nunique() == 1  # the figure gives only its final value
+        axes.plot(curve.x, curve.y, color=tint, **{**style, **({"linestyle": ":"} if constant else {})})
+        if not any(line.get_label() == label for line in axes.figure.axes[0].lines):
+            axes.figure.axes[0].plot([], [], color=tint, label=label, linewidth=2)
 
 
 def figure(data: pd.DataFrame, path: Path) -> None:
@@ -225,12 +229,14 @@ def figure(data: pd.DataFrame, path: Path) -> None:
         draw_paper(axes[0, 0], benchmark, linestyle="--", linewidth=1)
     else:
         draw_paper(axes[0, 1], benchmark, linewidth=1.5)
-        axes[0, 1].set_title("the paper's Figure 2, scale=paper", fontsize=10)
+        axes[0, 1].set_title("the paper's Figure 2, scale=paper (dotted: final value)", fontsize=10)
     for panel in axes[0]:
         panel.set(xlabel="epochs since the new data came" if warm else "epochs", ylabel="test accuracy")
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=9)
+    canvas.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
     canvas.savefig(path, dpi=150)
     plt.close(canvas)
 
@@ -264,19 +270,19 @@ def write(domain: str, title: str, members: list[Run], out: Path) -> None:
     ]  # fmt: skip
     (out / f"{title}.md").write_text("\n".join(lines))
     print("\n".join(lines))
-    print(f"{len(members)} runs: {out / title}.csv, .png, .md")
+    print(f"{len(members)} run{'s' * (len(members) > 1)}: {out / title}.csv, .png, .md")
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__)
-    parser.add_argument("domain", choices=["vision"])
+    parser.add_argument("domain", choices=["vision"], help="whose runs")
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
-    parser.add_argument("--out", type=Path, help="default: results/<domain>")
+    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: %(default)s")
     arguments = parser.parse_args()
     try:
         roots = arguments.runs or [Path("outputs") / arguments.domain]
-        report(arguments.domain, roots, arguments.out or RESULTS / arguments.domain)
+        report(arguments.domain, roots, arguments.out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

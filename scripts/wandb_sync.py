@@ -26,13 +26,14 @@ def sync(run_dir: Path, mode: str) -> bool:
         return True
     settings = OmegaConf.load(run_dir / "config.yaml").wandb
     settings.mode = mode
-    mirror = open_mirror(run_dir, next(axis for axis in X_AXES if axis in rows[0]), settings)
+    mirror = open_mirror(run_dir, next(axis for axis in X_AXES if axis in rows[0]), settings, fallback=False)
     for number, row in enumerate(rows):
         mirror.log(number, row)
-    working = mirror.working
+        if not mirror.working:
+            return False
     done = run_dir / "done"
     mirror.finish(json.loads(done.read_text()) if done.exists() else None)
-    return working
+    return True
 
 
 def main() -> int:
@@ -46,9 +47,12 @@ def main() -> int:
     if not found:
         print(f"error: no run below {', '.join(map(str, arguments.folders))}", file=sys.stderr)
         return 1
-    failed = [path for path in found if not sync(path.absolute(), arguments.mode)]
-    print(f"{len(found) - len(failed)} of {len(found)} runs mirrored")
-    return int(bool(failed))
+    for count, path in enumerate(found):
+        if not sync(path.absolute(), arguments.mode):
+            print(f"error: stopped at {path}, after {count} of {len(found)} runs", file=sys.stderr)
+            return 1
+    print(f"{len(found)} of {len(found)} runs mirrored")
+    return 0
 
 
 if __name__ == "__main__":

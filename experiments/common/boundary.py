@@ -1,5 +1,6 @@
 """The moment between two phases: apply the reset method, and measure the network before and after."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 import fire
 from experiments.common.errors import UserError
 from fire import metrics
+
+logger = logging.getLogger("fire")
 
 
 def check_scope(model: nn.Module, scope: fire.Scope) -> None:
@@ -29,6 +32,10 @@ def cross(method: fire.Method, model: nn.Module, initial: Mapping[str, Tensor], 
         report = method.reset(model, initial, scope)
     except ValueError as error:
         raise UserError(f"method={method.method_name}: {error}") from error
+    logger.info(
+        "reset %s: SFE %.4g, DfI %.4g -> %.4g, %d tensors, %.2f s",
+        method.method_name, report.sfe, report.dfi_before, report.dfi_after, report.touched, report.seconds,
+    )  # fmt: skip
     return {
         "reset/sfe": report.sfe,
         "reset/dfi_before": report.dfi_before,

@@ -123,6 +123,8 @@ def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals) -
     started = time.perf_counter()
     state = run.resume()
     if state is not None:
+        reached = f", from after {experiment.x_axis} {run.log.rows[-1][experiment.x_axis]}" if run.log.rows else ""
+        logger.info("resuming %s%s", run.path, reached)
         experiment.load_state_dict(state)
     elif job.cfg.phase_cache:
         run.log.extend(shared_phase(job, experiment, stop, run.mirror))

@@ -72,7 +72,7 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
 def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: StopSignals) -> dict[str, Any]:
     """Run one job and say how it ended."""
     hydra_config = HydraConfig.get()
-    name = ",".join(hydra_config.overrides.task) or "defaults"
+    name = f"{cfg.method.name}-s{cfg.seed}"
     if hydra_config.mode == RunMode.MULTIRUN:
         logger.info("")
     started = time.perf_counter()
@@ -113,8 +113,9 @@ def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         parent, key = cause.parent_node, str(cause.key)
         valid = [str(k) for k in parent] if parent is not None else list(schema.__dataclass_fields__)
+        prefix = (cause.full_key or key)[: -len(key)]
         close = difflib.get_close_matches(key, valid, n=1)
-        known = f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+        known = f"did you mean {prefix + close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
         return f"unknown key {cause.full_key or key!r}; {known}"
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         return f"{text}: {_one_line(str(cause).split('full_key:')[0])}"

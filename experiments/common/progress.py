@@ -47,4 +47,6 @@ class Progress:
             rate = (self._done - self._start) / max(now - self._began, 1e-9)
             left = (self._total - self._done) / rate if rate else 0.0
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
-            logger.info("%s  %s  %s  %.0f %s/s  %.0f s left", self._title, place, numbers, rate, self._unit, left)
+            logger.info(
+                "%s  %s  %s  %.0f %s/s  %.0f s left in this phase", self._title, place, numbers, rate, self._unit, left
+            )

@@ -31,15 +31,16 @@ class WandbMirror:
     """One W&B run that shows the rows of one metric log, each at the step of its number; it starts with the first row.
 
     `x_axis`, the rows' own count of training, is the x-axis of all curves, so that methods overlay without a click.
-    `settings` are those of `wandb.init`.
+    `settings` are those of `wandb.init`; with `fallback` a run that cannot start online is written offline.
     """
 
-    def __init__(self, *, mode: str, x_axis: str, **settings: Any) -> None:
+    def __init__(self, *, mode: str, x_axis: str, fallback: bool = True, **settings: Any) -> None:
         self._mode, self._x_axis = _resolve_mode(mode), x_axis
         overridden = {VARIABLES[variable] for variable in VARIABLES if os.environ.get(variable)}
         self._settings = {key: value for key, value in settings.items() if key not in overridden}
         self._run: Any = None
         self._started = self._mode == "disabled"
+        self._fallback = fallback
         self._shown = 0
 
     def _start(self) -> None:
@@ -47,7 +48,7 @@ class WandbMirror:
         self._started = True
         mode = "offline" if self._mode == "online" and _unreachable else self._mode
         self._run = _tolerant("start", self._init, mode)
-        if self._run is None and mode == "online":
+        if self._run is None and mode == "online" and self._fallback:
             _unreachable = True
             _tolerant("let go of the failed attempt", _teardown)  # which would otherwise hold the run's id
             self._run = _tolerant("start offline", self._init, "offline")
@@ -95,7 +96,7 @@ class WandbMirror:
         self._run = None
 
 
-def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:
+def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: bool = True) -> WandbMirror:
     """The W&B run of a run directory, described by what lies in it.
 
     Its id holds the identity and how often the run was redone, so that two attempts never mix.
@@ -109,6 +110,7 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror
         dir=str(run_dir),
         id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
         x_axis=x_axis,
+        fallback=fallback,
         config={**config, **info["values"]},
         project=settings.project,
         entity=settings.entity,

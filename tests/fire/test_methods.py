@@ -142,7 +142,7 @@ def test_embedding_only_where_tied() -> None:
     assert list(fire.fire_(loose).skipped) == ["embedding.weight"]
     assert torch.equal(loose.embedding.weight, before)
     excluded = Tied(tied=True)
-    with pytest.raises(ValueError, match="no weight matrix"):
+    with pytest.raises(ValueError, match="no weight that FIRE can project"):
         fire.fire_(excluded, exclude=["head"])
 
 
@@ -204,6 +204,13 @@ def test_include_exclude() -> None:
             fire.fire_(model, **{option: ["tail"]})
     with pytest.raises(ValueError, match="fused pattern 'qkv'"):
         fire.fire_(model, fused={"qkv": [2, 2]})
+
+
+def test_wrong_types_are_named() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
+        fire.fire_(nn.Linear(2, 2).state_dict())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="include must be a list of patterns, got the string 'head'"):
+        fire.fire_(nn.Linear(2, 2), include="head")
 
 
 def test_non_finite_weight_changes_nothing() -> None:
