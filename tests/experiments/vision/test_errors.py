@@ -20,7 +20,7 @@ CASES = {
     "model=vgg": "Could not find 'model/vgg' Available options in 'model': resnet18",
     "sede=1": "unknown key 'sede'; did you mean 'seed'?",
     "+sede=1": "unknown key 'sede'; did you mean 'seed'?",
-    "method.stepz=3": "unknown key 'method.stepz'; did you mean 'steps'?",
+    "method.stepz=3": "unknown key 'method.stepz'; did you mean 'method.steps'?",
     "budget.hight=3": "unknown key 'budget.hight'",
     "seed=abc": "Value 'abc' of type 'str' could not be converted to Integer",
     "seed=-1": "seed=-1 must lie in [0, 4294967295]",
