@@ -1,5 +1,6 @@
 """`scripts.clean` and `scripts.wandb_sync` on real run directories."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from tests.conftest import REPOSITORY, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
 
 
-def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *arguments],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -50,5 +51,9 @@ def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tup
     run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
     assert run.display_name == "none-s0"
     assert sum(record.WhichOneof("record_type") == "history" for record in found) == len(numbers(directory))
-    assert script("wandb_sync", str(tmp_path)).returncode == 0
+    # Without a key nothing can be uploaded, and that is not called a success.
+    result = script("wandb_sync", str(tmp_path), WANDB_API_KEY="", HOME=str(tmp_path))
+    assert result.returncode == 1
+    assert "error: stopped at " in result.stderr
+    assert len(list(directory.glob("wandb/offline-run-*"))) == 1
     assert script("wandb_sync", str(REPOSITORY / "configs")).returncode == 1
