@@ -207,7 +207,7 @@ def test_include_exclude() -> None:
 
 
 def test_wrong_types_are_named() -> None:
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got OrderedDict"):
         fire.fire_(nn.Linear(2, 2).state_dict())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="include must be a list of patterns, got the string 'head'"):
         fire.fire_(nn.Linear(2, 2), include="head")
