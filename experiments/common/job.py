@@ -32,13 +32,11 @@ class Experiment(Protocol):
     Attributes:
         phases: how many there are.
         x_axis: the key of its rows that counts training from the run's start.
-        headline: the metric its table of runs shows.
         checkpoint_bytes: size of one checkpoint, roughly.
     """
 
     phases: int
     x_axis: str
-    headline: str
     checkpoint_bytes: int
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -112,7 +112,6 @@ class VisionTraining:
     """
 
     x_axis = "epoch"
-    headline = "test/accuracy"
 
     def __init__(
         self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method, train: data.Images, test: data.Images
