@@ -6,6 +6,7 @@ experiments' configs. `Scope` says which modules of a model it concerns, because
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from fire.matrices import WeightMatrix, check_patterns, matches, storage_key, unwrap, weight_matrices
-from fire.polar import check_solver, compute_dtype, polar_
+from fire.polar import (
+    batches,
+    check_solver,
+    compute_dtype,
+    deviation,
+    full_precision,
+    gram,
+    normalise_,
+    polar_,
+    tall_side,
+)
 from fire.report import Recorder, ResetReport
 
 
@@ -57,27 +68,72 @@ def fire_(
 
 
 def _project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float) -> None:
-    """Write the scaled polar factor of each of `matrices`, all of one shape in one batched call."""
+    """Write the scaled polar factor of each of `matrices`, all of one shape together."""
     for matrix in matrices:
         check_solver(solver, steps, tol, matrix.parameter.dtype)
-        if not torch.isfinite(matrix.view).all():
-            raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")
-    groups: dict[tuple, list[WeightMatrix]] = {}
+    _check_finite(matrices)
+    groups: dict[tuple, list[tuple[WeightMatrix, Tensor]]] = {}
     for matrix in matrices:
-        dtype = compute_dtype(matrix.parameter.dtype)
-        key = (tuple(matrix.view.shape[-2:]), dtype, matrix.parameter.device)
-        groups.setdefault(key, []).append(matrix)
-    for (shape, dtype, _), group in groups.items():
-        stack = torch.cat([m.view.reshape(-1, *shape).to(dtype) for m in group])
-        factors, ranks = polar_(stack, solver=solver, steps=steps, tol=tol)
-        counts = [m.view[..., 0, 0].numel() for m in group]
-        for matrix, factor, rank in zip(group, factors.split(counts), ranks.split(counts), strict=True):
-            recorder.write(
-                matrix,
-                (factor * matrix.scale).reshape(matrix.view.shape),
-                zero=int((rank == 0).sum()),
-                rank_deficient=int(((rank > 0) & (rank < min(shape))).sum()),
-            )
+        view = matrix.view
+        key = (tall_side(view).shape[-2:], view.dtype, view.device)
+        groups.setdefault(key, []).append((matrix, view))
+    with ExitStack() as stack:
+        for device_type in {matrix.parameter.device.type for matrix in matrices}:
+            stack.enter_context(full_precision(device_type))
+        for group in groups.values():
+            _project_group(recorder, group, solver, steps, tol)
+
+
+def _project_group(
+    recorder: Recorder, group: Sequence[tuple[WeightMatrix, Tensor]], solver: str, steps: int, tol: float
+) -> None:
+    """`_project` for matrices of one shape, up to transposition, dtype and device, with their views."""
+    talls = [tall_side(view) for _, view in group]
+    stacks = [tall.reshape(-1, *tall.shape[-2:]) for tall in talls]
+    counts = [len(stack) for stack in stacks]
+    dtype, device = stacks[0].dtype, stacks[0].device
+    X = torch.empty(sum(counts), *stacks[0].shape[-2:], dtype=compute_dtype(dtype), device=device)
+    for part, stack in zip(X.split(counts), stacks, strict=True):
+        part.copy_(stack)
+    originals = [original for stack in stacks for original in stack]
+    scales = torch.tensor([matrix.scale for (matrix, _), n in zip(group, counts, strict=True) for _ in range(n)])
+    scales = scales.to(device, non_blocking=True)
+    columns: list[list[Tensor]] = [[], [], [], []]  # DfI before and after, whether zero, rank where one was looked for
+    for rows in batches(X):
+        part, scale = X[rows], scales[rows]
+        norm = normalise_(part)
+        G = gram(part)
+        columns[0].append(deviation(G, scale / norm))
+        ranks = polar_(part, G, originals[rows], solver=solver, steps=steps, tol=tol)
+        part.mul_(scale[:, None, None])
+        if part.dtype == dtype:
+            columns[1].append(deviation(G, torch.ones_like(scale)))
+        else:  # the parameter cannot hold the factor as it is, and DfI is of what it holds
+            part.copy_(part.to(dtype))
+            columns[1].append(deviation(gram(part), scale))
+        columns[2].append(norm == 0)
+        columns[3] += [] if ranks is None else [(ranks > 0) & (ranks < part.shape[-1])]
+    before, after, zero, deficient = (torch.cat(column).split(counts) if column else () for column in columns)
+    for i, ((matrix, view), tall, new) in enumerate(zip(group, talls, X.split(counts), strict=True)):
+        new = new.reshape(tall.shape)
+        recorder.write_measured(
+            matrix,
+            new if tall is view else new.mT,
+            before[i].sum(),
+            after[i].sum(),
+            zero=zero[i].sum(),
+            rank_deficient=int(deficient[i].sum()) if deficient else None,
+        )
+
+
+def _check_finite(matrices: Sequence[WeightMatrix]) -> None:
+    """Raise ValueError, naming it, for a weight with a non-finite entry."""
+    parameters = [m.parameter.detach() for m in matrices]
+    # One wait for the device. A sum of squares may overflow where nothing is wrong, so it only acquits.
+    if parameters and not torch.isfinite(nn.utils.get_total_norm(parameters)):
+        for matrix in matrices:
+            if not torch.isfinite(matrix.view).all():
+                raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")
 
 
 @dataclass(frozen=True)
@@ -159,7 +215,10 @@ class Method(ABC):
             raise ValueError("the initial weights are not of this model: other names or shapes")
         scope.check(model)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
-        recorder = Recorder(self.method_name, matrices, skipped)
+        names = {storage_key(tensor): names[0] for tensor, names in _state(model)}
+        recorder = Recorder(
+            self.method_name, matrices, skipped, lambda m: m.of(initial[names[storage_key(m.parameter)]])
+        )
         self.change(model, initial, scope, recorder)
         return recorder.report()
 

@@ -8,13 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from fire.matrices import weight_matrices
-from fire.polar import compute_dtype, gram
+from fire.polar import compute_dtype, deviation, full_precision, gram, normalise_, tall_side
 
 
 def sfe(before: Tensor, after: Tensor) -> float:
     """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
-    difference = (before.detach() - after.detach()).flatten()
-    return float(torch.linalg.vector_norm(difference.to(compute_dtype(before.dtype)), dtype=torch.float64)) ** 2
+    return float(distance(before.detach(), after.detach())) ** 2
+
+
+def distance(before: Tensor, after: Tensor) -> Tensor:
+    """Frobenius norm of the difference of two tensors of one shape, a scalar in at least float32."""
+    return torch.linalg.vector_norm((before - after.to(before.device)).to(compute_dtype(before.dtype)))
 
 
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
@@ -22,9 +26,18 @@ def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
 
     Measured on the smaller side, since an expanding matrix cannot be an isometry on the larger one.
     """
-    deviation = gram(W.detach()) / scale**2
-    deviation.diagonal(dim1=-2, dim2=-1).sub_(1)
-    return deviation.square().sum(dim=(-2, -1))
+    G, norm = _normalised_gram(W)
+    return deviation(G, scale / norm).reshape(W.shape[:-2])
+
+
+def _normalised_gram(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Of W (..., m, n) divided by its Frobenius norms, the Gram matrices of the smaller side, (batch, n, n), and those
+    norms, (batch,): whatever the size of the entries, nothing overflows."""
+    tall = tall_side(W.detach())
+    X = tall.reshape(-1, *tall.shape[-2:]).to(compute_dtype(W.dtype), copy=True)
+    norm = normalise_(X)
+    with full_precision(W.device.type):
+        return gram(X), norm
 
 
 @torch.no_grad()
@@ -38,10 +51,11 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
     matrices, _ = weight_matrices(model, fused=fused)
     total, normalised, raw = 0.0, [], 0.0
     for matrix in matrices:
-        deviations = dfi(matrix.view, matrix.scale)
+        G, norm = _normalised_gram(matrix.view)
+        deviations = deviation(G, matrix.scale / norm)
         total += float(deviations.sum())
-        normalised.append(deviations.flatten().cpu() / min(matrix.view.shape[-2:]))
-        raw += float(dfi(matrix.view).sum())
+        normalised.append(deviations.cpu() / G.shape[-1])
+        raw += float(deviation(G, 1 / norm).sum())
     mean = float(torch.cat(normalised).mean()) if normalised else 0.0
     return {"dfi": total, "dfi_normalised": mean, "dfi_raw": raw}
 

@@ -1,7 +1,7 @@
 """What a reset did: a record per weight matrix, and the totals a training log keeps."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,8 +21,9 @@ class MatrixReport:
         scale: FIRE's scale factor for it.
         sfe: ||W - W~||_F^2 summed over the stack, on the actual weights.
         dfi_before, dfi_after: ||V^T V - I||_F^2 of V = W / scale, summed over the stack.
-        zero, rank_deficient: how many matrices a projection left alone because they are zero, and how many it could
-            only make partial isometries.
+        zero: how many matrices a projection left alone because they are zero.
+        rank_deficient: how many it could only make partial isometries; None where it did not look, as Newton-Schulz
+            does not at the paper's numbers of steps, which keep a null space as it is.
     """
 
     name: str
@@ -32,7 +33,7 @@ class MatrixReport:
     dfi_before: float
     dfi_after: float
     zero: int = 0
-    rank_deficient: int = 0
+    rank_deficient: int | None = None
 
     @property
     def matrices(self) -> int:
@@ -48,6 +49,8 @@ class ResetReport:
         method: its name.
         touched: number of tensors written.
         matrices: a record for every weight looked at.
+        full_reset_sfe: the SFE of sending the same matrices to their initial values; None for `fire_`, which does not
+            know them.
         skipped: tensors of two or more dimensions that have no rule, with the reason (`fire.matrices`).
         seconds: wall time of the reset, its own measurements included.
         peak_bytes: extra memory at its peak, on CUDA, for which PyTorch's own count of the peak is reset; None
@@ -57,6 +60,7 @@ class ResetReport:
     method: str
     touched: int
     matrices: tuple[MatrixReport, ...]
+    full_reset_sfe: float | None
     skipped: Mapping[str, str] = field(repr=False)
     seconds: float
     peak_bytes: int | None
@@ -65,6 +69,11 @@ class ResetReport:
     def sfe(self) -> float:
         """Squared Frobenius Error over all matrices."""
         return sum(m.sfe for m in self.matrices)
+
+    @property
+    def sfe_normalised(self) -> float | None:
+        """SFE as a share of a full reset's (FIRE, Figure 5b); None where that is unknown or zero."""
+        return self.sfe / self.full_reset_sfe if self.full_reset_sfe else None
 
     @property
     def dfi_before(self) -> float:
@@ -88,36 +97,46 @@ class ResetReport:
 
 
 class Recorder:
-    """Writes new weights in place and keeps, for each matrix, what the write did."""
+    """Writes new weights in place and keeps, for each matrix, what the write did.
 
-    def __init__(self, method: str, matrices: Iterable[WeightMatrix], skipped: Mapping[str, str]) -> None:
+    Nothing here waits for the device before the report is made.
+
+    Args:
+        method: its name.
+        matrices: all that the report is about.
+        skipped: what it is not about, with the reasons.
+        initial: what a full reset would write into each of `matrices`, for the normalised SFE.
+    """
+
+    def __init__(
+        self, method: str, matrices: Sequence[WeightMatrix], skipped: Mapping[str, str],
+        initial: Callable[[WeightMatrix], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         self._method, self._skipped = method, skipped
         self._unwritten = {matrix.name: matrix for matrix in matrices}
-        self._records: list[MatrixReport] = []
+        # (matrix, error, DfI before, DfI after, zero, rank_deficient); the numbers stay on the device for now.
+        self._records: list[tuple[WeightMatrix, Tensor, Tensor, Tensor, Tensor | None, int | None]] = []
         self._touched: set[tuple] = set()
-        device = next((m.parameter.device for m in self._unwritten.values()), torch.device("cpu"))
+        device = matrices[0].parameter.device if matrices else torch.device("cpu")
         self._cuda = device if device.type == "cuda" else None
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
             torch.cuda.reset_peak_memory_stats(self._cuda)
             self._allocated = torch.cuda.memory_allocated(self._cuda)
         self._start = time.perf_counter()
+        self._full = None if initial is None else [metrics.distance(m.view, initial(m)) for m in matrices]
 
-    def write(self, matrix: WeightMatrix, new: Tensor, *, zero: int = 0, rank_deficient: int = 0) -> None:
-        """Copy `new` (*stack, out, in) into the matrix; `zero` and `rank_deficient` go into its record."""
-        del self._unwritten[matrix.name]
-        before = metrics.dfi(matrix.view, matrix.scale)
-        new = new.to(matrix.view)
-        error = metrics.sfe(matrix.view, new)
-        matrix.view.copy_(new)
-        after = metrics.dfi(matrix.view, matrix.scale) if error else before
-        self._touched.add(storage_key(matrix.parameter))
-        self._records.append(
-            MatrixReport(
-                matrix.name, tuple(new.shape), matrix.scale, error,
-                float(before.sum()), float(after.sum()), zero, rank_deficient,
-            )
-        )  # fmt: skip
+    def write(self, matrix: WeightMatrix, new: Tensor) -> None:
+        """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
+        before = metrics.dfi(matrix.view, matrix.scale).sum()
+        error = self._copy(matrix, new)
+        self._records.append((matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum(), None, None))
+
+    def write_measured(
+        self, matrix: WeightMatrix, new: Tensor, before: Tensor, after: Tensor, zero: Tensor, rank_deficient: int | None
+    ) -> None:
+        """`write` for who knows the DfI before and after, summed over the stack, and the ranks of the matrices."""
+        self._records.append((matrix, self._copy(matrix, new), before, after, zero, rank_deficient))
 
     def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
         """Copy `new` into a whole parameter or buffer, recording the matrices that lie in it."""
@@ -127,14 +146,43 @@ class Recorder:
         tensor.detach().copy_(new)
         self._touched.add(key)
 
+    def _copy(self, matrix: WeightMatrix, new: Tensor) -> Tensor:
+        del self._unwritten[matrix.name]
+        self._touched.add(storage_key(matrix.parameter))
+        view = matrix.view
+        new = new.to(view)
+        error = metrics.distance(view, new)
+        view.copy_(new)
+        return error
+
     def report(self) -> ResetReport:
         """The finished report; matrices never written count with an SFE of zero."""
-        touched = len(self._touched)
-        for matrix in list(self._unwritten.values()):
-            self.write(matrix, matrix.view)
+        for matrix in self._unwritten.values():
+            dfi = metrics.dfi(matrix.view, matrix.scale).sum()
+            self._records.append((matrix, torch.zeros((), device=matrix.view.device), dfi, dfi, None, None))
+        columns = list(zip(*self._records, strict=True)) or [()] * 6
+        errors, before, after = (_numbers(column) for column in columns[1:4])
+        zero = _numbers([torch.zeros(()) if count is None else count for count in columns[4]])
+        matrices = tuple(
+            MatrixReport(m.name, tuple(m.view.shape), m.scale, e * e, b, a, int(z), deficient)
+            for m, e, b, a, z, deficient in zip(columns[0], errors, before, after, zero, columns[5], strict=True)
+        )
+        full = None if self._full is None else sum(e * e for e in _numbers(self._full))
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
         return ResetReport(
-            self._method, touched, tuple(self._records), self._skipped, time.perf_counter() - self._start,
+            self._method, len(self._touched), matrices, full, self._skipped, time.perf_counter() - self._start,
             torch.cuda.max_memory_allocated(self._cuda) - self._allocated if self._cuda else None,
         )  # fmt: skip
+
+
+def _numbers(scalars: Sequence[Tensor]) -> list[float]:
+    """Tensors of one element, wherever they are, as numbers; one wait for each device."""
+    devices = {scalar.device for scalar in scalars}
+    if len(devices) > 1:
+        return [float(scalar) for scalar in scalars]
+    return (
+        torch.stack([s.to(torch.float32 if s.device.type == "mps" else torch.float64) for s in scalars]).tolist()
+        if scalars
+        else []
+    )

@@ -1,7 +1,6 @@
 """Metrics against their definitions."""
 
 import math
-import sys
 
 import pytest
 import torch
@@ -19,11 +18,14 @@ def test_sfe_and_dfi_of_known_matrices() -> None:
     assert metrics.dfi(torch.stack([W, 0 * W])).tolist() == pytest.approx([9, 2])
 
 
-def test_dfi_in_chunks_agrees_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dfi_agrees_with_float64() -> None:
     W = torch.randn(7, 50, 12, generator=torch.Generator().manual_seed(0))
-    G = W.double().mT @ W.double() - torch.eye(12)
-    monkeypatch.setattr(sys.modules["fire.polar"], "_CHUNK", 100)  # `fire.polar` names the function
-    assert torch.allclose(metrics.dfi(W), G.square().sum((-2, -1)))
+    for size in (1e-30, 1e-3, 1.0, 1e3, 1e15):
+        G = (size * W.double()).mT @ (size * W.double()) - torch.eye(12)
+        assert torch.allclose(metrics.dfi(size * W), G.square().sum((-2, -1)), rtol=1e-5)
+    # Of an isometry, no more is seen than float32 rounds.
+    Q = torch.linalg.qr(torch.randn(256, 256, dtype=torch.float64)).Q
+    assert float(metrics.dfi(Q.float())) < 1e-10
 
 
 def test_isometry_of_a_model() -> None:
