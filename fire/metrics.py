@@ -1,7 +1,7 @@
 """What FIRE minimises, what it constrains, and how plasticity is usually measured. Everything returns plain numbers."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -127,3 +127,73 @@ def record_activations(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def sharpness(
+    losses: Sequence[Callable[[], Tensor]],
+    parameters: Iterable[Tensor],
+    *,
+    iterations: int = 100,
+    tol: float = 1e-2,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Largest eigenvalue of the Hessian of the mean of `losses` (lambda_max of FIRE, Figure 5b), by Lanczos iteration
+    on Hessian-vector products.
+
+    Args:
+        losses: one function for each fixed batch; each computes its mean loss from the parameters, differentiably
+            twice, and gives the same value whenever it is called.
+        parameters: what the Hessian is with respect to; those that require no gradient are left out.
+        iterations: Hessian-vector products over all batches at most. Each costs about five gradients.
+        tol: error bound, relative to the eigenvalue, at which to stop.
+        seed: of the random start.
+
+    Returns:
+        The eigenvalue, and a bound on its distance to an eigenvalue of the Hessian.
+
+    Raises:
+        ValueError: no batch, no parameter, or a curvature that is not finite.
+    """
+    parameters = [p for p in parameters if p.requires_grad]
+    if not losses or not parameters:
+        raise ValueError("sharpness needs at least one batch and one parameter that requires a gradient")
+    device = parameters[0].device
+    random = torch.Generator().manual_seed(seed)
+    vector = torch.cat([torch.randn(p.shape, generator=random).flatten() for p in parameters]).to(device)
+    vector /= vector.norm()
+    previous, beta = torch.zeros_like(vector), 0.0
+    diagonal: list[float] = []
+    beside: list[float] = []
+    eigenvalue = error = math.nan
+    for _ in range(min(iterations, vector.numel())):
+        image = _hessian_product(losses, parameters, vector)
+        diagonal.append(float(image @ vector))
+        image -= diagonal[-1] * vector + beta * previous
+        beta = float(image.norm())
+        if not math.isfinite(diagonal[-1] + beta):
+            raise ValueError("the Hessian of the loss is not finite at these weights")
+        # Lost orthogonality only repeats eigenvalues that have converged, so nothing is orthogonalised again.
+        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+        tridiagonal += torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
+        values, vectors = torch.linalg.eigh(tridiagonal, UPLO="U")
+        eigenvalue, error = float(values[-1]), abs(beta * float(vectors[-1, -1]))
+        if error <= tol * abs(eigenvalue):
+            break
+        beside.append(beta)
+        previous, vector = vector, image / beta
+    return eigenvalue, error
+
+
+def _hessian_product(losses: Sequence[Callable[[], Tensor]], parameters: Sequence[Tensor], vector: Tensor) -> Tensor:
+    """Hessian of the mean loss times `vector`, which is as long as all `parameters` together."""
+    parts = [v.view_as(p) for v, p in zip(vector.split([p.numel() for p in parameters]), parameters, strict=True)]
+    total = torch.zeros_like(vector)
+    with torch.enable_grad():
+        for loss in losses:
+            gradients = torch.autograd.grad(loss() / len(losses), parameters, create_graph=True, materialize_grads=True)
+            slope = sum((g * v).sum() for g, v in zip(gradients, parts, strict=True))
+            if not slope.requires_grad:  # a loss that is linear in its parameters
+                continue
+            products = torch.autograd.grad(slope, parameters, materialize_grads=True)
+            total += torch.cat([product.flatten() for product in products])
+    return total

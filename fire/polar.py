@@ -30,7 +30,7 @@ _SAFETY = 1.01
 # Above this many rows a column the whole iteration runs on the Gram matrix and touches X only once.
 _TALL = 4
 # Elements of a slice of a stack of matrices that counts as small.
-_BATCH = 1 << 19
+_BATCH = 1 << 20
 # A tall matrix is better conditioned than this, or is iterated on directly: a Gram matrix squares the condition number.
 _WELL_CONDITIONED = 1e-2
 # A fixed number of Newton-Schulz steps up to this makes so little of a null space's rounding noise, 1.5^16 = 657 times

@@ -1,6 +1,7 @@
 """Metrics against their definitions."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -73,3 +74,44 @@ def test_recorded_activations_and_weight_norm() -> None:
     assert len(outputs) == 2  # the hooks are gone
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert metrics.weight_norm(model) == pytest.approx(float(flat.norm()))
+
+
+def exact_hessian(model: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> torch.Tensor:
+    """(count, count), by differentiating every entry of the gradient."""
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(loss(model), parameters, create_graph=True)
+    flat = torch.cat([g.flatten() for g in gradients])
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True) for entry in flat]
+    return torch.stack([torch.cat([r.flatten() for r in row]) for row in rows])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_sharpness_is_the_top_eigenvalue_of_the_exact_hessian(norm: bool) -> None:
+    torch.manual_seed(0)
+    middle = nn.BatchNorm1d(8) if norm else nn.Identity()
+    model = nn.Sequential(nn.Linear(5, 8), middle, nn.Tanh(), nn.Linear(8, 3))
+    batches = [(torch.randn(16, 5), torch.randint(3, (16,))) for _ in range(3)]
+    losses = [lambda x=x, y=y: nn.functional.cross_entropy(model(x), y) for x, y in batches]
+    hessian = sum(exact_hessian(model, lambda _, f=f: f()) for f in losses) / 3  # type: ignore[misc]
+    eigenvalues = torch.linalg.eigvalsh(hessian.double())
+    value, error = metrics.sharpness(losses, model.parameters(), tol=1e-4)
+    assert value == pytest.approx(float(eigenvalues[-1]), rel=1e-3)
+    assert error <= 1e-4 * value
+    # The largest, not the largest in size: of minus the loss it is minus the smallest.
+    value, _ = metrics.sharpness([lambda f=f: -f() for f in losses], model.parameters(), tol=1e-4)
+    assert value == pytest.approx(-float(eigenvalues[0]), rel=1e-2, abs=1e-4)
+    head = hessian[-27:, -27:].double()  # with respect to the last layer alone: 3 x 8 weights and 3 biases
+    value, _ = metrics.sharpness(losses, model[3].parameters(), tol=1e-4)
+    assert value == pytest.approx(float(torch.linalg.eigvalsh(head)[-1]), rel=1e-3)
+
+
+def test_sharpness_of_a_quadratic_and_without_anything() -> None:
+    x = nn.Parameter(torch.ones(4))
+    scale = torch.tensor([3.0, -5.0, 0.5, 1.0])
+    value, error = metrics.sharpness([lambda: (scale * x.square()).sum() / 2], [x])
+    assert (value, error) == (pytest.approx(3.0, rel=1e-3), pytest.approx(0, abs=0.05))
+    assert metrics.sharpness([lambda: x.sum()], [x])[0] == 0
+    with pytest.raises(ValueError, match="at least one batch"):
+        metrics.sharpness([], [x])
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.sharpness([lambda: (x * float("inf")).square().sum()], [x])

@@ -1,0 +1,1 @@
+"""Measured speed: `python -m scripts.benchmark core` and `python -m scripts.benchmark vision`."""
