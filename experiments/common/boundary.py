@@ -1,7 +1,9 @@
 """The moment between two phases: apply the reset method, and measure the network before and after."""
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,12 +38,46 @@ def cross(method: fire.Method, model: nn.Module, initial: Mapping[str, Tensor], 
         "reset %s: SFE %.4g, DfI %.4g -> %.4g, %d tensors, %.2f s",
         method.method_name, report.sfe, report.dfi_before, report.dfi_after, report.touched, report.seconds,
     )  # fmt: skip
+    normalised = report.sfe_normalised
     return {
         "reset/sfe": report.sfe,
+        **({} if normalised is None else {"reset/sfe_normalised": normalised}),
         "reset/dfi_before": report.dfi_before,
         "reset/dfi_after": report.dfi_after,
         "reset/seconds": report.seconds,
         "reset/tensors": report.touched,
+    }
+
+
+@contextmanager
+def training_statistics(model: nn.Module) -> Iterator[None]:
+    """Training mode inside, in which batch normalisation uses the statistics of its input; the running ones, which
+    after a reset are still those of the old weights, stay as they were."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def sharpness(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[str, float]:
+    """Largest Hessian eigenvalue of the mean of `losses`, one for each fixed batch, in the parameters of `model`.
+
+    Raises:
+        UserError: the curvature is not finite.
+    """
+    started = time.perf_counter()
+    try:
+        with training_statistics(model):
+            value, error = metrics.sharpness(losses, model.parameters())
+    except ValueError as problem:
+        raise UserError(f"sharpness: {problem}") from problem
+    return {
+        "plasticity/sharpness": value,
+        "plasticity/sharpness_error": error,
+        "speed/sharpness_seconds": time.perf_counter() - started,
     }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from torch import nn
 
 import fire
 from experiments.common.errors import UserError
@@ -47,6 +49,7 @@ class BaseConfig:
     precision: str = "fp32"
     compile: str = "auto"
     threads: int = 0
+    sharpness: int = 0
     until: str = "end"
     phase_cache: bool = True
     overwrite: bool = False
@@ -67,7 +70,7 @@ CHOICES = {
     "optimizer_at_boundary": ("keep", "reset"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("fp32", "tf32", "bf16"),
-    "compile": ("auto", "true", "false"),
+    "compile": ("auto", "true", "false", "graphs"),
     "until": ("end", "phase0"),
 }
 DEFAULT_THREADS = torch.get_num_threads()  # read before a job of a sweep changes it
@@ -93,7 +96,7 @@ def check_choices(cfg: DictConfig) -> None:
             raise UserError(f"{key}={cfg[key]} is unknown; valid: {', '.join(valid)}")
     if cfg.wandb.mode not in WANDB_MODES:
         raise UserError(f"wandb.mode={cfg.wandb.mode} is unknown; valid: {', '.join(WANDB_MODES)}")
-    for key, highest in (("seed", 2**32 - 1), ("threads", 1024), ("checkpoint_seconds", 1e9)):
+    for key, highest in (("seed", 2**32 - 1), ("threads", 1024), ("checkpoint_seconds", 1e9), ("sharpness", 1e9)):
         if not 0 <= cfg[key] <= highest:
             raise UserError(f"{key}={cfg[key]} must lie in [0, {highest:.0f}]")
 
@@ -124,14 +127,20 @@ class Runtime:
     Attributes:
         device: cpu or cuda.
         precision: of the training; fp32, tf32 or bf16 (autocast).
-        compile: whether the model runs through torch.compile.
+        compile: false, true (torch.compile) or graphs (torch.compile with CUDA graphs).
         threads: of PyTorch on the CPU; 0 on CUDA, where it changes nothing.
     """
 
     device: str
     precision: str
-    compile: bool
+    compile: str
     threads: int
+
+    def compiled(self, model: nn.Module) -> Callable[..., Any]:
+        """`model` as it is to be called in training."""
+        if self.compile == "false":
+            return model
+        return torch.compile(model, mode="reduce-overhead" if self.compile == "graphs" else None)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -153,7 +162,11 @@ def resolve_runtime(cfg: DictConfig) -> Runtime:
     torch.set_num_threads(cfg.threads or DEFAULT_THREADS)
     torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
-    compiled = device == "cuda" if cfg.compile.lower() == "auto" else cfg.compile.lower() == "true"
+    compiled = cfg.compile.lower()
+    if compiled == "auto":
+        compiled = "true" if device == "cuda" else "false"
+    if compiled == "graphs" and device != "cuda":
+        raise UserError("compile=graphs needs CUDA; use true or false on the CPU")
     return Runtime(device, cfg.precision, compiled, torch.get_num_threads() if device == "cpu" else 0)
 
 

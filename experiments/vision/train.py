@@ -11,6 +11,7 @@ code counts that in epochs and, in the long phase 0 of the warm start, enters th
 import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ from experiments.vision import data, estimate, models
 logger = logging.getLogger("fire")
 
 # To be raised by whoever changes what a phase computes: it enters the identity of runs and of the shared phase.
-PHASE_VERSION = 1
+PHASE_VERSION = 2
+PHASE_0_IGNORES = ("method", "optimizer_at_boundary", "sharpness")
 PROBE_IMAGES = 512  # fixed training images that the plasticity metrics look at
-EVAL_BATCH = 1000
+EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # the one fits a cache, the other fills a GPU
 
 
 def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def check(cfg: DictConfig) -> None:
 def describe(cfg: DictConfig, runtime: config.Runtime) -> Job:
     """Name and identity of a run, and what of it phase 0 depends on."""
     identity = config.identity_values(cfg, runtime, PHASE_VERSION)
-    shared = {key: value for key, value in identity.items() if key not in ("method", "optimizer_at_boundary")}
+    shared = {key: value for key, value in identity.items() if key not in PHASE_0_IGNORES}
     shared["model"] = cfg.model.name
     shared["benchmark"] = {"dataset": cfg.benchmark.dataset, "fraction": cfg.benchmark.fractions[0]}
     shared["budget"] = {**identity["budget"], "epochs": cfg.budget.epochs[0], "test_every": cfg.budget.test_every[0]}
@@ -135,7 +137,7 @@ class VisionTraining:
         self.model = model.to(runtime.device)
         if self.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.compiled = torch.compile(self.model) if runtime.compile else self.model
+        self.compiled = runtime.compiled(self.model)
         self.optimizer = self.new_optimizer()
         self.phase, self.epoch, self.batch = 0, 0, 0
         self.totals = self.new_totals()
@@ -186,10 +188,12 @@ class VisionTraining:
     def cross_boundary(self, workspace: Workspace) -> None:
         """Reset the model and, as the domain does for all methods, the optimiser."""
         row: Row = {"phase": self.phase, "epoch": self.epochs_before(self.phase)}
+        if before := self.sharpness():
+            row["reset/sharpness_before"] = before["plasticity/sharpness"]
         row |= boundary.cross(self.method, self.model, self.initial, self.scope)
         if self.cfg.optimizer_at_boundary == "reset":
             self.optimizer = self.new_optimizer()
-        row |= self.evaluate() | self.plasticity()
+        row |= self.evaluate() | self.plasticity() | self.sharpness()
         workspace.log.append(row)
 
     def train_epoch(self, workspace: Workspace, count: int, epochs: int, progress: Progress) -> None:
@@ -221,14 +225,20 @@ class VisionTraining:
             progress.advance(len(labels))
             if workspace.save_due() and self.batch < steps_per_epoch:
                 self.save(workspace)
-        seconds = time.perf_counter() - started
-        self.finish_epoch(workspace, count, epochs, count - first * size, seconds, progress)
+        totals = self.finite_totals(workspace)  # waits for the device
+        rate = (count - first * size) / (time.perf_counter() - started)
+        self.finish_epoch(workspace, count, epochs, totals, rate, progress)
 
     def finish_epoch(
-        self, workspace: Workspace, count: int, epochs: int, trained: int, seconds: float, progress: Progress
+        self,
+        workspace: Workspace,
+        count: int,
+        epochs: int,
+        totals: dict[str, float],
+        rate: float,
+        progress: Progress,
     ) -> None:
         """Log the epoch, with a test where one is due, and move the position to the next."""
-        totals = self.finite_totals(workspace)
         last = self.epoch + 1 == epochs
         row: Row = {
             "phase": self.phase,
@@ -236,7 +246,7 @@ class VisionTraining:
             "train/loss": totals["loss"] / count,
             "train/accuracy": totals["correct"] / count,
             "plasticity/grad_norm": totals["grad_norm"] / totals["steps"],
-            "speed/images_per_second": trained / seconds,
+            "speed/images_per_second": rate,
         }
         if last or (self.epoch + 1) % self.cfg.budget.test_every[self.phase] == 0:
             row |= self.evaluate()
@@ -276,7 +286,7 @@ class VisionTraining:
         correct = torch.zeros((), dtype=torch.long, device=self.runtime.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
         for images, labels in self.test_set.batches(
-            torch.arange(len(self.test_set)), EVAL_BATCH, 0, self.channels_last
+            torch.arange(len(self.test_set)), EVAL_BATCH[self.runtime.device], 0, self.channels_last
         ):
             with self.runtime.autocast:
                 logits = self.model(images)
@@ -286,19 +296,26 @@ class VisionTraining:
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:
-        """Plasticity of the model on a fixed probe of training images.
-
-        Batch normalisation uses the probe's own statistics, as in training: the running ones are those of the weights
-        before a reset. They are left as they were.
-        """
+        """Plasticity of the model on a fixed probe of training images."""
         images, _ = self.train_set.batch(slice(0, PROBE_IMAGES), self.channels_last)
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        self.model.train()
-        with fire.metrics.record_activations(self.model) as activations:
+        with boundary.training_statistics(self.model), fire.metrics.record_activations(self.model) as activations:
             self.model(images)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
         return boundary.plasticity(self.model, self.scope, activations[-1], activations)
+
+    def sharpness(self) -> dict[str, float]:
+        """Sharpness on a fixed sample of the data of the phase that begins; nothing where it is not asked for."""
+        cfg = self.cfg
+        if cfg.sharpness == 0:
+            return {}
+        count = round(cfg.benchmark.fractions[self.phase] * len(self.train_set))
+        chosen = torch.randperm(count, generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
+        batches = list(self.train_set.batches(chosen, cfg.budget.batch_size, 0, self.channels_last))
+        losses = [partial(self.loss, images, labels) for images, labels in batches]
+        return boundary.sharpness(self.model, losses)
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch in float32."""
+        return F.cross_entropy(self.model(images), labels)
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final test accuracy, and its mean over the tests of the last phase."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from experiments.common.workspace import machine
-from scripts.benchmark import core
+from scripts.benchmark import core, vision
 
-BENCHMARKS = {"core": core}
+BENCHMARKS = {"core": core, "vision": vision}
 
 
 def main() -> int:
