@@ -8,23 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fire.gram import batches, compute_dtype, deviation, full_precision, gram, normalise_, tall_side
 from fire.matrices import WeightMatrix, check_patterns, matches, storage_key, unwrap, weight_matrices
-from fire.polar import (
-    batches,
-    check_solver,
-    compute_dtype,
-    deviation,
-    full_precision,
-    gram,
-    normalise_,
-    polar_,
-    tall_side,
-)
+from fire.polar import check_solver, polar_
 from fire.report import Recorder, ResetReport
 
 
@@ -98,22 +89,13 @@ def _project_group(
     originals = [original for stack in stacks for original in stack]
     scales = torch.tensor([matrix.scale for (matrix, _), n in zip(group, counts, strict=True) for _ in range(n)])
     scales = scales.to(device, non_blocking=True)
-    columns: list[list[Tensor]] = [[], [], [], []]  # DfI before and after, whether zero, rank where one was looked for
-    for rows in batches(X):
-        part, scale = X[rows], scales[rows]
-        norm = normalise_(part)
-        G = gram(part)
-        columns[0].append(deviation(G, scale / norm))
-        ranks = polar_(part, G, originals[rows], solver=solver, steps=steps, tol=tol)
-        part.mul_(scale[:, None, None])
-        if part.dtype == dtype:
-            columns[1].append(deviation(G, torch.ones_like(scale)))
-        else:  # the parameter cannot hold the factor as it is, and DfI is of what it holds
-            part.copy_(part.to(dtype))
-            columns[1].append(deviation(gram(part), scale))
-        columns[2].append(norm == 0)
-        columns[3] += [] if ranks is None else [(ranks > 0) & (ranks < part.shape[-1])]
-    before, after, zero, deficient = (torch.cat(column).split(counts) if column else () for column in columns)
+    parts = [
+        _project_part(X[rows], scales[rows], originals[rows], dtype, solver=solver, steps=steps, tol=tol)
+        for rows in batches(X)
+    ]
+    before, after, zero = (torch.cat(column).split(counts) for column in list(zip(*parts, strict=True))[:3])
+    ranks = [part[3] for part in parts if part[3] is not None]
+    deficient = torch.cat(ranks).split(counts) if ranks else ()
     for i, ((matrix, view), tall, new) in enumerate(zip(group, talls, X.split(counts), strict=True)):
         new = new.reshape(tall.shape)
         recorder.write_measured(
@@ -124,6 +106,27 @@ def _project_group(
             zero=zero[i].sum(),
             rank_deficient=int(deficient[i].sum()) if deficient else None,
         )
+
+
+def _project_part(
+    X: Tensor, scale: Tensor, originals: Sequence[Tensor], dtype: torch.dtype, **solver: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Scaled polar factors of X (batch, m, n), in place, as a parameter of `dtype` will hold them.
+
+    Returns:
+        DfI before and after, which matrices are zero and, where that was looked for, which are rank-deficient.
+    """
+    norm = normalise_(X)
+    G = gram(X)
+    before = deviation(G, scale / norm)
+    ranks = polar_(X, G, originals, **solver)
+    X.mul_(scale[:, None, None])
+    if X.dtype == dtype:
+        after = deviation(G, torch.ones_like(scale))
+    else:
+        X.copy_(X.to(dtype))
+        after = deviation(gram(X), scale)
+    return before, after, norm == 0, None if ranks is None else (ranks > 0) & (ranks < X.shape[-1])
 
 
 def _check_finite(matrices: Sequence[WeightMatrix]) -> None:

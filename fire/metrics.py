@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fire.gram import compute_dtype, deviation, full_precision, gram, normalise_, tall_side
 from fire.matrices import weight_matrices
-from fire.polar import compute_dtype, deviation, full_precision, gram, normalise_, tall_side
 
 
 def sfe(before: Tensor, after: Tensor) -> float:
@@ -18,7 +18,13 @@ def sfe(before: Tensor, after: Tensor) -> float:
 
 def distance(before: Tensor, after: Tensor) -> Tensor:
     """Frobenius norm of the difference of two tensors of one shape, a scalar in at least float32."""
-    return torch.linalg.vector_norm((before - after.to(before.device)).to(compute_dtype(before.dtype)))
+    difference = (before - after.to(before.device)).to(compute_dtype(before.dtype))
+    if difference.ndim == 0 or difference.numel() == 0:
+        return difference.abs().sum()
+    # In parts, the ones farthest apart in memory: see `frobenius`.
+    kept = max(range(difference.ndim), key=difference.stride)
+    rest = [d for d in range(difference.ndim) if d != kept]
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(difference, dim=rest) if rest else difference)
 
 
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:

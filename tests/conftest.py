@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments.common.launch import launch
@@ -20,6 +21,20 @@ from experiments.vision.train import run
 REPOSITORY = Path(__file__).parents[1]
 # Wall-clock readings: the only numbers two equal runs may differ in.
 CLOCK = ("speed/", "reset/seconds")
+_CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
+
+
+def needs_cuda(test: Callable) -> Callable:
+    """Mark a test that needs a GPU."""
+    for mark in _CUDA:
+        test = mark(test)
+    return test
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=_CUDA)])
+def device(request: pytest.FixtureRequest) -> str:
+    """The test runs on the CPU and, where there is one, on a GPU."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +60,7 @@ def vision(
             "outputs_dir": str(tmp_path / "outputs"),
             "data_dir": str(data_dir),
             "wandb.mode": "disabled",
+            "device": "cpu",  # on which equal runs are equal to the bit
             "threads": "1",  # these networks are too small for more, and a busy machine would make more crawl
         }
         extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
@@ -57,10 +73,11 @@ def vision(
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`python -m experiments.vision` in a process of its own."""
+    """`python -m experiments.vision` in a process of its own, on the CPU."""
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.vision", *arguments],
-        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **environment},
+        cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
     )  # fmt: skip
 
 

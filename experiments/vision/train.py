@@ -285,8 +285,9 @@ class VisionTraining:
         self.model.eval()
         correct = torch.zeros((), dtype=torch.long, device=self.runtime.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        # Channels last is a fifth faster here on a CPU too, where in training it is not.
         for images, labels in self.test_set.batches(
-            torch.arange(len(self.test_set)), EVAL_BATCH[self.runtime.device], 0, self.channels_last
+            torch.arange(len(self.test_set)), EVAL_BATCH[self.runtime.device], 0, channels_last=True
         ):
             with self.runtime.autocast:
                 logits = self.model(images)

@@ -1,13 +1,19 @@
 """Resets of whole models: what they touch, what they leave alone, what they report."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fire
+from tests.conftest import needs_cuda
 from tests.fire.test_matrices import Tied, exact
 
 GOLDEN = np.load(Path(__file__).with_name("fire_golden.npz"))
@@ -49,8 +55,8 @@ def test_fused_qkv_as_published() -> None:
     assert torch.allclose(model["c_attn"].weight, expected, rtol=0, atol=1e-5)
 
 
-def test_in_place_and_only_weight_matrices() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4))
+def test_in_place_and_only_weight_matrices(device: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)).to(device)
     perturbed(model)
     before = initial_of(model)
     pointers = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
@@ -76,15 +82,20 @@ def test_non_finite_weight_changes_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_zero_and_rank_deficient_are_reported() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+def test_zero_and_rank_deficient_are_reported(device: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).to(device)
     model[0].weight.data.zero_()
     model[1].weight.data.copy_(torch.ones(4, 4))
     report = fire.fire_(model, solver="polar_express")
     assert report.zero == ("0.weight",)
     assert report.rank_deficient == ("1.weight",)
-    assert torch.equal(model[0].weight, torch.zeros(4, 4))
-    assert torch.allclose(model[1].weight, torch.full((4, 4), 0.25), atol=1e-6)
+    assert torch.equal(model[0].weight.cpu(), torch.zeros(4, 4))
+    assert torch.allclose(model[1].weight.cpu(), torch.full((4, 4), 0.25), atol=1e-6)
+    # The paper's few steps keep a null space without looking for it.
+    report = fire.fire_(model)
+    assert [m.rank_deficient for m in report.matrices] == [None, None, None]
+    assert report.zero == ("0.weight",)
+    assert torch.linalg.matrix_rank(model[1].weight.detach()) == 1
 
 
 def test_bfloat16_model_and_channels_last() -> None:
@@ -122,9 +133,9 @@ def small() -> nn.Module:
     ("method", "settings"),
     [("none", {}), ("shrink_perturb", {"coefficient": 0.3}), ("full_reset", {}), ("fire", {"solver": "svd"})],
 )
-def test_methods(method: str, settings: dict) -> None:
-    model = small()
-    initial = initial_of(model)
+def test_methods(method: str, settings: dict, device: str) -> None:
+    model = small().to(device)
+    initial = initial_of(small())  # kept on the CPU
     perturbed(model)
     before = initial_of(model)
     pointers = [tensor.data_ptr() for tensor in model.state_dict().values()]
@@ -135,15 +146,18 @@ def test_methods(method: str, settings: dict) -> None:
     for name, tensor in after.items():
         expected = before[name]
         if method == "full_reset":
-            expected = initial[name]
+            expected = initial[name].to(device)
         elif method == "shrink_perturb" and name in parameters:
-            expected = 0.7 * before[name] + 0.3 * initial[name]
+            expected = 0.7 * before[name] + 0.3 * initial[name].to(device)
         if method != "fire" or name not in ("0.weight", "3.weight", "4.weight"):
             assert torch.allclose(tensor, expected, atol=1e-6), name
     weights = [name for name in parameters if parameters[name].ndim >= 2]
     assert [m.name for m in report.matrices] == weights
     assert report.sfe == pytest.approx(sum(fire.metrics.sfe(before[n], after[n]) for n in weights), rel=1e-4, abs=1e-9)
     assert report.dfi_after == pytest.approx(fire.metrics.isometry(model)["dfi"], rel=1e-4, abs=1e-9)
+    full = sum(fire.metrics.sfe(before[n], initial[n]) for n in weights)
+    assert report.sfe_normalised == pytest.approx(report.sfe / full, rel=1e-4)
+    assert (method != "full_reset") or report.sfe_normalised == pytest.approx(1)
     assert (report.method, report.touched) == (
         method,
         {"none": 0, "shrink_perturb": 8, "full_reset": 11, "fire": 3}[method],
@@ -228,3 +242,49 @@ def test_importing_fire_loads_nothing_beyond_torch() -> None:
     code = f"import sys, fire; print([m for m in ({heavy}) if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def peak_of_new_storage(function: Callable[[], object]) -> int:
+    """Bytes of tensors made while `function` runs that were alive at one time, as far as PyTorch's operators show."""
+    alive: dict[int, StorageWeakRef] = {}
+    sizes: dict[int, int] = {}
+    peak = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            result = func(*args, **(kwargs or {}))
+            before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            for tensor in tree_leaves(result):
+                if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in before:
+                    storage = tensor.untyped_storage()
+                    alive[storage._cdata] = StorageWeakRef(storage)
+                    sizes[storage._cdata] = storage.nbytes()
+            for key in [key for key, reference in alive.items() if reference.expired()]:
+                del alive[key]
+            peak = max(peak, sum(sizes[key] for key in alive))
+            return result
+
+    with Count():
+        function()
+    return peak
+
+
+@pytest.mark.parametrize("solver", ["newton_schulz", "polar_express"])
+@pytest.mark.parametrize(("count", "shape"), [(12, (512, 512)), (2, (1024, 1024)), (1, (1536, 1536)), (1, (9000, 300))])
+def test_memory_is_bounded_by_the_largest_group(solver: str, count: int, shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(shape[1], shape[0], bias=False) for _ in range(count))
+    group = 4 * count * shape[0] * shape[1]
+    peak = peak_of_new_storage(lambda: fire.fire_(model, solver=solver))
+    # A single square matrix needs its Gram matrix and a Cholesky factor beside it.
+    assert group < peak < (3.5 if (solver, count, shape) == ("polar_express", 1, (1536, 1536)) else 3) * group
+
+
+@needs_cuda
+@pytest.mark.parametrize("solver", ["newton_schulz", "polar_express"])
+def test_memory_on_the_gpu(solver: str) -> None:
+    model = nn.ModuleList(nn.Linear(512, 512, bias=False) for _ in range(28)).to("cuda")
+    report = fire.fire_(model, solver=solver)
+    assert report.peak_bytes is not None
+    assert 28 * 4 * 512**2 < report.peak_bytes < 3 * 28 * 4 * 512**2

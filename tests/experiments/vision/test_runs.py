@@ -4,10 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from experiments.common import checkpoint
+from experiments.common.seeding import generator
 from experiments.vision import data
 from experiments.vision.models import build
 from fire import metrics as fire_metrics
@@ -176,3 +179,41 @@ def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
     first = printed.strip().splitlines()[0]
     assert "scale=smoke" in first
     assert "python -m experiments.vision benchmark=warm_start method=none scale=paper" in first
+
+
+def test_sharpness_is_measured_and_changes_nothing_else(vision: Vision, data_dir: Path, tmp_path: Path) -> None:
+    rows = {}
+    for method, images in (("none", 96), ("fire", 96), ("fire", 0)):
+        status, printed = vision(f"method={method}", f"sharpness={images}")
+        assert status == 0, printed
+        (directory,) = set(run_dirs(tmp_path / "outputs")) - {rows[key][0] for key in rows}
+        rows[method, images] = directory, numbers(directory)
+    assert len(list((tmp_path / "outputs/phases").glob("*/done"))) == 1  # phase 0 does not depend on it
+    none, fire, without = (run[1] for run in rows.values())
+    at = next(i for i, row in enumerate(none) if "reset/sfe" in row)
+    assert none[at]["plasticity/sharpness"] == none[at]["reset/sharpness_before"]  # fixed batches
+    assert fire[at]["reset/sharpness_before"] == none[at]["reset/sharpness_before"]
+    assert fire[at]["plasticity/sharpness"] != fire[at]["reset/sharpness_before"]
+    assert 0 < fire[at]["plasticity/sharpness_error"] <= 0.01 * fire[at]["plasticity/sharpness"]
+    measured = {"plasticity/sharpness", "plasticity/sharpness_error", "reset/sharpness_before"}
+    assert [{k: v for k, v in row.items() if k not in measured} for row in fire] == without
+
+    # ARPACK finds the same eigenvalue for the network that phase 0 left, on the images the run says it looks at.
+    (path,) = (tmp_path / "outputs/phases").rglob("checkpoint-*.pt")
+    model = build("resnet18", 4, 10, 0)
+    model.load_state_dict(torch.load(path, weights_only=True)["state"]["model"])
+    train, _ = data.load("cifar10", data_dir, 640, 200, 0)
+    batches = train.batches(torch.randperm(640, generator=generator(0, "sharpness", 1))[:96], 64, 0, False)
+    loss = sum(torch.nn.functional.cross_entropy(model.train()(images), labels) / 2 for images, labels in batches)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        slope = flat @ torch.as_tensor(vector.ravel(), dtype=torch.float32)
+        parts = torch.autograd.grad(slope, parameters, retain_graph=True)
+        return torch.cat([part.flatten() for part in parts]).double().numpy()
+
+    hessian = LinearOperator((len(flat),) * 2, matvec=product, dtype=np.float64)
+    (expected,) = eigsh(hessian, k=1, which="LA", tol=1e-3, return_eigenvectors=False)
+    assert none[at]["plasticity/sharpness"] == pytest.approx(expected, rel=0.02)

@@ -37,11 +37,3 @@ def test_bfloat16_is_close_and_keeps_float32_weights(vision: Vision, tmp_path: P
     (path,) = (tmp_path / "bf16" / "phases").rglob("checkpoint-*.pt")
     weights = torch.load(path, weights_only=True)["state"]["model"]
     assert weights["head.2.weight"].dtype == torch.float32
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_run(vision: Vision, tmp_path: Path) -> None:
-    status, printed = vision("device=cuda")
-    assert status == 0, printed
-    assert losses(tmp_path / "outputs")

@@ -1,0 +1,146 @@
+"""Polar Express (Amsel et al. 2025, arXiv 2505.16932): the polar factor by minimax quintic steps.
+
+The published method fixes the number of steps in advance for an assumed smallest singular value. Here that is bounded
+from below by a Cholesky factor of the Gram matrix as soon as rounding lets it show, and the steps are made for it.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fire.gram import SLICE, TALL, Iteration, deviation, eps, frobenius, product
+
+# The minimax problem is solved no closer to zero than this share of the interval: steeper polynomials gain little on
+# the smallest singular values and amplify rounding on the others.
+_CUSHION = 0.024
+# Every polynomial but the last is evaluated as if the matrix were 1 % larger, so that rounding cannot carry a singular
+# value past the interval, where a quintic grows without bound.
+_SAFETY = 1.01
+# A tall matrix is better conditioned than this, or is iterated on directly: a Gram matrix squares the condition number.
+_WELL_CONDITIONED = 1e-2
+
+
+def polar_express(X: Tensor, G: Tensor, tol: float) -> Tensor:
+    """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
+
+    Returns:
+        Which matrices are so near to rank deficiency that this cannot tell: boolean, (batch,), on the CPU.
+    """
+    m, n = X.shape[-2:]
+    # ||G^2||_F^(1/4) bounds the largest singular value far more tightly than the Frobenius norm.
+    bound = _SAFETY * frobenius(G @ G)[:, None, None].sqrt().sqrt()
+    bound = torch.where(bound > 0, bound, 1.0)
+    X.div_(bound)
+    G.div_(bound.square())
+    iteration = Iteration(X, G)
+    # As long as the smallest singular value is lost in the rounding of the Gram matrix, it must be taken for tiny, and
+    # the steps are those that lift tiny ones fastest. In a square matrix it is about 1/n of the largest, or less.
+    high, grown = 1.0, 1.0
+    suspects = torch.ones(len(X), dtype=torch.bool)
+    # What rounding may have put into a null space by now: into X when it was stored and in every step.
+    noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / bound.flatten().cpu()
+    while True:
+        if m > n or grown > 16 * n * _resolution(X):
+            lows = _smallest(G, high).cpu()
+            suspects = lows <= grown * noise
+        if not suspects.any() or grown * float(noise.min()) > _resolution(X) * high:
+            break
+        (a, b, c), _, high = _quintic(0.0, high)
+        iteration.step(a, b, c)
+        grown *= a
+    if suspects.all():
+        return suspects
+    low = float(lows[~suspects].min())
+    # Rounded down, so that a few tables serve all matrices.
+    table = polar_express_table(2 ** (math.floor(4 * math.log2(low)) / 4), high, tol)
+    if table and m >= TALL * n and low > _WELL_CONDITIONED:
+        iteration.multiply(product(G, table))
+    else:
+        for coefficients in table:
+            iteration.step(*coefficients)
+    for _ in range(20):
+        mean_square = deviation(G, torch.ones_like(G[:, 0, 0])) / n
+        if not (mean_square.cpu()[~suspects] > tol**2).any():
+            break
+        iteration.step(1.5, -0.5)
+    iteration.finish()
+    return suspects
+
+
+def _smallest(G: Tensor, high: float) -> Tensor:
+    """Lower bounds on the singular values of matrices with the Gram matrices G (batch, n, n), none above `high`:
+    (batch,); 0 where rounding hides them."""
+    batch, n, _ = G.shape
+    shift = (_resolution(G) * high) ** 2
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    kept = diagonal.clone()
+    diagonal.sub_(shift)
+    factor, failed = torch.linalg.cholesky_ex(G)
+    diagonal.copy_(kept)
+    if failed.all():
+        return torch.zeros_like(failed, dtype=G.dtype)
+    # ||L^-1||_F^2 is the trace of the inverse, the sum of 1 / sigma^2; by columns, to need less memory.
+    trace = torch.zeros_like(failed, dtype=G.dtype)
+    width = max(1, SLICE // (4 * batch * n))
+    for start in range(0, n, width):
+        columns = torch.zeros(n, min(width, n - start), dtype=G.dtype, device=G.device)
+        columns.diagonal(-start).fill_(1)
+        inverse = torch.linalg.solve_triangular(factor, columns.expand(batch, -1, -1), upper=False)
+        trace += frobenius(inverse).square()
+    return torch.where(failed == 0, (shift + trace.reciprocal()).sqrt(), 0.0)
+
+
+def _resolution(X: Tensor) -> float:
+    """The smallest singular value, relative to the largest, that shows in the Gram matrix in X's dtype."""
+    return math.sqrt(32 * eps(X))
+
+
+@lru_cache(maxsize=256)
+def polar_express_table(low: float, high: float, tol: float) -> list[tuple[float, float, float]]:
+    """Coefficients (a, b, c) of p(x) = a x + b x^3 + c x^5 for the steps that bring singular values in [low, high] so
+    near to 1 that one cubic step more reaches RMS |sigma^2 - 1| <= tol.
+
+    Each p is the best approximation of 1 on the interval the steps before it leave (Amsel et al. 2025, Thm. 3.1 and
+    section 3.3), recentred where the cushion widened that interval, with the safety factor in all but the last.
+    """
+    table = []
+    # A cubic step takes an error e of sigma^2 to 3/4 e^2.
+    while max(1 - low, high - 1) > 0.5 * math.sqrt(tol):
+        coefficients, low, high = _quintic(low, high)
+        table.append(coefficients)
+    if table:
+        a, b, c = table[-1]
+        table[-1] = a * _SAFETY, b * _SAFETY**3, c * _SAFETY**5
+    return table
+
+
+def _quintic(low: float, high: float) -> tuple[tuple[float, float, float], float, float]:
+    """The step for singular values in [low, high], with the safety factor, and the interval it leaves."""
+    a, b, c = _minimax_quintic(max(low, _CUSHION * high), high)
+    at_low, at_high = (a * x + b * x**3 + c * x**5 for x in (low, high))
+    centre = 2 / (at_low + at_high)
+    a, b, c = a * centre, b * centre, c * centre
+    return (a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5), at_low * centre, 2 - at_low * centre
+
+
+def _minimax_quintic(low: float, high: float) -> tuple[float, float, float]:
+    """The odd quintic closest to 1 on [low, high] in the maximum norm, by the Remez exchange."""
+    if 1 - low / high < 1e-6:  # the limit of a shrinking interval, where the equations below turn singular
+        return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
+    inner = (0.75 * low + 0.25 * high, 0.25 * low + 0.75 * high)
+    a = b = c = 0.0
+    for _ in range(60):
+        # An error of equal size and alternating sign at four points, ends included, marks the best approximation.
+        points = (low, *inner, high)
+        rows = [[x, x**3, x**5, (-1.0) ** i] for i, x in enumerate(points)]
+        right = torch.ones(4, dtype=torch.float64)
+        a, b, c, error = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), right).tolist()
+        # The error's extremes inside are the roots of p'(x) = a + 3 b x^2 + 5 c x^4.
+        root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))
+        inner = (math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c)))
+        deviations = [abs(1 - (a * x + b * x**3 + c * x**5)) for x in inner]
+        if max(deviations) <= abs(error) * (1 + 1e-9) + 1e-15:
+            break
+    return a, b, c
