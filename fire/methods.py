@@ -6,16 +6,16 @@ experiments' configs. `Scope` says which modules of a model it concerns, because
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fire.gram import batches, compute_dtype, deviation, full_precision, gram, normalise_, tall_side
-from fire.matrices import WeightMatrix, check_patterns, matches, storage_key, unwrap, weight_matrices
-from fire.polar import check_solver, polar_
+from fire.gram import compute_dtype
+from fire.matrices import check_patterns, matches, storage_key, unwrap, weight_matrices
+from fire.polar import check_solver
+from fire.projection import project
 from fire.report import Recorder, ResetReport
 
 
@@ -54,89 +54,8 @@ def fire_(
     if not matrices:
         raise ValueError(f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {dict(skipped)}")
     recorder = Recorder("fire", matrices, skipped)
-    _project(recorder, matrices, solver, steps, tol)
+    project(recorder, matrices, solver, steps, tol)
     return recorder.report()
-
-
-def _project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float) -> None:
-    """Write the scaled polar factor of each of `matrices`, all of one shape together."""
-    for matrix in matrices:
-        check_solver(solver, steps, tol, matrix.parameter.dtype)
-    _check_finite(matrices)
-    groups: dict[tuple, list[tuple[WeightMatrix, Tensor]]] = {}
-    for matrix in matrices:
-        view = matrix.view
-        key = (tall_side(view).shape[-2:], view.dtype, view.device)
-        groups.setdefault(key, []).append((matrix, view))
-    with ExitStack() as stack:
-        for device_type in {matrix.parameter.device.type for matrix in matrices}:
-            stack.enter_context(full_precision(device_type))
-        for group in groups.values():
-            _project_group(recorder, group, solver, steps, tol)
-
-
-def _project_group(
-    recorder: Recorder, group: Sequence[tuple[WeightMatrix, Tensor]], solver: str, steps: int, tol: float
-) -> None:
-    """`_project` for matrices of one shape, up to transposition, dtype and device, with their views."""
-    talls = [tall_side(view) for _, view in group]
-    stacks = [tall.reshape(-1, *tall.shape[-2:]) for tall in talls]
-    counts = [len(stack) for stack in stacks]
-    dtype, device = stacks[0].dtype, stacks[0].device
-    X = torch.empty(sum(counts), *stacks[0].shape[-2:], dtype=compute_dtype(dtype), device=device)
-    for part, stack in zip(X.split(counts), stacks, strict=True):
-        part.copy_(stack)
-    originals = [original for stack in stacks for original in stack]
-    scales = torch.tensor([matrix.scale for (matrix, _), n in zip(group, counts, strict=True) for _ in range(n)])
-    scales = scales.to(device, non_blocking=True)
-    parts = [
-        _project_part(X[rows], scales[rows], originals[rows], dtype, solver=solver, steps=steps, tol=tol)
-        for rows in batches(X)
-    ]
-    before, after, zero = (torch.cat(column).split(counts) for column in list(zip(*parts, strict=True))[:3])
-    ranks = [part[3] for part in parts if part[3] is not None]
-    deficient = torch.cat(ranks).split(counts) if ranks else ()
-    for i, ((matrix, view), tall, new) in enumerate(zip(group, talls, X.split(counts), strict=True)):
-        new = new.reshape(tall.shape)
-        recorder.write_measured(
-            matrix,
-            new if tall is view else new.mT,
-            before[i].sum(),
-            after[i].sum(),
-            zero=zero[i].sum(),
-            rank_deficient=int(deficient[i].sum()) if deficient else None,
-        )
-
-
-def _project_part(
-    X: Tensor, scale: Tensor, originals: Sequence[Tensor], dtype: torch.dtype, **solver: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Scaled polar factors of X (batch, m, n), in place, as a parameter of `dtype` will hold them.
-
-    Returns:
-        DfI before and after, which matrices are zero and, where that was looked for, which are rank-deficient.
-    """
-    norm = normalise_(X)
-    G = gram(X)
-    before = deviation(G, scale / norm)
-    ranks = polar_(X, G, originals, **solver)
-    X.mul_(scale[:, None, None])
-    if X.dtype == dtype:
-        after = deviation(G, torch.ones_like(scale))
-    else:
-        X.copy_(X.to(dtype))
-        after = deviation(gram(X), scale)
-    return before, after, norm == 0, None if ranks is None else (ranks > 0) & (ranks < X.shape[-1])
-
-
-def _check_finite(matrices: Sequence[WeightMatrix]) -> None:
-    """Raise ValueError, naming it, for a weight with a non-finite entry."""
-    parameters = [m.parameter.detach() for m in matrices]
-    # One wait for the device. A sum of squares may overflow where nothing is wrong, so it only acquits.
-    if parameters and not torch.isfinite(nn.utils.get_total_norm(parameters)):
-        for matrix in matrices:
-            if not torch.isfinite(matrix.view).all():
-                raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")
 
 
 @dataclass(frozen=True)
@@ -296,7 +215,7 @@ class Fire(Method):
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
         reset = {storage_key(tensor) for tensor, names in _state(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
-        _project(recorder, projected, self.solver, self.steps, self.tol)
+        project(recorder, projected, self.solver, self.steps, self.tol)
         _reset_modules(model, initial, scope, recorder)
 
 

@@ -96,6 +96,18 @@ class ResetReport:
         return tuple(m.name for m in self.matrices if m.rank_deficient)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What one write did; its numbers stay on the device for now."""
+
+    matrix: WeightMatrix
+    error: Tensor  # its square is the SFE
+    dfi_before: Tensor
+    dfi_after: Tensor
+    zero: Tensor
+    rank_deficient: int | None
+
+
 class Recorder:
     """Writes new weights in place and keeps, for each matrix, what the write did.
 
@@ -114,8 +126,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         self._method, self._skipped = method, skipped
         self._unwritten = {matrix.name: matrix for matrix in matrices}
-        # (matrix, error, DfI before, DfI after, zero, rank_deficient); the numbers stay on the device for now.
-        self._records: list[tuple[WeightMatrix, Tensor, Tensor, Tensor, Tensor | None, int | None]] = []
+        self._records: list[_Record] = []
         self._touched: set[tuple] = set()
         device = matrices[0].parameter.device if matrices else torch.device("cpu")
         self._cuda = device if device.type == "cuda" else None
@@ -130,13 +141,14 @@ class Recorder:
         """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
         before = metrics.dfi(matrix.view, matrix.scale).sum()
         error = self._copy(matrix, new)
-        self._records.append((matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum(), None, None))
+        after = metrics.dfi(matrix.view, matrix.scale).sum()
+        self._records.append(_Record(matrix, error, before, after, torch.zeros(()), None))
 
     def write_measured(
         self, matrix: WeightMatrix, new: Tensor, before: Tensor, after: Tensor, zero: Tensor, rank_deficient: int | None
     ) -> None:
         """`write` for who knows the DfI before and after, summed over the stack, and the ranks of the matrices."""
-        self._records.append((matrix, self._copy(matrix, new), before, after, zero, rank_deficient))
+        self._records.append(_Record(matrix, self._copy(matrix, new), before, after, zero, rank_deficient))
 
     def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
         """Copy `new` into a whole parameter or buffer, recording the matrices that lie in it."""
@@ -159,14 +171,21 @@ class Recorder:
         """The finished report; matrices never written count with an SFE of zero."""
         for matrix in self._unwritten.values():
             dfi = metrics.dfi(matrix.view, matrix.scale).sum()
-            self._records.append((matrix, torch.zeros((), device=matrix.view.device), dfi, dfi, None, None))
-        columns = list(zip(*self._records, strict=True)) or [()] * 6
-        errors, before, after = (_numbers(column) for column in columns[1:4])
-        zero = _numbers([torch.zeros(()) if count is None else count for count in columns[4]])
-        matrices = tuple(
-            MatrixReport(m.name, tuple(m.view.shape), m.scale, e * e, b, a, int(z), deficient)
-            for m, e, b, a, z, deficient in zip(columns[0], errors, before, after, zero, columns[5], strict=True)
+            self._records.append(_Record(matrix, torch.zeros(()), dfi, dfi, torch.zeros(()), None))
+        columns = zip(
+            _numbers([r.error for r in self._records]),
+            _numbers([r.dfi_before for r in self._records]),
+            _numbers([r.dfi_after for r in self._records]),
+            _numbers([r.zero for r in self._records]),
+            strict=True,
         )
+        matrices = tuple(
+            MatrixReport(
+                r.matrix.name, tuple(r.matrix.view.shape), r.matrix.scale, error**2, before, after, int(zero),
+                r.rank_deficient,
+            )
+            for r, (error, before, after, zero) in zip(self._records, columns, strict=True)
+        )  # fmt: skip
         full = None if self._full is None else sum(e * e for e in _numbers(self._full))
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
@@ -177,12 +196,12 @@ class Recorder:
 
 
 def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """Tensors of one element, wherever they are, as numbers; one wait for each device."""
-    devices = {scalar.device for scalar in scalars}
-    if len(devices) > 1:
-        return [float(scalar) for scalar in scalars]
-    return (
-        torch.stack([s.to(torch.float32 if s.device.type == "mps" else torch.float64) for s in scalars]).tolist()
-        if scalars
-        else []
-    )
+    """Tensors of one element as numbers, with one wait for each device they are on."""
+    numbers = [0.0] * len(scalars)
+    for device in {scalar.device for scalar in scalars}:
+        places = [i for i, scalar in enumerate(scalars) if scalar.device == device]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.stack([scalars[i].to(dtype) for i in places]).tolist()
+        for i, value in zip(places, values, strict=True):
+            numbers[i] = value
+    return numbers

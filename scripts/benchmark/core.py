@@ -1,10 +1,8 @@
 """`fire_` against a plain loop over matrices and kernel positions, on the weights of the paper's networks."""
 
-import multiprocessing
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 import fire
 from experiments.vision import models
+from scripts.benchmark.memory import extra_bytes
 from scripts.benchmark.timing import alternate, matrix_rate, ratio, seconds
 
 STEPS = 10
@@ -109,6 +108,7 @@ def run(device: str, repeats: int) -> pd.DataFrame:
                 function()
             median = statistics.median(times[name])
             print(f"{case}, {name}: {median * 1e3:,.1f} ms", flush=True)
+            dfi = fire.metrics.isometry(model)["dfi"]
             rows.append(
                 {
                     "case": case,
@@ -116,8 +116,8 @@ def run(device: str, repeats: int) -> pd.DataFrame:
                     "seconds": median,
                     "loop_over_this": ratio(times[LOOP], times[name]) if name in compared else None,
                     "repeats": len(times[name]),
-                    "dfi": fire.metrics.isometry(model)["dfi"],
-                    "extra_bytes": None if name in oracle else extra_bytes(case, name, device),
+                    "dfi": dfi,
+                    "extra_bytes": None if name in oracle else extra_bytes(function, device),
                     "largest_group_bytes": largest_group(model),
                     "floor_seconds": loop_operations(model) / rate,
                 }
@@ -134,50 +134,21 @@ def largest_group(model: nn.Module) -> int:
     return max(groups.values())
 
 
-def extra_bytes(case: str, name: str, device: str) -> int:
-    """Memory that projecting takes at its peak beyond the model."""
-    if device == "cuda":
-        return _extra_on_cuda(case, name)
-    # A process of its own: an allocator that has served larger requests before would hide this one.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_extra_on_cpu, (case, name))
-
-
-def _extra_on_cuda(case: str, name: str) -> int:
-    model = CASES[case]().to("cuda")
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    contestants(model)[name]()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _extra_on_cpu(case: str, name: str) -> int:
-    contestants(linears((8, 8)))[name]()  # what loading the solvers takes is not theirs
-    model = CASES[case]()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (Linux)
-    before = _status("VmRSS")
-    contestants(model)[name]()
-    return _status("VmHWM") - before
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
-
-
 def table(results: pd.DataFrame) -> str:
-    """Markdown: a row a case, times in milliseconds with the loop's time over them."""
-
-    def cell(row: pd.Series) -> str:
-        faster = "" if pd.isna(row.loop_over_this) else f" ({row.loop_over_this:.2f}x)"
-        memory = "" if pd.isna(row.extra_bytes) else f", {row.extra_bytes / row.largest_group_bytes:.1f}"
-        return f"{row.seconds * 1e3:,.0f}{faster}, DfI {row.dfi:.1g}{memory}"
-
-    results = results.assign(cell=results.apply(cell, axis=1))
-    wide = results.pivot(index="case", columns="solver", values="cell").loc[list(CASES), [LOOP, *SOLVERS]]
-    floor = results.groupby("case").floor_seconds.first() * 1e3
-    wide.insert(0, "floor", [f"{floor[case]:,.0f}" for case in wide.index])
-    return wide.reset_index().to_markdown(index=False)
+    """Markdown: a row for each network and way of projecting it."""
+    megabytes = (results.extra_bytes / 1e6).map("{:,.0f}".format).where(results.extra_bytes.notna(), "")
+    shown = pd.DataFrame(
+        {
+            "network": results.case,
+            "": results.solver,
+            "ms": (results.seconds * 1e3).map("{:,.0f}".format),
+            "loop / this": results.loop_over_this.map("{:.2f}".format).where(results.loop_over_this.notna(), ""),
+            "floor of the loop, ms": (results.floor_seconds * 1e3).map("{:,.0f}".format),
+            "DfI after": results.dfi.map("{:.1e}".format),
+            "extra memory, MB": megabytes,
+            "largest group, MB": (results.largest_group_bytes / 1e6).map("{:,.0f}".format),
+        }
+    )
+    once = ["network", "floor of the loop, ms", "largest group, MB"]
+    shown.loc[results.case.duplicated(), once] = ""
+    return shown.to_markdown(index=False, disable_numparse=True)
