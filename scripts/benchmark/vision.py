@@ -5,6 +5,7 @@ one writes first: `torchvision.datasets.CIFAR10` with ToTensor and Normalize, a 
 `loss.item()` for the log, and a test loop of the same kind.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from scripts.benchmark.timing import ratio, seconds
 # Phase 0 and 1 in the paper's proportions: as many images in each, and a fifth as many test images as training images.
 PROPORTIONS = {"train_images": 1000, "test_images": 200, "epochs": "[100,10]", "test_every": "[1,1]"}
 METHODS = "none,shrink_perturb,full_reset,fire"
-WORKERS = (0, 2, 8)
+WORKERS = sorted({0, 2, min(8, os.cpu_count() or 1)})
 CONFIGS = Path(__file__).parents[2] / "configs/vision"
 
 
@@ -181,9 +182,14 @@ def _sweeps(device: str, scratch: Path) -> pd.DataFrame:
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each loop."""
-    shown = results.assign(
-        seconds=results.seconds.map("{:.2f}".format),
-        images_per_second=results.images_per_second.map(lambda v: "" if pd.isna(v) else f"{v:,.0f}"),
-        over_ours=results.over_ours.map("{:.2f}".format),
+    rate = results.images_per_second.map("{:,.0f}".format).where(results.images_per_second.notna(), "")
+    shown = pd.DataFrame(
+        {
+            "": results.case.where(~results.case.duplicated(), ""),
+            "loop": results.loop,
+            "seconds": results.seconds.map("{:.1f}".format),
+            "training images / s": rate,
+            "this / ours": results.over_ours.map("{:.2f}".format),
+        }
     )
     return shown.to_markdown(index=False, disable_numparse=True)
