@@ -84,3 +84,10 @@ def test_results_are_those_of_the_report() -> None:
     ]
     assert len(table) == 6
     assert "\n".join(table) in README
+
+
+@pytest.mark.parametrize("benchmark", ["core", "vision"])
+def test_speed_is_that_of_the_benchmark(benchmark: str) -> None:
+    where, _, *table = (REPOSITORY / f"results/benchmark/{benchmark}-cpu.md").read_text().splitlines()
+    assert "\n".join(table) in README
+    assert where in README

@@ -36,6 +36,7 @@ from experiments.vision.config import VisionConfig
 from experiments.vision.train import VisionTraining, describe
 from scripts.benchmark.timing import ratio, seconds
 
+SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=paper", "precision=bf16"]}
 # Phase 0 and 1 in the paper's proportions: as many images in each, and a fifth as many test images as training images.
 PROPORTIONS = {"train_images": 1000, "test_images": 200, "epochs": "[100,10]", "test_every": "[1,1]"}
 METHODS = "none,shrink_perturb,full_reset,fire"
@@ -108,11 +109,10 @@ def ours(cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: dat
 
 def run(device: str, repeats: int) -> pd.DataFrame:
     """Images a second of both loops, and the share of its cost that the shared phase leaves to a sweep."""
-    scale = ["scale=paper", "precision=bf16"] if device == "cuda" else ["scale=laptop"]
     with tempfile.TemporaryDirectory() as scratch:
         config.register_schemas(VisionConfig)
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("config", [*scale, f"device={device}", f"outputs_dir={scratch}/run"])
+            cfg = compose("config", [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"])
         loops = _loops(cfg, config.resolve_runtime(cfg), repeats)
         sweeps = _sweeps(device, Path(scratch))
     return pd.concat([loops, sweeps], ignore_index=True)

@@ -1,0 +1,84 @@
+"""The benchmarks measure what they say, on cases small enough for a test."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments.vision import models
+from scripts.benchmark import __main__ as command
+from scripts.benchmark import core, vision
+from scripts.benchmark.memory import peak_of_new_storage
+from scripts.benchmark.timing import alternate, ratio
+
+
+def measure(name: str, monkeypatch: pytest.MonkeyPatch, out: Path) -> pd.DataFrame:
+    """What `python -m scripts.benchmark <name>` writes."""
+    monkeypatch.setattr(sys, "argv", ["benchmark", name, "--device", "cpu", "--repeats", "1", "--out", str(out)])
+    assert command.main() == 0
+    text = (out / f"{name}-cpu.md").read_text()
+    assert text.splitlines()[0].endswith(sys.version.split()[0])
+    assert torch.__version__ in text
+    return pd.read_csv(out / f"{name}-cpu.csv")
+
+
+def test_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(core, "CASES", {"small": lambda: models.build("resnet18", 8, 10, 0), "two": lambda: two()})
+
+    def two() -> torch.nn.Module:
+        return core.linears((40, 20), (20, 20))
+
+    results = measure("core", monkeypatch, tmp_path).set_index(["case", "solver"])
+    for case in ("small", "two"):
+        rows = results.loc[case]
+        assert (rows.seconds > 0).all()
+        assert rows.loc["plain loop"].loop_over_this == 1
+        # The loop is FIRE: what it leaves of the deviation from isometry is what `fire_` leaves.
+        assert rows.loc["newton_schulz"].dfi == pytest.approx(rows.loc["plain loop"].dfi, rel=1e-3)
+        assert rows.loc["polar_express"].dfi < 1e-8
+        assert rows.loc["newton_schulz"].extra_bytes > rows.loc["newton_schulz"].largest_group_bytes
+    # 4 m n^2 operations a step and matrix.
+    assert core.loop_operations(two()) == 10 * 4 * (40 * 20 * 20 + 20**3)
+    assert core.largest_group(two()) == 4 * 40 * 20
+
+
+@pytest.mark.slow
+def test_vision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: Path) -> None:
+    monkeypatch.setenv("FIRE_DATA", str(data_dir))
+    monkeypatch.setitem(vision.SCALES, "cpu", ["scale=smoke"])
+    monkeypatch.setattr(vision, "PROPORTIONS", {"train_images": 640, "test_images": 64, "epochs": "[2,1]"})
+    results = measure("vision", monkeypatch, tmp_path)
+    training = results[results.case.str.startswith("training")].set_index("loop")
+    assert set(training.index) == {"ours", *(f"standard, {n} workers" for n in vision.WORKERS)}
+    assert list(training.images_per_second * training.seconds) == pytest.approx([640] * len(training))
+    whole = results[results.case.str.startswith("whole epoch")].set_index("loop")
+    assert (whole.seconds > training.seconds).all()
+    assert set(results[results.case.str.startswith("sweep")].loop) == {"shared phase", "four separate runs"}
+
+
+def test_standard_loop_sees_the_same_images(data_dir: Path) -> None:
+    images, _ = vision.data.load("cifar10", data_dir, 50, 10, 0)
+    ours, labels = images.batch(slice(0, 50))
+    theirs = [vision.Cifar10(images)[i] for i in range(50)]
+    assert torch.allclose(torch.stack([image for image, _ in theirs]), ours, atol=1e-6)
+    assert [label for _, label in theirs] == labels.tolist()
+
+
+def test_timing_runs_in_turns() -> None:
+    order = []
+    times = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, "cpu", lambda: None)
+    assert order == ["a", "b"] * 3  # the first round warms up
+    assert [len(values) for values in times.values()] == [2, 2]
+    assert ratio([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == 2.0
+
+
+def test_memory_counts_what_is_alive() -> None:
+    def function() -> torch.Tensor:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        return torch.cat([b, b])
+
+    assert peak_of_new_storage(function) == 4 * 3000
