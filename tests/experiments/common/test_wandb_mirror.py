@@ -8,6 +8,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from experiments.common import wandb_mirror
+from experiments.vision.train import PHASE_VERSION
 from tests.conftest import numbers, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
@@ -52,7 +53,7 @@ def test_offline_run_holds_config_group_metrics_and_summary(
         assert {"vision", "smoke", "mine"} <= set(run.tags)
         config = {item.key: item.value_json for item in run.config.update}
         assert config["seed"] == "0"
-        assert config["phase_version"] == "1"
+        assert config["phase_version"] == str(PHASE_VERSION)
         metric = next(r.metric for r in found if r.WhichOneof("record_type") == "metric" and r.metric.glob_name == "*")
         assert metric.step_metric == "epoch"
         history = [
