@@ -3,14 +3,13 @@
 X is a batch (batch, m, n) of matrices with m >= n, G = X^T X (batch, n, n).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-# Above this many rows a column the whole iteration runs on the Gram matrix and touches X only once.
+# From this many rows a column on, several steps in a row are made on the Gram matrix before X is touched.
 TALL = 4
 # Elements of what counts as a small part of a stack of matrices.
 SLICE = 1 << 20
@@ -29,11 +28,13 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def batches(X: Tensor) -> Iterator[slice]:
     """Which of X (batch, m, n) to project together, one slice after the other.
 
-    The working memory is three times a slice, so at most a quarter of the stack is taken where a slice is not small
-    anyway; on a CPU also no more than its cache holds, but enough to keep its cores busy.
+    The working memory is about four times a slice, so no more than a quarter of a stack is taken unless all of it is
+    small; on a CPU also no more than its cache holds, but enough to keep its cores busy.
     """
-    count, largest = len(X), math.ceil(len(X) / 4)
-    size = max(1, SLICE // max(1, X.shape[-2] * X.shape[-1]), min(largest, 4) if X.device.type == "cpu" else largest)
+    count, each = len(X), X.shape[-2] * X.shape[-1]
+    size = count if count * each <= SLICE else max(1, count // 4)
+    if X.device.type == "cpu":
+        size = min(size, max(4, SLICE // each))
     for start in range(0, count, size):
         yield slice(start, start + size)
 
@@ -42,17 +43,15 @@ def normalise_(X: Tensor) -> Tensor:
     """Divide each matrix of X (batch, m, n) by its Frobenius norm, in place; a zero matrix stays.
 
     Returns:
-        The norms, (batch,).
+        The norms, (batch,), float64.
     """
     # Divided twice because the squares of entries beyond 1e19 or below 1e-22 leave float32's range.
-    if X.numel() == 0:
-        return X.new_zeros(len(X))
     flat = X.flatten(1)
     largest = torch.maximum(flat.amax(1), -flat.amin(1))[:, None, None]
     X.div_(torch.where(largest > 0, largest, 1.0))
     norm = frobenius(X)[:, None, None]
     X.div_(torch.where(norm > 0, norm, 1.0))
-    return (largest * norm).flatten()
+    return (double(largest) * double(norm)).flatten()
 
 
 def frobenius(X: Tensor) -> Tensor:

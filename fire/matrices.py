@@ -165,6 +165,8 @@ def _rule(module: nn.Module, name: str, parameter: Tensor) -> _Rule | str:
         return "uninitialised: it has no values yet"
     if hasattr(parameter, "device_mesh"):
         return "sharded over devices: gather it first"
+    if parameter.numel() == 0:
+        return "empty"
     if not parameter.dtype.is_floating_point:
         return f"of dtype {parameter.dtype}: only real floating-point weights have a rule"
     if isinstance(module, parametrize.ParametrizationList) or name in ("weight_g", "weight_v", "weight_orig"):

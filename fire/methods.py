@@ -43,7 +43,8 @@ def fire_(
         fused: pattern -> row sizes of weights that stack several matrices, e.g. {"*.c_attn": [768, 768, 768]}.
 
     Returns:
-        What changed, matrix by matrix, with SFE and DfI; zero and rank-deficient matrices and skipped tensors by name.
+        What changed, matrix by matrix, with SFE and DfI; zero matrices, skipped tensors and, where the solver must look
+        for them (not Newton-Schulz with up to 16 steps), rank-deficient matrices by name.
 
     Raises:
         ValueError: arguments out of range, a pattern that matches nothing, a model in which nothing can be projected

@@ -36,6 +36,7 @@ SOLVERS = ("newton_schulz", "polar_express", "svd")
 # A fixed number of Newton-Schulz steps up to this makes so little of a null space's rounding noise, 1.5^16 = 657 times
 # 1e-7 at most, that nobody need look for one.
 _HARMLESS_STEPS = 16
+_STEPS_ON_GRAM = 5
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
         tol: `polar_express` runs until the root mean square of |sigma^2 - 1| is at most this; others ignore it.
 
     Returns:
-        A tensor like `W`. A zero matrix gives zero; a rank-deficient one a partial isometry, its null space kept.
+        A tensor like `W`. A zero matrix gives zero; of a rank-deficient one the null space stays a null space.
 
     Raises:
         ValueError: unknown solver, steps or tol out of range, fewer than two dimensions, a non-finite entry.
@@ -58,6 +59,8 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     check_solver(solver, steps, tol, W.dtype)
     if W.ndim < 2:
         raise ValueError(f"a matrix is needed, (..., m, n); got shape {tuple(W.shape)}")
+    if W.numel() == 0:
+        return W.clone()
     if not torch.isfinite(W).all():
         raise ValueError(f"the matrix of shape {tuple(W.shape)} holds a non-finite entry")
     tall = tall_side(W)
@@ -98,9 +101,7 @@ def polar_(
     Returns:
         The numerical rank of each matrix, (batch,) on the CPU; None where no rank was looked for.
     """
-    if X.numel() == 0:
-        return torch.zeros(len(X), dtype=torch.long)
-    suspects = torch.ones(len(X), dtype=torch.bool)
+    suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     if solver == "newton_schulz":
         if steps <= _HARMLESS_STEPS:
             _newton_schulz(X, G, steps)
@@ -109,7 +110,7 @@ def polar_(
         _newton_schulz(X, G, steps)
     elif solver == "polar_express":
         suspects = polar_express(X, G, tol)
-    ranks = torch.full((len(X),), X.shape[-1])
+    ranks = torch.full((len(X),), X.shape[-1], device="cpu")
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
     for i in suspects.nonzero().flatten().tolist():
@@ -121,11 +122,15 @@ def polar_(
 def _newton_schulz(X: Tensor, G: Tensor, steps: int) -> None:
     """`steps` times X <- 1.5 X - 0.5 X X^T X (paper Alg. 1)."""
     iteration = Iteration(X, G)
-    if X.shape[-2] >= TALL * X.shape[-1]:
-        iteration.multiply(product(G, [(1.5, -0.5, 0.0)] * steps))
-    else:
-        for _ in range(steps):
+    # Steps on the Gram matrix alone multiply its rounding errors, so X is returned to before they count.
+    together = _STEPS_ON_GRAM if X.shape[-2] >= TALL * X.shape[-1] else 1
+    while steps > 0:
+        now = min(steps, together)
+        if now == 1:
             iteration.step(1.5, -0.5)
+        else:
+            iteration.multiply(product(G, [(1.5, -0.5, 0.0)] * now))
+        steps -= now
     iteration.finish()
 
 
@@ -137,9 +142,12 @@ def _through_svd(X: Tensor, steps: int | None) -> tuple[int, Tensor]:
     """
     m, n = X.shape
     U, sigma, Vh = torch.linalg.svd(double(X), full_matrices=False)
-    norm = torch.linalg.vector_norm(sigma)
-    kept = sigma > 2 * eps(X) * norm * (m**-0.5 + n**-0.5)
-    value = torch.ones_like(sigma) if steps is None else sigma / norm.clamp_min(torch.finfo(sigma.dtype).tiny)
+    if sigma[0] == 0:
+        return 0, torch.zeros_like(X)
+    sigma = sigma / sigma[0]  # whatever the scale, its square is in range
+    sigma = sigma / torch.linalg.vector_norm(sigma)
+    kept = sigma > 2 * eps(X) * (m**-0.5 + n**-0.5)
+    value = torch.ones_like(sigma) if steps is None else sigma
     for _ in range(steps or 0):
         value = 1.5 * value - 0.5 * value**3
     factor = (U * torch.where(kept, value, 0.0)) @ Vh

@@ -38,7 +38,7 @@ def polar_express(X: Tensor, G: Tensor, tol: float) -> Tensor:
     # As long as the smallest singular value is lost in the rounding of the Gram matrix, it must be taken for tiny, and
     # the steps are those that lift tiny ones fastest. In a square matrix it is about 1/n of the largest, or less.
     high, grown = 1.0, 1.0
-    suspects = torch.ones(len(X), dtype=torch.bool)
+    suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     # What rounding may have put into a null space by now: into X when it was stored and in every step.
     noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / bound.flatten().cpu()
     while True:
@@ -135,8 +135,8 @@ def _minimax_quintic(low: float, high: float) -> tuple[float, float, float]:
         # An error of equal size and alternating sign at four points, ends included, marks the best approximation.
         points = (low, *inner, high)
         rows = [[x, x**3, x**5, (-1.0) ** i] for i, x in enumerate(points)]
-        right = torch.ones(4, dtype=torch.float64)
-        a, b, c, error = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64), right).tolist()
+        right = torch.ones(4, dtype=torch.float64, device="cpu")
+        a, b, c, error = torch.linalg.solve(torch.tensor(rows, dtype=torch.float64, device="cpu"), right).tolist()
         # The error's extremes inside are the roots of p'(x) = a + 3 b x^2 + 5 c x^4.
         root = math.sqrt(max(9 * b * b - 20 * a * c, 0.0))
         inner = (math.sqrt((-3 * b - root) / (10 * c)), math.sqrt((-3 * b + root) / (10 * c)))

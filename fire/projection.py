@@ -1,5 +1,6 @@
 """Projecting many matrices at once: those of one shape together, measured on the way."""
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.gram import batches, compute_dtype, deviation, full_precision, gram, normalise_, tall_side
+from fire.gram import batches, compute_dtype, deviation, double, full_precision, gram, normalise_, tall_side
 from fire.matrices import WeightMatrix
 from fire.polar import check_solver, polar_
 from fire.report import Recorder
@@ -39,15 +40,14 @@ def _project_group(
 ) -> None:
     """`project` for matrices of one shape, up to transposition, dtype and device, with their views."""
     talls = [tall_side(view) for _, view in group]
-    stacks = [tall.reshape(-1, *tall.shape[-2:]) for tall in talls]
-    counts = [len(stack) for stack in stacks]
-    dtype, device = stacks[0].dtype, stacks[0].device
-    X = torch.empty(sum(counts), *stacks[0].shape[-2:], dtype=compute_dtype(dtype), device=device)
-    for part, stack in zip(X.split(counts), stacks, strict=True):
-        part.copy_(stack)
-    originals = [original for stack in stacks for original in stack]
-    scales = torch.tensor([matrix.scale for (matrix, _), n in zip(group, counts, strict=True) for _ in range(n)])
-    scales = scales.to(device, non_blocking=True)
+    counts = [tall.shape[:-2].numel() for tall in talls]
+    dtype, device = talls[0].dtype, talls[0].device
+    X = torch.empty(sum(counts), *talls[0].shape[-2:], dtype=compute_dtype(dtype), device=device)
+    for part, tall in zip(X.split(counts), talls, strict=True):
+        part.view(tall.shape).copy_(tall)
+    originals = [tall[place] for tall in talls for place in itertools.product(*map(range, tall.shape[:-2]))]
+    listed = [matrix.scale for (matrix, _), count in zip(group, counts, strict=True) for _ in range(count)]
+    scales = torch.tensor(listed, dtype=X.dtype, device="cpu").to(device)
     parts = [
         _project_part(X[rows], scales[rows], originals[rows], dtype, solver=solver, steps=steps, tol=tol)
         for rows in batches(X)
@@ -77,7 +77,7 @@ def _project_part(
     """
     norm = normalise_(X)
     G = gram(X)
-    before = deviation(G, scale / norm)
+    before = deviation(G, double(scale) / norm)
     ranks = polar_(X, G, originals, **solver)
     X.mul_(scale[:, None, None])
     if X.dtype == dtype:

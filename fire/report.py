@@ -91,9 +91,10 @@ class ResetReport:
         return tuple(m.name for m in self.matrices if m.zero)
 
     @property
-    def rank_deficient(self) -> tuple[str, ...]:
-        """Weights that hold rank-deficient matrices, which became partial isometries."""
-        return tuple(m.name for m in self.matrices if m.rank_deficient)
+    def rank_deficient(self) -> tuple[str, ...] | None:
+        """Weights that hold rank-deficient matrices, which became partial isometries; None where nothing looked."""
+        looked = [m for m in self.matrices if m.rank_deficient is not None]
+        return tuple(m.name for m in looked if m.rank_deficient) if looked else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Record:
 class Recorder:
     """Writes new weights in place and keeps, for each matrix, what the write did.
 
-    Nothing here waits for the device before the report is made.
+    No number is waited for before the report is made.
 
     Args:
         method: its name.

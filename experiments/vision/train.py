@@ -311,12 +311,13 @@ class VisionTraining:
         count = round(cfg.benchmark.fractions[self.phase] * len(self.train_set))
         chosen = torch.randperm(count, generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
         batches = list(self.train_set.batches(chosen, cfg.budget.batch_size, 0, self.channels_last))
-        losses = [partial(self.loss, images, labels) for images, labels in batches]
+        # The last batch may be smaller; every image counts the same.
+        losses = [partial(self.loss, x, y, len(y) * len(batches) / len(chosen)) for x, y in batches]
         return boundary.sharpness(self.model, losses)
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a batch in float32."""
-        return F.cross_entropy(self.model(images), labels)
+    def loss(self, images: Tensor, labels: Tensor, weight: float) -> Tensor:
+        """`weight` times the mean loss of a batch, without autocast."""
+        return weight * F.cross_entropy(self.model(images), labels)
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final test accuracy, and its mean over the tests of the last phase."""

@@ -1,4 +1,7 @@
-"""`python -m scripts.benchmark core|vision`: times, ratios and the machine they are of, as CSV and Markdown."""
+"""`python -m scripts.benchmark core|vision`: times, ratios and the machine they are of, as CSV and Markdown.
+
+On 2 idle CPU cores each takes 6 to 8 minutes; nothing else should run meanwhile.
+"""
 
 import argparse
 import platform
@@ -22,7 +25,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder (default: %(default)s)")
     arguments = parser.parse_args()
     benchmark = BENCHMARKS[arguments.benchmark]
-    results = benchmark.run(arguments.device, arguments.repeats)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        results = benchmark.run(arguments.device, arguments.repeats)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     threads = f", {torch.get_num_threads()} threads" if arguments.device == "cpu" else ""
     where = f"{machine(arguments.device)}{threads}, PyTorch {torch.__version__}, Python {platform.python_version()}"
     arguments.out.mkdir(parents=True, exist_ok=True)

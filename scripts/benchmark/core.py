@@ -93,6 +93,7 @@ def run(device: str, repeats: int) -> pd.DataFrame:
     print(f"best float32 matrix product here: {rate / 1e9:,.0f} GFLOP/s", flush=True)
     rows = []
     for case, make in CASES.items():
+        print(f"{case} ...", flush=True)
         model = make().to(device)
         initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         restore = partial(model.load_state_dict, initial)

@@ -113,6 +113,7 @@ def run(device: str, repeats: int) -> pd.DataFrame:
         config.register_schemas(VisionConfig)
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = compose("config", [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"])
+        cfg.optimizer.warmup_fraction = 0.0  # of a number of epochs that is not known here
         loops = _loops(cfg, config.resolve_runtime(cfg), repeats)
         sweeps = _sweeps(device, Path(scratch))
     return pd.concat([loops, sweeps], ignore_index=True)

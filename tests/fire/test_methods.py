@@ -89,7 +89,7 @@ def test_zero_and_rank_deficient_are_reported(device: str) -> None:
     assert torch.allclose(model[1].weight.cpu(), torch.full((4, 4), 0.25), atol=1e-6)
     # The paper's few steps keep a null space without looking for it.
     report = fire.fire_(model)
-    assert [m.rank_deficient for m in report.matrices] == [None, None, None]
+    assert report.rank_deficient is None
     assert report.zero == ("0.weight",)
     assert torch.linalg.matrix_rank(model[1].weight.detach()) == 1
 
@@ -223,6 +223,23 @@ def test_float64_model_to_a_tolerance_float32_cannot_reach() -> None:
         fire.fire_(nn.Linear(16, 16), solver="polar_express", tol=1e-13)
 
 
+def test_scale_is_as_precise_as_the_weights() -> None:
+    model = nn.Linear(64, 30).double()
+    expected = exact(model.weight) * (30 / 64) ** 0.5
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        report = fire.fire_(model, solver="svd")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.allclose(model.weight, expected, atol=1e-14)
+    assert report.dfi_after < 1e-26
+
+
+def test_empty_weight_is_skipped() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0))
+    assert fire.fire_(model).skipped == {"1.weight": "empty"}
+
+
 def test_compiled_model_is_looked_through() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     compiled = torch.compile(model)
@@ -241,7 +258,10 @@ def test_importing_fire_loads_nothing_beyond_torch() -> None:
 
 
 @pytest.mark.parametrize("solver", ["newton_schulz", "polar_express"])
-@pytest.mark.parametrize(("count", "shape"), [(12, (512, 512)), (2, (1024, 1024)), (1, (1536, 1536)), (1, (9000, 300))])
+@pytest.mark.parametrize(
+    ("count", "shape"),
+    SHAPES,
+)
 def test_memory_is_bounded_by_the_largest_group(solver: str, count: int, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model = nn.ModuleList(nn.Linear(shape[1], shape[0], bias=False) for _ in range(count))

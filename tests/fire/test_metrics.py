@@ -105,6 +105,20 @@ def test_sharpness_is_the_top_eigenvalue_of_the_exact_hessian(norm: bool) -> Non
     assert value == pytest.approx(float(torch.linalg.eigvalsh(head)[-1]), rel=1e-3)
 
 
+def test_sharpness_of_attention() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    x, y = torch.randn(4, 5, 8), torch.randn(4, 5, 8)
+
+    def loss() -> torch.Tensor:
+        return (attention(x, x, x, need_weights=False)[0] - y).square().mean()
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        eigenvalues = torch.linalg.eigvalsh(exact_hessian(attention, lambda _: loss()).double())
+    value, _ = metrics.sharpness([loss], attention.parameters(), tol=1e-3)  # whatever kernel is the default
+    assert value == pytest.approx(float(eigenvalues[-1]), rel=1e-2)
+
+
 def test_sharpness_of_a_quadratic_and_without_anything() -> None:
     x = nn.Parameter(torch.ones(4))
     scale = torch.tensor([3.0, -5.0, 0.5, 1.0])

@@ -133,6 +133,32 @@ def test_rank_deficient_matrix_becomes_a_partial_isometry(
     assert torch.allclose(Q, fire.polar(low, solver="svd"), atol=2e-3)
 
 
+@pytest.mark.parametrize("steps", [5, 10, 16, 17, 30])
+@pytest.mark.parametrize("condition", [1e2, 1e4])
+def test_newton_schulz_on_tall_ill_conditioned_matrices(
+    steps: int, condition: float, device: str, rng: torch.Generator
+) -> None:
+    for sigma in (torch.logspace(0, -float(np.log10(condition)), 64), torch.tensor([1.0] * 8 + [1 / condition] * 56)):
+        W, _ = with_spectrum(sigma.double(), 512, rng)
+        U, value, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+        value = value / value.norm()
+        for _ in range(steps):
+            value = 1.5 * value - 0.5 * value**3
+        # float32 determines the smallest directions to about eps * condition and no better.
+        factor = fire.polar(W.to(device), steps=steps).cpu()
+        assert float((factor - (U * value) @ Vh).abs().max()) < max(1e-5, 3e-8 * condition)
+
+
+@pytest.mark.parametrize("solver", ["newton_schulz", "polar_express", "svd"])
+@pytest.mark.parametrize("size", [1e-170, 1e160])
+def test_entries_near_the_ends_of_float64(solver: str, size: float, rng: torch.Generator) -> None:
+    W = torch.randn(30, 20, dtype=torch.float64, generator=rng)
+    low = W[:, :4] @ W[:4, :]
+    for matrix in (W, low):
+        expected = fire.polar(matrix, solver=solver, steps=60)
+        assert torch.allclose(fire.polar(size * matrix, solver=solver, steps=60), expected, atol=1e-9)
+
+
 def test_zero_matrix_and_zero_column(rng: torch.Generator) -> None:
     W = torch.randn(3, 6, 4, generator=rng)
     W[1] = 0

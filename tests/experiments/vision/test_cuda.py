@@ -73,7 +73,9 @@ def check_projection_in_place(device: str, compile: str) -> None:
 @needs_cuda
 @pytest.mark.parametrize("compile", ["true", "graphs"])
 def test_projection_under_a_compiled_model(compile: str) -> None:
+    torch._dynamo.utils.counters.clear()
     check_projection_in_place("cuda", compile)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0  # what is compiled is captured too
 
 
 @pytest.mark.slow
