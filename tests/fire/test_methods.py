@@ -260,7 +260,7 @@ def test_importing_fire_loads_nothing_beyond_torch() -> None:
 @pytest.mark.parametrize("solver", ["newton_schulz", "polar_express"])
 @pytest.mark.parametrize(
     ("count", "shape"),
-    SHAPES,
+    [(12, (512, 512)), (5, (512, 512)), (3, (768, 768)), (2, (1024, 1024)), (1, (1536, 1536)), (1, (9000, 300))],
 )
 def test_memory_is_bounded_by_the_largest_group(solver: str, count: int, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
