@@ -65,6 +65,15 @@ class ResetReport:
     seconds: float
     peak_bytes: int | None
 
+    def __str__(self) -> str:
+        lines = [
+            f"{self.method}: {self.touched} tensors written in {self.seconds:.3g} s, SFE {self.sfe:.4g}, "
+            f"DfI {self.dfi_before:.4g} -> {self.dfi_after:.4g}"
+        ]
+        for what, names in (("zero", self.zero), ("rank-deficient", self.rank_deficient or ())):
+            lines += [f"{what}: {', '.join(names)}"] if names else []
+        return "\n".join([*lines, *(f"skipped {name}: {why}" for name, why in self.skipped.items())])
+
     @property
     def sfe(self) -> float:
         """Squared Frobenius Error over all matrices."""

@@ -24,10 +24,11 @@ def block(containing: str) -> str:
 def test_three_lines_in_ones_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     exec(block("import fire\n"), {"torch": torch, "model": model})
-    sfe, before, after, skipped = capsys.readouterr().out.split(maxsplit=3)
-    assert float(sfe) > 0
-    assert float(after) < float(before)
-    assert skipped.strip() == "{}"
+    printed = capsys.readouterr().out
+    sfe, before, after = map(float, re.findall(r"SFE (\S+), DfI (\S+) -> (\S+)\n", printed)[0])
+    assert sfe > 0
+    assert after < before
+    assert len(printed.splitlines()) == 1  # nothing skipped, zero or rank-deficient
 
 
 def test_add_your_own_method_and_model(data_dir: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_zero_and_rank_deficient_are_reported(device: str) -> None:
     report = fire.fire_(model, solver="polar_express")
     assert report.zero == ("0.weight",)
     assert report.rank_deficient == ("1.weight",)
+    assert str(report).splitlines()[1:] == ["zero: 0.weight", "rank-deficient: 1.weight"]
     assert torch.equal(model[0].weight.cpu(), torch.zeros(4, 4))
     assert torch.allclose(model[1].weight.cpu(), torch.full((4, 4), 0.25), atol=1e-6)
     # The paper's few steps keep a null space without looking for it.
