@@ -236,6 +236,7 @@ def test_scale_is_as_precise_as_the_weights() -> None:
     assert report.dfi_after < 1e-26
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_empty_weight_is_skipped() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0))
     assert fire.fire_(model).skipped == {"1.weight": "empty"}

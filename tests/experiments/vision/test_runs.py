@@ -181,6 +181,7 @@ def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
     assert "python -m experiments.vision benchmark=warm_start method=none scale=paper" in first
 
 
+@pytest.mark.slow
 def test_sharpness_is_measured_and_changes_nothing_else(vision: Vision, data_dir: Path, tmp_path: Path) -> None:
     rows = {}
     for method, images in (("none", 96), ("fire", 96), ("fire", 0)):
