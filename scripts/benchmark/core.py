@@ -21,7 +21,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "polar_express": {"solver": "polar_express", "tol": 1e-6},
     "svd": {"solver": "svd"},
 }
-# The oracle takes minutes on a CPU for matrices this large, so it runs once there.
+# On a CPU the oracle runs once for matrices this large: it is there for its DfI.
 LARGE = 50_000_000
 
 

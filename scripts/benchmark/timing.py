@@ -37,6 +37,7 @@ def alternate(
         for name, function in contestants.items():
             prepare()
             elapsed = seconds(function, device)
+            print(f"turn {turn} of {repeats}: {name}, {elapsed:.3f} s", flush=True)
             if turn > 0:
                 times[name].append(elapsed)
     return times

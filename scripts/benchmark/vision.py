@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from experiments.common.workspace import Workspace
 from experiments.vision import data, models
 from experiments.vision.config import VisionConfig
 from experiments.vision.train import VisionTraining, describe
-from scripts.benchmark.timing import ratio, seconds
+from scripts.benchmark.timing import alternate, ratio
 
 SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=paper", "precision=bf16"]}
 # Phase 0 and 1 in the paper's proportions: as many images in each, and a fifth as many test images as training images.
@@ -124,33 +125,27 @@ def _loops(cfg: DictConfig, runtime: config.Runtime, repeats: int) -> pd.DataFra
     train, test = data.load("cifar10", config.data_folder(cfg), budget.train_images, budget.test_images, seed=0)
     standard = {f"standard, {n} workers": StandardLoop(cfg, runtime, train, test, n) for n in WORKERS}
     with ours(cfg, runtime, train, test) as epoch:
-        names = [*standard, "ours"]
-        trained: dict[str, list[float]] = {name: [] for name in names}
-        whole: dict[str, list[float]] = {name: [] for name in names}
-        for turn in range(repeats + 1):
-            for name in names:
-                if name == "ours":
-                    alone = seconds(lambda: epoch(False), runtime.device)
-                    both = seconds(lambda: epoch(True), runtime.device)
-                else:
-                    loop = standard[name]
-                    alone = seconds(loop.train, runtime.device)
-                    both = alone + seconds(loop.test, runtime.device)
-                if turn > 0:  # the first warms up, starts workers and compiles
-                    trained[name].append(alone)
-                    whole[name].append(both)
-                print(f"{name}: training {alone:.2f} s, whole epoch {both:.2f} s", flush=True)
+        contestants: dict[str, Callable[[], object]] = {}
+        for name, loop in standard.items():
+            contestants |= {f"{name}, training": loop.train, f"{name}, test": loop.test}
+        contestants |= {"ours, training": partial(epoch, False), "ours, whole epoch": partial(epoch, True)}
+        times = alternate(contestants, repeats, runtime.device)
+    names = [*standard, "ours"]
+    trained = {name: times[f"{name}, training"] for name in names}
+    whole = {"ours": times["ours, whole epoch"]}
+    for name in standard:
+        whole[name] = [a + b for a, b in zip(trained[name], times[f"{name}, test"], strict=True)]
     setting = f"width {budget.width}, batch {budget.batch_size}, {runtime.precision}"
     return pd.DataFrame(
         {
             "case": f"{part}, {setting}",
             "loop": name,
-            "seconds": statistics.median(times[name]),
-            "images_per_second": budget.train_images / statistics.median(times[name]),
-            "over_ours": ratio(times[name], times["ours"]),
+            "seconds": statistics.median(values[name]),
+            "images_per_second": budget.train_images / statistics.median(values[name]),
+            "over_ours": ratio(values[name], values["ours"]),
             "repeats": repeats,
         }
-        for part, times in (("training", trained), ("whole epoch", whole))
+        for part, values in (("training", trained), ("whole epoch", whole))
         for name in names
     )
 
