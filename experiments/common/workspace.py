@@ -54,12 +54,10 @@ class Workspace:
         *,
         stop: StopSignals,
         wait: bool = False,
-        mirror: metric_log.Mirror | None = None,
         checkpoint_seconds: float = 60.0,
     ) -> None:
         self.path, self.identity, self._values = path, digest(identity), identity
         self._cfg, self._stop, self._wait = cfg, stop, wait
-        self.mirror = mirror
         self._interval = checkpoint_seconds
         self._last_save = time.monotonic()
         self._lock = FileLock(path / ".lock")
@@ -146,37 +144,76 @@ class Workspace:
         """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
-        if loaded is None:
-            metric_log.cut(metrics, 0)
-        else:
-            path, content = loaded
-            if content["identity"] != self.identity:
-                raise UserError(f"checkpoint {path} is of another configuration (identity {content['identity']})")
-            metric_log.cut(metrics, content["log_bytes"])
-            set_rng_state(content["rng"])
-        self.log = metric_log.MetricLog(metrics, self.mirror)
+        metric_log.cut(metrics, loaded[1]["log_bytes"] if loaded else 0)
+        self.log = metric_log.MetricLog(metrics)
         self._last_save = time.monotonic()
-        return loaded[1]["state"] if loaded else None
+        return self._restore(*loaded) if loaded else None
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint now."""
-        content = {"identity": self.identity, "state": state, "rng": rng_state(), "log_bytes": self.log.position()}
-        checkpoint.save(self.path, content)
+    def _restore(self, path: Path, content: dict[str, Any]) -> dict[str, Any]:
+        """The state in a checkpoint of this job, with all generators set to it."""
+        if content["identity"] != self.identity:
+            raise UserError(f"checkpoint {path} is of another configuration (identity {content['identity']})")
+        set_rng_state(content["rng"])
+        return content["state"]
+
+    def save(self, state: dict[str, Any], keep: Iterable[str] = ()) -> None:
+        """Write a checkpoint now, and keep it under the names `keep` for methods to branch from."""
+        content = {
+            "identity": self.identity, "state": state, "rng": rng_state(),
+            "log_bytes": self.log.position(), "log_rows": len(self.log.rows),
+        }  # fmt: skip
+        checkpoint.save(self.path, content, keep)
         self._last_save = time.monotonic()
+
+    def rename_kept(self, old: str, new: str) -> None:
+        """Give a kept checkpoint another name."""
+        checkpoint.rename(self.path, old, new)
+
+    def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]] | None:
+        """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then; None if
+        there is none.
+
+        Raises:
+            UserError: it is damaged or of another configuration.
+        """
+        path = checkpoint.kept(self.path).get(name)
+        if path is None:
+            return None
+        content = checkpoint.read(path)
+        if content is None:
+            raise UserError(f"damaged checkpoint {path}; delete {self.path} to start over")
+        state = self._restore(path, content)
+        return state, metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
+
+    def go_back(self, name: str) -> dict[str, Any]:
+        """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""
+        self.log.close()
+        content = checkpoint.read(checkpoint.kept(self.path)[name])
+        if content is None:
+            raise UserError(f"damaged checkpoint {name} in {self.path}; delete {self.path} to start over")
+        checkpoint.save(self.path, content)
+        return self.resume()  # type: ignore[return-value]
 
     def save_due(self) -> bool:
         """Whether a checkpoint should be written: the interval is over, or the run has been asked to stop."""
         return self._stop.received is not None or time.monotonic() - self._last_save >= self._interval
 
+    @property
+    def signal(self) -> int | None:
+        """The signal that has asked to stop, if any."""
+        return self._stop.received
+
     def stop_if_asked(self) -> None:
         """Raise Interrupted if a signal has come; to be called when the state has just been saved."""
         self._stop.check()
 
-    def finish(self, summary: dict[str, Any], *, keep_checkpoint: bool = False) -> None:
-        """Mark the job done; a run needs its checkpoints no longer, the phase cache its last one."""
+    def finish(self, summary: dict[str, Any], weights: dict[str, Any] | None = None) -> None:
+        """Mark the job done and let its checkpoints go; only `weights`, if given, stay."""
+        if weights is not None:
+            content = {"identity": self.identity, "state": {"model": weights}}
+            checkpoint.save_as(self.path, content, checkpoint.FINAL)
         checkpoint.write_text(self.path / "done", json.dumps(summary, indent=1) + "\n")
-        if not keep_checkpoint:
-            checkpoint.remove(self.path)
+        checkpoint.remove(self.path)
 
     def erase(self) -> None:
         """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
@@ -187,6 +224,8 @@ class Workspace:
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
+        for weights in self.path.glob(f"kept-{checkpoint.FINAL}-*.pt"):
+            weights.unlink()
         self._describe()
 
     @contextmanager

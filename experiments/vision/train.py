@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import fire
 from experiments.common import boundary, config
 from experiments.common.errors import StopSignals, UserError
-from experiments.common.job import Job, carry_out
+from experiments.common.job import END, Job, carry_out
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.seeding import generator, seed_everything
@@ -74,6 +74,8 @@ def check(cfg: DictConfig) -> None:
     fractions = list(cfg.benchmark.fractions)
     if fractions != sorted(fractions) or not 0 < fractions[0] <= fractions[-1] <= 1:
         raise UserError(f"benchmark.fractions={fractions} must rise within (0, 1]")
+    if cfg.precision == "fp16":
+        raise UserError("precision=fp16 needs loss scaling, which this domain has not; use bf16")
     for key in ("learning_rate", "clip_norm"):
         if not cfg.optimizer[key] > 0:
             raise UserError(f"optimizer.{key}={cfg.optimizer[key]} must be positive")
@@ -114,6 +116,8 @@ class VisionTraining:
     """
 
     x_axis = "epoch"
+    branch, rewinds = END, False
+    keeps_weights = False
 
     def __init__(
         self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method, train: data.Images, test: data.Images
@@ -141,7 +145,8 @@ class VisionTraining:
         self.optimizer = self.new_optimizer()
         self.phase, self.epoch, self.batch = 0, 0, 0
         self.totals = self.new_totals()
-        self.checkpoint_bytes = 3 * sum(t.numel() * t.element_size() for t in self.initial.values())
+        # Weights and Adam's moments; two checkpoints kept and one being written, in the run and in the shared phase.
+        self.disk_bytes = 6 * 3 * sum(t.numel() * t.element_size() for t in self.initial.values())
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Adam with empty moments."""

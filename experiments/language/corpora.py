@@ -1,0 +1,138 @@
+"""Token files in training: sequences drawn from them, and the fixed windows that validation looks at."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.common.errors import UserError
+from experiments.common.seeding import generator
+from experiments.language import tokenizers
+from experiments.language.prepare import checksum, folder_of
+
+VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tokens of one corpus, which may be several token files.
+
+    Attributes:
+        train, val: each file's tokens, uint16, mapped from disk.
+        identity: checksums and lengths: whatever decides which tokens these are.
+    """
+
+    train: list[np.ndarray]
+    val: list[np.ndarray]
+    identity: list[list[Any]]
+
+    def sequences(self, places: Tensor, block: int) -> np.ndarray:
+        """Training sequences of `block` + 1 tokens, (count, block + 1), int32.
+
+        Args:
+            places: (count,) numbers in [0, 1), each a place in the corpus.
+        """
+        sizes = np.array([max(len(tokens) - block, 0) for tokens in self.train])
+        starts = np.minimum((places.numpy() * sizes.sum()).astype(np.int64), sizes.sum() - 1)
+        ends = np.cumsum(sizes)
+        files = np.searchsorted(ends, starts, side="right")
+        offsets = starts - (ends - sizes)[files]
+        return np.stack(
+            [self.train[file][at : at + block + 1] for file, at in zip(files, offsets, strict=True)]
+        ).astype(np.int32)
+
+    def windows(self, block: int, at_most: int) -> Tensor:
+        """Validation windows, (count, block + 1), int32: without overlap, evenly spread over the held-out text."""
+        found = [(file, at) for file in self.val for at in range(0, len(file) - block, block)]
+        chosen = np.linspace(0, len(found) - 1, min(at_most, len(found))).round().astype(int)
+        rows = [found[i][0][found[i][1] : found[i][1] + block + 1] for i in chosen]
+        return torch.from_numpy(np.stack(rows).astype(np.int32))
+
+
+def load(
+    entries: list[str], tokenizer: str, data_dir: Path, block: int, command: str, first_tokens: int | None = None
+) -> Corpus:
+    """The corpus that a list of configuration entries names.
+
+    Args:
+        entries: corpora or files, as `prepare` takes them.
+        tokenizer: gpt2 or bytes.
+        data_dir: the user's data folder.
+        block: tokens a model sees at once.
+        command: what prepares the token files.
+        first_tokens: how many of the training tokens are used, from the front; None: all.
+
+    Raises:
+        UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.
+    """
+    parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    identity: list[list[Any]] = []
+    for entry in entries:
+        folder = folder_of(entry, tokenizer, data_dir)
+        for split, files in parts.items():
+            tokens, sha256 = _open(folder / f"{split}.json", entry, tokenizer, command)
+            files.append(tokens)
+            identity.append([split, sha256, len(tokens)])
+    if first_tokens is not None:
+        parts["train"] = _front(parts["train"], first_tokens)
+        identity.append(["first_tokens", first_tokens])
+    for split, files in parts.items():
+        if max(map(len, files)) <= block:
+            raise UserError(
+                f"budget.block={block} is longer than the {split} text of {', '.join(entries)}: "
+                f"{max(map(len, files))} {tokenizer} tokens"
+            )
+    return Corpus(parts["train"], parts["val"], identity)
+
+
+def _front(files: list[np.ndarray], count: int) -> list[np.ndarray]:
+    front = []
+    for tokens in files:
+        front.append(tokens[:count])
+        count = max(count - len(tokens), 0)
+    return front
+
+
+def _open(sidecar: Path, entry: str, tokenizer: str, command: str) -> tuple[np.ndarray, str]:
+    if not sidecar.exists():
+        raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
+    description = json.loads(sidecar.read_text())
+    path = Path(description["file"])
+    if description["tokenizer"] != tokenizer:
+        raise UserError(f"{path} was made with tokenizer={description['tokenizer']}, not {tokenizer}")
+    size = path.stat().st_size if path.exists() else 0
+    if size != 2 * description["tokens"] or (size <= VERIFIED_BYTES and checksum(path) != description["sha256"]):
+        raise UserError(f"{path} is missing or damaged; to make it again: {command}")
+    tokens = np.memmap(path, np.uint16, "r")
+    if size <= VERIFIED_BYTES and int(tokens.max()) >= tokenizers.VOCABULARY[tokenizer]:
+        raise UserError(f"{path} is of another tokenizer: it holds token {int(tokens.max())}")
+    return tokens, description["sha256"]
+
+
+class Mixture:
+    """Training batches of one phase: each sequence comes from the first corpus with a fixed probability, else from the
+    second.
+
+    What a batch holds depends on seed, phase and iteration alone: not on what was drawn before, nor on how many
+    processes share it.
+    """
+
+    def __init__(self, first: Corpus, second: Corpus | None, replay: float, block: int) -> None:
+        self.first, self.second = first, second
+        self.replay = 1.0 if second is None else replay
+        self.block = block
+
+    def batch(self, seed: int, phase: int, iteration: int, size: int, stream: str = "order") -> Tensor:
+        """Sequences of one iteration, (size, block + 1), int32."""
+        source = generator(seed, stream, phase, iteration)
+        old = torch.rand(size, generator=source) < self.replay
+        places = torch.rand(size, generator=source, dtype=torch.float64)
+        batch = np.empty((size, self.block + 1), np.int32)
+        for corpus, mask in ((self.first, old), (self.second, ~old)):
+            if corpus is not None and mask.any():
+                batch[mask.numpy()] = corpus.sequences(places[mask], self.block)
+        return torch.from_numpy(batch)

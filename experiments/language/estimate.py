@@ -1,0 +1,63 @@
+"""What a run will cost, measured on a few steps before it starts."""
+
+import time
+
+import torch
+from omegaconf import DictConfig
+
+from experiments.common.config import Runtime
+from experiments.language import model, sources, tokenizers
+
+SECONDS = 10.0
+
+
+def describe_cost(cfg: DictConfig, runtime: Runtime, processes: int) -> str:
+    """Hours, disk and download of a run with this configuration, in one line.
+
+    A throwaway network trains on noise for about `SECONDS`, uncompiled; no generator of the run is touched.
+    """
+    tokens, rate = work(cfg), tokens_per_second(cfg, runtime) * processes
+    corpora = [name for name in (*cfg.data.first, *cfg.data.second) if name in sources.NAMED]
+    download = sum(sources.NAMED[name].megabytes for name in corpora)
+    size = 12 * sum(p.numel() for p in build(cfg).parameters())
+    return (
+        f"estimated: {tokens / rate / 3600:.1f} hours here ({tokens / 1e9:.2f} billion tokens at {rate:,.0f} a second, "
+        f"measured; torch.compile and a shared phase 0 make it less), up to {12 * size / 1e9:.0f} GB of checkpoints, "
+        f"{download / 1000:.1f} GB of text"
+    )
+
+
+def work(cfg: DictConfig) -> float:
+    """Tokens trained on in the whole run; validations add a few in a hundred."""
+    return float(sum(cfg.budget.iterations)) * cfg.budget.sequences * cfg.budget.block
+
+
+def build(cfg: DictConfig) -> model.GPT:
+    """A fresh network of the run's kind."""
+    budget, vocabulary = cfg.budget, model.padded(tokenizers.VOCABULARY[cfg.tokenizer])
+    return model.build(budget.layers, budget.heads, budget.width, budget.block, vocabulary, seed=0)
+
+
+def tokens_per_second(cfg: DictConfig, runtime: Runtime) -> float:
+    """Training throughput of one process on this machine."""
+    network = build(cfg).to(runtime.device)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    generator = torch.Generator().manual_seed(0)
+    size, block = cfg.budget.micro_batch, cfg.budget.block
+    tokens = torch.randint(0, tokenizers.VOCABULARY[cfg.tokenizer], (size, block + 1), generator=generator)
+    tokens = tokens.to(runtime.device)
+
+    def step() -> None:
+        with runtime.autocast:
+            loss = network(tokens)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        float(loss.detach())  # waits for the device
+
+    step()  # sets things up and does not count
+    steps, started = 0, time.perf_counter()
+    while steps < 1 or (time.perf_counter() - started < SECONDS and steps < 200):
+        step()
+        steps += 1
+    return steps * size * block / (time.perf_counter() - started)
