@@ -1,4 +1,7 @@
-"""Fetch and verify a data set: `python -m scripts.prepare_data cifar10`."""
+"""Fetch, verify and prepare data: `python -m scripts.prepare_data cifar10`, or
+`python -m scripts.prepare_data language data=wikitext2_imdb`, with the same words after `language` as for its
+experiments. What is done already is verified and not done again; after an interruption it goes on.
+"""
 
 import argparse
 import logging
@@ -6,27 +9,57 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.common.config import DEFAULT_DATA
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.common.config import DEFAULT_DATA, compose_domain, data_folder
 from experiments.common.errors import UserError
+from experiments.common.launch import composition_error
+from experiments.language import train
+from experiments.language.config import LanguageConfig
+from experiments.language.prepare import prepare
 from experiments.vision.data import DATASETS
+
+
+def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) -> str:
+    """Token files of both corpora of a configuration."""
+    try:
+        cfg = compose_domain("language", LanguageConfig, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(composition_error(error, LanguageConfig)) from error
+    train.check(cfg)
+    folder = data_dir or data_folder(cfg)
+    entries = dict.fromkeys([*cfg.data.first, *cfg.data.second])
+    places = [prepare(entry, cfg.tokenizer, folder, cfg.data.text_column, workers) for entry in entries]
+    return f"language: token files in {', '.join(map(str, places))}"
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
-    parser.add_argument("dataset", choices=sorted(DATASETS))
-    parser.add_argument(
-        "--data-dir", type=Path, default=os.environ.get("FIRE_DATA") or DEFAULT_DATA, help="default: %(default)s"
-    )
+    parser.add_argument("dataset", choices=[*sorted(DATASETS), "language"])
+    parser.add_argument("overrides", nargs="*", help="for language: data=... tokenizer=... scale=...")
+    parser.add_argument("--data-dir", type=Path, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    folder = Path(arguments.data_dir).expanduser()
+    logger = logging.getLogger("fire")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stdout)]
     try:
-        files = DATASETS[arguments.dataset](folder)
+        if arguments.dataset == "language":
+            done = prepare_language(arguments.overrides, arguments.data_dir, arguments.workers)
+        elif arguments.overrides:
+            raise UserError(f"{arguments.dataset} takes no settings: {' '.join(arguments.overrides)}")
+        else:
+            folder = Path(arguments.data_dir or os.environ.get("FIRE_DATA") or DEFAULT_DATA).expanduser()
+            done = f"{arguments.dataset}: {len(DATASETS[arguments.dataset](folder))} files in {folder}, checksums right"
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.dataset}: {len(files)} files in {folder}, checksums right")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(done)
     return 0
 
 

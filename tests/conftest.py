@@ -1,10 +1,11 @@
-"""Shared fixtures: the real data set, and the command line as a user calls it."""
+"""Shared fixtures: the real data sets, and the command lines as a user calls them."""
 
 import json
 import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
+from experiments.language.config import LanguageConfig
+from experiments.language.prepare import prepare
+from experiments.language.train import run as language_run
 from experiments.vision.config import VisionConfig
 from experiments.vision.data import prepare_cifar10
-from experiments.vision.train import run
+from experiments.vision.train import run as vision_run
 
 REPOSITORY = Path(__file__).parents[1]
 # Wall-clock readings: the only numbers two equal runs may differ in.
@@ -38,52 +43,113 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """Real CIFAR-10, fetched once a machine."""
-    folder = Path(os.environ.get("FIRE_DATA", "~/.cache/fire")).expanduser()
-    prepare_cifar10(folder)
-    return folder
+def cache() -> Path:
+    """Where data fetched once a machine are kept."""
+    return Path(os.environ.get("FIRE_DATA", "~/.cache/fire")).expanduser()
+
+
+@pytest.fixture(scope="session")
+def data_dir(cache: Path) -> Path:
+    """Real CIFAR-10."""
+    prepare_cifar10(cache)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def text_dir(cache: Path) -> Path:
+    """WikiText-2 and IMDb, as bytes."""
+    for corpus in ("wikitext2", "imdb"):
+        prepare(corpus, "bytes", cache, "text", workers=2)
+    return cache
+
+
+Command = Callable[..., tuple[int, str]]
+DOMAINS: dict[str, tuple[type[BaseConfig], Callable[..., Any]]] = {
+    "vision": (VisionConfig, vision_run),
+    "language": (LanguageConfig, language_run),
+}
 
 
 @pytest.fixture
-def vision(
-    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str]]]:
-    """`vision("method=fire", ...)` runs the command line in this process at the smoke scale and returns its exit
-    status and what it printed; runs go to `tmp_path/outputs`."""
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Command]]:
+    """`command("vision", data_dir)("method=fire", ...)` runs the command line in this process at the smoke scale and
+    returns its exit status and what it printed; runs go to `tmp_path/outputs`."""
 
-    def call(*arguments: str) -> tuple[int, str]:
-        GlobalHydra.instance().clear()
-        given = {argument.split("=")[0] for argument in arguments}
-        defaults = {
-            "scale": "smoke",
-            "outputs_dir": str(tmp_path / "outputs"),
-            "data_dir": str(data_dir),
-            "wandb.mode": "disabled",
-            "device": "cpu",  # on which equal runs are equal to the bit
-            "threads": "1",  # these networks are too small for more, and a busy machine would make more crawl
-        }
-        extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "experiments/vision/__main__.py"), *arguments, *extra])
-        status = launch("vision", VisionConfig, run)
-        return status, capsys.readouterr().out
+    def of(domain: str, data_dir: Path) -> Command:
+        def call(*arguments: str) -> tuple[int, str]:
+            GlobalHydra.instance().clear()
+            given = {argument.split("=")[0] for argument in arguments}
+            defaults = {
+                "scale": "smoke",
+                "outputs_dir": str(tmp_path / "outputs"),
+                "data_dir": str(data_dir),
+                "wandb.mode": "disabled",
+                "device": "cpu",  # on which equal runs are equal to the bit
+                "threads": "1",  # these networks are too small for more, and a busy machine would make more crawl
+            }
+            extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
+            main = REPOSITORY / "experiments" / domain / "__main__.py"
+            monkeypatch.setattr(sys, "argv", [str(main), *arguments, *extra])
+            schema, run = DOMAINS[domain]
+            status = launch(domain, schema, run)
+            return status, capsys.readouterr().out
 
-    yield call
+        return call
+
+    yield of
     logging.getLogger("fire").handlers = []
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`python -m experiments.vision` in a process of its own, on the CPU."""
+@pytest.fixture
+def vision(command: Callable[..., Command], data_dir: Path) -> Command:
+    """The command line of the vision domain."""
+    return command("vision", data_dir)
+
+
+@pytest.fixture
+def language(command: Callable[..., Command], text_dir: Path) -> Command:
+    """The command line of the language domain."""
+    return command("language", text_dir)
+
+
+def start(domain: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m experiments.<domain>` in a process of its own, on the CPU."""
+    return start_module(f"experiments.{domain}", *arguments, **environment)
+
+
+def start_module(module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """`python -m <module>` in a process of its own, on the CPU."""
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.vision", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
     )  # fmt: skip
 
 
+def stopped_when(
+    domain: str, condition: Callable[[Path], bool], how: int, arguments: list[str], outputs: Path
+) -> tuple[int, str]:
+    """Start a run, send it the signal `how` once `condition` holds; its exit status and output."""
+    return interrupt(start(domain, *arguments), lambda: condition(outputs), how)
+
+
+def interrupt(process: subprocess.Popen[str], condition: Callable[[], bool], how: int) -> tuple[int, str]:
+    """Send a process the signal `how` once `condition` holds; its exit status and output."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(how)
+    printed, _ = process.communicate(timeout=120)
+    return process.returncode, printed
+
+
 def run_dirs(outputs: Path) -> list[Path]:
     """Run directories below an outputs folder."""
-    return sorted(path.parent for path in outputs.glob("vision/*/*/run.json"))
+    return sorted(path.parent for path in outputs.glob("*/*/*/run.json"))
 
 
 def numbers(run_dir: Path) -> list[dict[str, Any]]:

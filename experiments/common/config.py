@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
@@ -60,6 +62,7 @@ class BaseConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 DEFAULT_DATA = "~/.cache/fire"
 
 # What cannot change a number of a run. Everything else is part of its identity, new keys included.
@@ -85,6 +88,14 @@ def register_schemas(config: type[BaseConfig]) -> None:
         # A method's dataclass is its schema; only the name, which chooses it, is added.
         node = make_dataclass(method.__name__ + "Config", [("name", str, field(default=name))], bases=(method,))
         store.store(group="schema/method", name=name, node=node)
+
+
+def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[str]) -> DictConfig:
+    """The configuration that `python -m experiments.<domain> <overrides>` has."""
+    register_schemas(schema)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS / domain), version_base="1.3"):
+        return compose("config", [*overrides])
 
 
 def check_choices(cfg: DictConfig) -> None:

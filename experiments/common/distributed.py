@@ -4,7 +4,6 @@ The leader, rank 0, owns the run's directory, the log and the decisions; the fol
 repeat what it does. Decisions travel over a group of their own on the CPU, so that asking never waits for a GPU.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,8 +17,6 @@ from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.job import Experiment
 from experiments.common.metric_log import Row
 from experiments.common.workspace import Workspace
-
-logger = logging.getLogger("fire")
 
 
 class Team:
@@ -35,16 +32,14 @@ class Team:
         self._control: Any = None
         if self.size == 1:
             return
-        local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "cuda":
-            if local >= torch.cuda.device_count():
-                raise UserError(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
-            torch.cuda.set_device(local)
+            here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.size)), torch.cuda.device_count()
+            if here > gpus:
+                raise UserError(f"{here} processes on a machine with {gpus} GPUs; one each is needed")
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not dist.is_initialized():  # once for all jobs of a sweep
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
         self._control = dist.new_group(backend="gloo")
-        if not self.leads:
-            logger.setLevel(logging.ERROR)
 
     @property
     def leads(self) -> bool:

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from tabulate import tabulate
 
-from experiments.common.config import BaseConfig, register_schemas
+from experiments.common.config import CONFIGS, BaseConfig, register_schemas
 from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.workspace import command_line
 
@@ -31,7 +30,9 @@ RunJob = Callable[[DictConfig, StopSignals], dict[str, Any]]
 
 def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     """Run the command line of `domain`; returns the exit status."""
-    logger.setLevel(logging.INFO)
+    # Of the processes that torchrun starts one speaks, and says how it ended; the others only what nobody expects.
+    follows = int(os.environ.get("RANK", 0)) > 0
+    logger.setLevel(logging.CRITICAL if follows else logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]
     logger.propagate = False
     register_schemas(schema)
@@ -42,11 +43,10 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     def job(cfg: DictConfig) -> None:
         outcomes.append(_attempt(cfg, schema, run_job, stop))
 
-    configs = Path(__file__).parents[2] / "configs" / domain
     status = 0
     try:
         with stop:
-            hydra.main(version_base="1.3", config_path=str(configs), config_name="config")(job)()
+            hydra.main(version_base="1.3", config_path=str(CONFIGS / domain), config_name="config")(job)()
     except Interrupted as signal:
         logger.info("stopped by %s; to go on: %s", signal, command_line())
         status = signal.exit_status
@@ -66,7 +66,7 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     failed = sum(o["status"] == "failed" for o in outcomes)
     if failed and len(outcomes) > 1:
         logger.error("error: %d of %d runs failed", failed, len(outcomes))
-    return status or int(failed > 0)
+    return 0 if follows else status or int(failed > 0)
 
 
 def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: StopSignals) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: S
             else f"{type(error).__name__}: {_one_line(str(error))}"
         )
         notes = getattr(error, "__notes__", []) or ([] if isinstance(error, UserError) else ["debug=true shows where"])
-        logger.error("error: %s%s", said, "".join(f" ({note})" for note in notes))
+        level = logging.ERROR if isinstance(error, UserError) else logging.CRITICAL
+        logger.log(level, "error: %s%s", said, "".join(f" ({note})" for note in notes))
         outcome["result"] = said
     outcome["minutes"] = f"{(time.perf_counter() - started) / 60:.1f}"
     return outcome

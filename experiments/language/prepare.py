@@ -62,7 +62,9 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            if Path(entry).expanduser().is_dir():
+            if entry in sources.NAMED and _ready(folder, None):
+                pass  # without asking the network what it is
+            elif Path(entry).expanduser().is_dir():
                 _register(Path(entry).expanduser().absolute(), folder, tokenizer)
             else:
                 _tokenise(sources.find(entry, data_dir, column), folder, tokenizer, data_dir, workers)
@@ -95,7 +97,6 @@ def _register(pair: Path, folder: Path, name: str) -> None:
 def _tokenise(source: sources.Source, folder: Path, name: str, data_dir: Path, workers: int) -> None:
     settings = {"source": source.fingerprint, "tokenizer": name, "shard": SHARD_CHARACTERS}
     if _ready(folder, settings):
-        logger.info("%s is ready in %s, checksums right", source.name, folder)
         return
     for sidecar in SPLITS:
         (folder / f"{sidecar}.json").unlink(missing_ok=True)
@@ -124,19 +125,20 @@ def _tokenise(source: sources.Source, folder: Path, name: str, data_dir: Path, w
     shutil.rmtree(work)
 
 
-def _ready(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether both token files are there, whole, and of these settings."""
+def _ready(folder: Path, settings: dict[str, Any] | None) -> bool:
+    """Whether both token files are there and whole, and, if given, of these settings."""
     for split in SPLITS:
         sidecar = folder / f"{split}.json"
         if not sidecar.exists():
             return False
         known = json.loads(sidecar.read_text())
-        if known["settings"] != json.loads(json.dumps(settings)):
+        if settings is not None and known["settings"] != json.loads(json.dumps(settings)):
             logger.info("%s is of another text or tokenizer and is made again", folder)
             return False
         if not Path(known["file"]).exists() or checksum(Path(known["file"])) != known["sha256"]:
             logger.info("%s is damaged and is made again", known["file"])
             return False
+    logger.info("ready in %s, checksums right", folder)
     return True
 
 

@@ -267,7 +267,7 @@ def _from_hub(corpus: Named) -> tuple[dict[str, list[Path]], str]:
                 repository, repo_type="dataset", revision=revision, allow_patterns=[*chain(*patterns.values())]
             )
         except Exception as error:  # httpx's and the hub's own
-            reasons.append(" ".join(str(error).split())[:160])
+            reasons.append(" ".join(str(error).split()).split(" An error happened")[0][:160])
             continue
         found = {
             split: [path for one in globs for path in sorted(Path(folder).glob(one))]
@@ -276,4 +276,4 @@ def _from_hub(corpus: Named) -> tuple[dict[str, list[Path]], str]:
         if all(found.values()):
             return found, "text"
         reasons.append(f"{repository} has no parquet files {corpus.config}/{corpus.splits}")
-    raise UserError(f"{repository} from the Hugging Face hub: {reasons[0]}")
+    raise UserError(f"{repository} is not to be had from the Hugging Face hub: {reasons[0]}")

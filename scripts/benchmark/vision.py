@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader
@@ -42,7 +41,6 @@ SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=paper", "precision=bf16"]}
 PROPORTIONS = {"train_images": 1000, "test_images": 200, "epochs": "[100,10]", "test_every": "[1,1]"}
 METHODS = "none,shrink_perturb,full_reset,fire"
 WORKERS = sorted({0, 2, min(8, os.cpu_count() or 1)})
-CONFIGS = Path(__file__).parents[2] / "configs/vision"
 
 
 class Cifar10(torchvision.datasets.CIFAR10):
@@ -111,9 +109,8 @@ def ours(cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: dat
 def run(device: str, repeats: int) -> pd.DataFrame:
     """Images a second of both loops, and the share of its cost that the shared phase leaves to a sweep."""
     with tempfile.TemporaryDirectory() as scratch:
-        config.register_schemas(VisionConfig)
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = compose("config", [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"])
+        overrides = [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"]
+        cfg = config.compose_domain("vision", VisionConfig, overrides)
         cfg.optimizer.warmup_fraction = 0.0  # of a number of epochs that is not known here
         loops = _loops(cfg, config.resolve_runtime(cfg), repeats)
         sweeps = _sweeps(device, Path(scratch))

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from scripts import report
+from experiments.common.errors import UserError
+from scripts.report.__main__ import report
+from scripts.report.domains import DOMAINS
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
@@ -45,7 +47,7 @@ def test_different_settings_are_not_pooled(vision: Vision, tmp_path: Path, capsy
     vision("method=fire")
     vision("method=fire", "method.steps=20")
     vision("method=fire", "precision=bf16")
-    report.report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     names = sorted(path.name for path in (tmp_path / "report").glob("*.md"))
     assert names == ["warm_start-smoke-precision=_bf16_.md", "warm_start-smoke-precision=_fp32_.md"]
@@ -57,6 +59,6 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
     vision("method=fire")
     (directory,) = run_dirs(tmp_path / "outputs")
     (directory / "done").unlink()
-    with pytest.raises(report.UserError, match="no finished run below"):
-        report.report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    with pytest.raises(UserError, match="no finished run below"):
+        report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
     assert f"left out, not finished: {directory}" in capsys.readouterr().out

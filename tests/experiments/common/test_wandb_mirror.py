@@ -78,6 +78,7 @@ def test_offline_run_holds_config_group_metrics_and_summary(
 @pytest.mark.slow
 def test_unreachable_service_is_a_warning(data_dir: Path, tmp_path: Path) -> None:
     process = start(
+        "vision",
         "scale=smoke", "threads=1", f"data_dir={data_dir}", f"outputs_dir={tmp_path}",
         WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9",
     )  # fmt: skip

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from experiments.common.config import digest, register_schemas, resolve_runtime
+from experiments.common.config import compose_domain, digest, resolve_runtime
 from experiments.vision import estimate
 from experiments.vision.config import VisionConfig
 from experiments.vision.train import check, describe
@@ -19,10 +17,7 @@ RECIPES = sorted(path.stem for path in (REPOSITORY / "configs/vision/experiment"
 
 
 def composed(*overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    register_schemas(VisionConfig)
-    with initialize_config_dir(str(REPOSITORY / "configs/vision"), version_base="1.3"):
-        return compose("config", [*overrides, "outputs_dir=outputs"])
+    return compose_domain("vision", VisionConfig, [*overrides, "outputs_dir=outputs"])
 
 
 def directories(*overrides: str) -> tuple[Path, Path]:

@@ -62,7 +62,7 @@ def test_bad_argument(vision: Vision, tmp_path: Path, argument: str) -> None:
 
 
 def test_from_a_shell_too(tmp_path: Path) -> None:
-    process = start("method=dash", f"outputs_dir={tmp_path}")
+    process = start("vision", "method=dash", f"outputs_dir={tmp_path}")
     printed, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert printed.startswith("error: ")

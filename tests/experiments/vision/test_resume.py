@@ -1,14 +1,13 @@
 """kill -9, signals, and what remains: resumed runs end with the very same numbers."""
 
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from experiments.common.metric_log import read_rows
-from tests.conftest import numbers, run_dirs, start
+from tests.conftest import numbers, run_dirs, start, stopped_when
 
 # Enough steps in each phase to be interrupted in; a checkpoint after every one of them.
 SETTINGS = (
@@ -21,7 +20,7 @@ SETTINGS = (
 def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The numbers of the run that nothing disturbed."""
     outputs = tmp_path_factory.mktemp("reference")
-    process = start(*SETTINGS, f"outputs_dir={outputs}", f"data_dir={data_dir}")
+    process = start("vision", *SETTINGS, f"outputs_dir={outputs}", f"data_dir={data_dir}")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     return numbers(run_dirs(outputs)[0])
@@ -41,29 +40,16 @@ def writing_a_checkpoint(outputs: Path) -> bool:
     return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
 
 
-def stopped_when(condition: Callable[[Path], bool], how: int, arguments: list[str], outputs: Path) -> tuple[int, str]:
-    """Start a run, send it the signal `how` once `condition` holds; its exit status and output."""
-    process = start(*arguments)
-    deadline = time.monotonic() + 240
-    while not condition(outputs):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(how)
-    printed, _ = process.communicate(timeout=120)
-    return process.returncode, printed
-
-
 @pytest.mark.parametrize("moment", [in_phase_0, in_phase_1, writing_a_checkpoint])
 def test_kill_9_and_resume(
     moment: Callable[[Path], bool], reference: list[dict], data_dir: Path, tmp_path: Path
 ) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={data_dir}", "checkpoint_seconds=0"]
-    status, printed = stopped_when(moment, signal.SIGKILL, arguments, tmp_path)
+    status, printed = stopped_when("vision", moment, signal.SIGKILL, arguments, tmp_path)
     assert status == -signal.SIGKILL, printed
     if moment is writing_a_checkpoint:
         assert list(tmp_path.rglob(".checkpoint-*.tmp"))
-    process = start(*arguments)
+    process = start("vision", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     (directory,) = run_dirs(tmp_path)
@@ -81,14 +67,14 @@ def test_kill_9_and_resume(
 )
 def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], data_dir: Path, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={data_dir}"]
-    status, printed = stopped_when(in_phase_1, how, arguments, tmp_path)
+    status, printed = stopped_when("vision", in_phase_1, how, arguments, tmp_path)
     assert status == 128 + how
     last = printed.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(how).name}; to go on: python -m experiments.vision scale=smoke")
     assert "Traceback" not in printed
     (directory,) = run_dirs(tmp_path)
     assert list(directory.glob("checkpoint-*.pt"))
-    process = start(*arguments)
+    process = start("vision", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert numbers(directory) == reference
@@ -98,7 +84,7 @@ def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], dat
 def test_two_processes_train_the_shared_phase_once(data_dir: Path, tmp_path: Path) -> None:
     settings = [argument for argument in SETTINGS if not argument.startswith(("method", "budget.epochs"))]
     arguments = [*settings, "budget.epochs=[80,2]", f"outputs_dir={tmp_path}", f"data_dir={data_dir}"]
-    processes = [start(f"method={method}", *arguments) for method in ("none", "fire")]
+    processes = [start("vision", f"method={method}", *arguments) for method in ("none", "fire")]
     printed = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], printed
     assert sum("phase 0 was trained before" in text for text in printed) == 1

@@ -24,7 +24,7 @@ def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path
     status, printed = vision(*sweep)
     assert status == 0, printed
     outputs = tmp_path / "outputs"
-    assert len(list(outputs.glob("phases/*/done"))) == 2  # one phase 0 a seed
+    assert len(list(outputs.glob("phases/*/kept-end-*.pt"))) == 2  # one phase 0 a seed
     directories = run_dirs(outputs)
     assert len(directories) == 8
     assert printed.count("phase 0 was trained before") == 6

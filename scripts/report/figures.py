@@ -1,0 +1,108 @@
+"""Curves of runs, with the paper's beside them."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scripts.report.domains import METHODS, Domain, colour, name, order
+from scripts.report.tables import PAPER
+
+LOSS_RANGE = 0.9  # share of all points a panel of losses shows: what a reset does to the first few would hide the rest
+
+
+def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
+    """Our curves; the paper's over them at its own scale, in a panel of their own otherwise."""
+    benchmark, scale = data.benchmark.iloc[0], data.scale.iloc[0]
+    since = benchmark not in domain.whole
+    data = data.assign(x=data.step - (origins(data) if since else 0))
+    panel = domain.panel(benchmark)
+    seeds = data.seed.nunique()
+    ours = f"ours, scale={scale}, {seeds} seed{'s' if seeds > 1 else ''}"
+    drawn: list[tuple[str, Callable[[Axes], None]]] = [(ours, partial(draw, data, domain.metric, since))]
+    if panel and scale == "paper":
+        drawn[0] = (ours, partial(draw_over, data, domain.metric, since, panel))
+    elif panel:
+        title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "llm" not in panel else "")
+        drawn.append((title, partial(draw_paper, panel, linewidth=1.5)))
+    for metric, (title, _) in domain.apart.items():
+        drawn.append((f"ours, {title}", partial(draw, data, metric, since)))
+    if domain.before:
+        drawn.append(("ours, before: phase 0 until the branch", partial(draw_before, data, domain.before)))
+    columns = min(len(drawn), 3)
+    rows = -(-len(drawn) // columns)
+    canvas, grid = plt.subplots(
+        rows, columns, figsize=(5.2 * columns, 3.4 * rows + 0.4), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(drawn) :]:
+        axes.set_visible(False)
+    for axes, (title, action) in zip(grid.flat, drawn, strict=False):
+        action(axes)
+        axes.set_title(title, fontsize=10)
+        counted = f"{domain.step}s" + (" since the new data came" if since and "before" not in title else "")
+        axes.set(xlabel=counted, ylabel=domain.title if "before" not in title else "loss")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    lines, labels = grid[0, 0].get_legend_handles_labels()
+    canvas.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    canvas.savefig(path, dpi=130)
+    plt.close(canvas)
+
+
+def origins(data: pd.DataFrame) -> pd.Series:
+    """The step of the last boundary of the run that each line of `data` is of."""
+    boundary = data[(data.phase == data.phase.max()) & data.at_boundary]
+    first = boundary.groupby(["method", "seed"]).step.min().rename("origin")
+    return data.join(first, on=["method", "seed"]).origin
+
+
+def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
+    """A metric over `x`: each seed faint, their mean strong."""
+    tests = data[(data.metric == metric) & (data.x >= 0)]
+    for method in sorted(tests.method.unique(), key=order):
+        # At a boundary there are two tests at one step, before and after the reset: the curve drops there.
+        seeds = tests[tests.method == method].sort_values(["x", "at_boundary"], kind="stable")
+        if since:
+            seeds = seeds[(seeds.x > 0) | seeds.at_boundary]
+        curve = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
+        for _, one in seeds.groupby("seed"):
+            axes.plot(one.x, one.value, color=colour(method), alpha=0.25, linewidth=0.8)
+        axes.plot(curve.x, curve.value, color=colour(method), label=name(method), linewidth=2)
+    if "loss" in metric:
+        low, high = tests.value.min(), tests.value.quantile(LOSS_RANGE)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+
+
+def draw_before(data: pd.DataFrame, metrics: dict[str, str], axes: Axes) -> None:
+    """Metrics of phase 0, one curve a seed: what all methods go on from."""
+    before = data[data.phase == 0]
+    before = before[before.method == before.method.iloc[0]]
+    for (metric, label), style in zip(metrics.items(), ("--", "-"), strict=True):
+        for number, (_, one) in enumerate(before[before.metric == metric].groupby("seed")):
+            axes.plot(one.step, one.value, style, color="#555555", linewidth=1.2, label=label if number == 0 else None)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def draw_paper(panel: str, axes: Axes, **style: Any) -> None:
+    """The paper's curves of a panel."""
+    figures = pd.read_csv(PAPER / "figures.csv").query(f"panel == '{panel}'")
+    first = axes.figure.axes[0]
+    for _, (label, tint, published) in METHODS.items():
+        curve = figures[figures.method == published].sort_values("x")
+        constant = len(curve) == 2 and curve.y.nunique() == 1  # the figure gives only its final value
+        axes.plot(curve.x, curve.y, color=tint, **{**style, **({"linestyle": ":"} if constant else {})})
+        if not any(line.get_label() == label for line in first.lines):
+            first.plot([], [], color=tint, label=label, linewidth=2)
+
+
+def draw_over(data: pd.DataFrame, metric: str, since: bool, panel: str, axes: Axes) -> None:
+    """Our curves with the paper's over them, dashed."""
+    draw(data, metric, since, axes)
+    draw_paper(panel, axes, linestyle="--", linewidth=1)

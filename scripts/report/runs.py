@@ -1,0 +1,103 @@
+"""Finished runs: found, told apart, and brought into one table of all their numbers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.common.errors import UserError
+from experiments.common.metric_log import read_rows
+from experiments.common.workspace import run_directories
+from scripts.report.domains import Domain
+
+
+@dataclass
+class Run:
+    """A finished run, as its directory tells it."""
+
+    path: Path
+    info: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The identity's values."""
+        return self.info["values"]
+
+    @property
+    def group(self) -> str:
+        """Benchmark and scale."""
+        return self.path.parent.name
+
+
+def find_runs(roots: list[Path]) -> list[Run]:
+    """Every finished run below `roots`; unfinished ones are named and left out."""
+    runs = []
+    for path in run_directories(roots):
+        if (path / "done").exists():
+            runs.append(Run(path, json.loads((path / "run.json").read_text()), read_rows(path / "metrics.jsonl")))
+        else:
+            print(f"left out, not finished: {path}")
+    if not runs:
+        raise UserError(f"no finished run below {', '.join(map(str, roots))}")
+    return runs
+
+
+def label_methods(runs: list[Run]) -> dict[Path, str]:
+    """The method's name of each run, with the settings in which runs of that method differ."""
+    labels = {}
+    for run in runs:
+        method = run.values["method"]
+        same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
+        varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
+        settings = ", ".join(f"{key}={method[key]}" for key in varying)
+        labels[run.path] = method["name"] + (f" ({settings})" if settings else "")
+    return labels
+
+
+def circumstances(run: Run) -> dict[str, str]:
+    """Everything but method and seed that can change a run's numbers, nested keys dotted."""
+    flat: dict[str, str] = {"machine": run.info["machine"]}
+    stack = [("", key, value) for key, value in run.values.items() if key not in ("method", "seed")]
+    while stack:
+        prefix, key, value = stack.pop()
+        if isinstance(value, dict):
+            stack += [(f"{prefix}{key}.", inner, content) for inner, content in value.items()]
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat
+
+
+def poolable(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs of one benchmark and scale, apart where more than method and seed differs; keyed by what differs."""
+    flat = {run.path: circumstances(run) for run in runs}
+    keys = sorted(set().union(*flat.values()))
+    varying = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
+    pools: dict[str, list[Run]] = {}
+    for run in runs:
+        label = "".join(f"-{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying)
+        pools.setdefault("".join(c if c.isalnum() or c in "-=.," else "_" for c in label), []).append(run)
+    return pools
+
+
+def tidy(runs: list[Run], domain: Domain) -> pd.DataFrame:
+    """One line for each number logged."""
+    labels, lines = label_methods(runs), []
+    for run in runs:
+        benchmark, _, scale = run.group.rpartition("-")
+        for row in run.rows:
+            for metric, value in row.items():
+                if metric not in (domain.step, "phase"):
+                    lines.append(
+                        (domain.name, benchmark, labels[run.path], run.values["seed"], scale, run.info["machine"],
+                         row["phase"], domain.step, row[domain.step], metric, value, "train/loss" not in row)
+                    )  # fmt: skip
+    columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase"]
+    return pd.DataFrame(lines, columns=[*columns, "step_name", "step", "metric", "value", "at_boundary"])
+
+
+def commits(run: Run) -> set[str]:
+    """Commits a run was computed with; several where it was interrupted and went on."""
+    return {run.info["git"], *(part["git"] for part in run.info.get("continued", []))}

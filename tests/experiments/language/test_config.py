@@ -1,0 +1,115 @@
+"""Configuration: the paper's protocol, recipes, and what makes two runs the same."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from experiments.common.config import compose_domain, resolve_runtime
+from experiments.language import estimate, sources, train
+from experiments.language.config import LanguageConfig
+from tests.conftest import REPOSITORY, Command, run_dirs
+
+RECIPES = sorted(path.stem for path in (REPOSITORY / "configs/language/experiment").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose_domain("language", LanguageConfig, [*overrides, "outputs_dir=outputs"])
+
+
+def directories(text_dir: Path, *overrides: str, processes: int = 1) -> tuple[Path, Path]:
+    cfg = composed(f"data_dir={text_dir}", *overrides)
+    job = train.describe(cfg, resolve_runtime(cfg), *train.load_corpora(cfg), processes)
+    return job.run_dir, job.phase_dir
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "coefficient", "at"), [("best", 0.5, 0), ("30k", 0.8, 30_000), ("60k", 0.5, 60_000)]
+)
+def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float, at: int) -> None:
+    cfg = composed("scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
+    train.check(cfg)
+    budget = cfg.budget
+    assert (budget.layers, budget.heads, budget.width, budget.block) == (12, 12, 768, 1024)
+    assert budget.sequences * budget.block == 491_520
+    assert list(budget.iterations) == [97_282, 18_626]
+    assert list(budget.eval_every) == [min(2000, n // 20) for n in budget.iterations]
+    assert budget.learning_rate == 6e-4
+    expected = {
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "warmup_fraction": 0.1,
+        "warmup_limit": 2000,
+    }
+    assert dict(cfg.optimizer) == expected
+    assert (cfg.tokenizer, cfg.precision, cfg.optimizer_at_boundary) == ("gpt2", "fp16", "reset")
+    assert (list(cfg.data.first), list(cfg.data.second)) == (["wikitext103"], ["openwebtext"])
+    assert cfg.data.replay == pytest.approx(0.1 / 9.1, rel=1e-5)
+    assert cfg.method.coefficient == coefficient
+    fire = composed("scale=paper", f"checkpoint={checkpoint}").method
+    assert (fire.name, fire.solver, fire.steps) == ("fire", "newton_schulz", 5)
+    assert at == 0 or train.kept_at(checkpoint, budget.iterations[0]) == at
+    assert sources.NAMED["wikitext103"].config == "wikitext-103-v1"
+
+
+def test_learning_rate_is_a_warm_up_and_a_cosine() -> None:
+    cfg = composed("scale=paper")
+    at = partial(train.learning_rate, iterations=97_282, cfg=cfg)
+    assert at(0) == pytest.approx(6e-4 / 2001)
+    assert at(1999) < at(2000) == 6e-4 > at(2001)
+    assert at(2000 + (97_282 - 2000) // 2) == pytest.approx((6e-4 + 6e-5) / 2)
+    assert at(97_281) == pytest.approx(6e-5, rel=1e-4)
+    assert at(50_000) == pytest.approx(6e-5 + 5.4e-4 * 0.5 * (1 + math.cos(math.pi * 48_000 / 95_282)))
+    assert train.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("checkpoint", ["best", "30k", "60k"])
+def test_every_recipe_composes_at_paper_scale(recipe: str, checkpoint: str) -> None:
+    cfg = composed(f"experiment={recipe}", "scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
+    train.check(cfg)
+    assert (cfg.scale, cfg.data.name) == ("paper", "wikitext103_openwebtext")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_in_a_few_steps(language: Command, recipe: str, tmp_path: Path) -> None:
+    status, printed = language(f"experiment={recipe}", "seed=0", "budget.iterations=[4,2]")
+    assert status == 0, printed
+    assert len(run_dirs(tmp_path / "outputs")) == 4
+
+
+@pytest.mark.parametrize(
+    ("other", "shares_phase_0"),
+    [
+        ("method=none", True), ("method.steps=20", True), ("optimizer_at_boundary=keep", True),
+        ("checkpoint=30k", True),
+        ("data.replay=0.5", True), ("budget.iterations=[2800,501]", True), ("data.second=[wikitext2]", True),
+        ("seed=1", False), ("budget.iterations=[2801,500]", False), ("precision=bf16", False),
+        ("budget.width=165", False),
+        ("budget.first_tokens=100000", False), ("patience=0.2", False), ("budget.micro_batch=16", False),
+    ],
+)  # fmt: skip
+def test_what_changes_a_number_is_another_run(other: str, shares_phase_0: bool, text_dir: Path) -> None:
+    run, phase = directories(text_dir)
+    other_run, other_phase = directories(text_dir, other)
+    assert run != other_run
+    assert (phase == other_phase) == shares_phase_0
+
+
+def test_identity_is_the_text_not_its_place(text_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "language").symlink_to(text_dir / "language")
+    assert directories(text_dir) == directories(tmp_path)
+    assert directories(text_dir, processes=2)[1] != directories(text_dir)[1]
+
+
+def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert estimate.work(composed("scale=paper")) == pytest.approx((97_282 + 18_626) * 491_520)
+    monkeypatch.setattr(estimate, "SECONDS", 0.0)
+    cfg: Any = composed("scale=smoke", "data=wikitext103_openwebtext", "tokenizer=bytes")
+    text = estimate.describe_cost(cfg, resolve_runtime(cfg), 1)
+    assert "estimated: 0.0 hours here (0.00 billion tokens at " in text
+    assert "24.6 GB of text" in text

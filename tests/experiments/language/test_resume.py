@@ -1,0 +1,137 @@
+"""kill -9 in training, several processes, and what remains: the very same numbers."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments.common.metric_log import read_rows
+from tests.conftest import REPOSITORY, numbers, run_dirs, start, stopped_when
+
+SETTINGS = (
+    "scale=smoke", "method=fire", "checkpoint=best", "budget.iterations=[200,60]", "wandb.mode=disabled", "threads=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The numbers of the run that nothing disturbed."""
+    outputs = tmp_path_factory.mktemp("reference")
+    process = start("language", *SETTINGS, f"outputs_dir={outputs}", f"data_dir={text_dir}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return numbers(run_dirs(outputs)[0])
+
+
+def in_phase_0(outputs: Path) -> bool:
+    logs = list(outputs.glob("phases/*/metrics.jsonl"))
+    return bool(logs) and len(read_rows(logs[0])) >= 20
+
+
+def in_phase_1(outputs: Path) -> bool:
+    logs = list(outputs.glob("language/*/*/metrics.jsonl"))
+    return bool(logs) and any(row["phase"] == 1 and "train/loss" in row for row in read_rows(logs[0]))
+
+
+def writing_a_checkpoint(outputs: Path) -> bool:
+    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
+
+
+def best_is_settled(outputs: Path) -> bool:
+    return bool(list(outputs.rglob("kept-best-*.pt")))
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(in_phase_0, marks=pytest.mark.slow),
+        in_phase_1,
+        pytest.param(writing_a_checkpoint, marks=pytest.mark.slow),
+        best_is_settled,
+    ],
+)
+def test_kill_9_and_resume(
+    moment: Callable[[Path], bool], reference: list[dict], text_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}", "checkpoint_seconds=0"]
+    status, printed = stopped_when("language", moment, signal.SIGKILL, arguments, tmp_path)
+    assert status == -signal.SIGKILL, printed
+    process = start("language", *arguments)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    (directory,) = run_dirs(tmp_path)
+    assert numbers(directory) == reference
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_signal_saves_and_says_how_to_go_on(reference: list[dict], text_dir: Path, tmp_path: Path) -> None:
+    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}"]
+    status, printed = stopped_when("language", in_phase_0, signal.SIGTERM, arguments, tmp_path)
+    assert status == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM; to go on: python -m experiments.language scale=smoke" in printed
+    process = start("language", *arguments)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert numbers(run_dirs(tmp_path)[0]) == reference
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "experiments.language"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *arguments], cwd=REPOSITORY, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
+    """Same batches, same losses, one log: a sweep of two jobs, one of which fails."""
+    arguments = ["-m", "scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={text_dir}"]
+    arguments += ["method=shrink_perturb", "method.coefficient=0.5,7", "checkpoint=30k,best"]
+    together = torchrun(*arguments, f"outputs_dir={tmp_path / 'two'}")
+    printed, _ = together.communicate(timeout=300)
+    alone = start("language", *arguments, f"outputs_dir={tmp_path / 'one'}")
+    assert "2 of 4 runs failed" in alone.communicate(timeout=300)[0]
+    assert printed.count("2 of 4 runs failed") == 1, printed
+    assert "on cpu x 2" in printed
+    rows = [{d.parent.name: numbers(d) for d in run_dirs(tmp_path / count)} for count in ("one", "two")]
+    assert rows[0].keys() == rows[1].keys()
+    assert len(rows[0]) == 2
+    for group, run in rows[0].items():
+        assert len(rows[1][group]) == len(run)
+        for one, two in zip(run, rows[1][group], strict=True):
+            assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_go_on(text_dir: Path, tmp_path: Path) -> None:
+    arguments = ["scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={text_dir}"]
+    arguments += ["budget.iterations=[1500,10]", "checkpoint=30k", "method=none"]
+    process = torchrun(*arguments, f"outputs_dir={tmp_path / 'stopped'}")
+    while not in_phase_0(tmp_path / "stopped"):
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert "stopped by SIGTERM; to go on: " in printed
+    assert list((tmp_path / "stopped").rglob("checkpoint-*.pt"))
+    for folder in ("stopped", "whole"):
+        process = torchrun(*arguments, f"outputs_dir={tmp_path / folder}")
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+    stopped, whole = (numbers(run_dirs(tmp_path / folder)[0]) for folder in ("stopped", "whole"))
+    assert len(stopped) == len(whole)
+    for one, two in zip(stopped, whole, strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
+    info = json.loads((run_dirs(tmp_path / "whole")[0] / "run.json").read_text())
+    assert info["values"]["processes"] == 2
+
+
+def test_processes_must_share_evenly(text_dir: Path, tmp_path: Path) -> None:
+    process = torchrun(
+        "scale=smoke", "device=cpu", f"data_dir={text_dir}", "budget.micro_batch=8", f"outputs_dir={tmp_path}"
+    )
+    printed, _ = process.communicate(timeout=120)
+    assert "error: budget.sequences=8 is not a multiple of budget.micro_batch=8 times 2 processes" in printed
