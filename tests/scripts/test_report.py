@@ -12,6 +12,7 @@ from scipy import stats
 from experiments.common.errors import UserError
 from scripts.report.__main__ import report
 from scripts.report.domains import DOMAINS
+from scripts.report.figures import origins
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
@@ -62,3 +63,25 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
     with pytest.raises(UserError, match="no finished run below"):
         report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
     assert f"left out, not finished: {directory}" in capsys.readouterr().out
+
+
+def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:
+    language("-m", "method=none,fire", "seed=0,1", "checkpoint=best")
+    report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
+    printed = capsys.readouterr().out
+    (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
+    assert stem == "wikitext2_imdb-best-smoke"
+    assert (tmp_path / "report" / f"{stem}.png").stat().st_size > 30_000
+    data = pd.read_csv(tmp_path / "report" / f"{stem}.csv")
+    finals: dict[str, list[dict]] = {"none": [], "fire": []}
+    for directory in run_dirs(tmp_path / "outputs"):
+        finals[directory.name.split("-")[0]].append(numbers(directory)[-1])
+    line = next(line for line in printed.splitlines() if line.startswith("| FIRE"))
+    for key in ("val/loss", "val/loss_first", "val/loss_second"):
+        difference = [fire[key] - none[key] for fire, none in zip(finals["fire"], finals["none"], strict=True)]
+        assert f"{sum(difference) / 2:+.3f} ± " in line
+    assert "3.023" in line  # the paper's
+    # Seeds branch at different iterations; the curves count from there.
+    boundaries = data[data.at_boundary & (data.metric == "val/loss")].set_index(["method", "seed"]).step
+    assert (boundaries.loc["none"] == boundaries.loc["fire"]).all()
+    assert (origins(data) == [boundaries[key] for key in zip(data.method, data.seed, strict=True)]).all()
