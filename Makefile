@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 SYNCED := .venv/.synced
+# Tests run in as many processes as there are cores, a file in one of them.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lock
@@ -31,10 +33,10 @@ demo: $(SYNCED)
 
 test: $(SYNCED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) -m pytest -q -m "not slow" $(PARALLEL)
 
 test-slow: $(SYNCED)
-	@$(RUN) -m pytest -q -m slow
+	@$(RUN) -m pytest -q -m slow $(PARALLEL)
 
 lock: $(SYNCED)
 	$(RUN) -m pip install --quiet --upgrade uv

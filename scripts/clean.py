@@ -1,7 +1,8 @@
 """See and free disk space: `python -m scripts.clean outputs/ [--free]`.
 
-Finished runs keep no checkpoints. What does take space are the shared phases, which further methods would branch from,
-and the checkpoints of interrupted runs, which repeating their command would resume. `--free` deletes both kinds.
+Finished runs keep no checkpoints, only language models their final weights, which stay. What does take space are the
+shared phases, which further methods would branch from, and the checkpoints of interrupted runs, which repeating their
+command would resume. `--free` deletes both kinds.
 """
 
 import argparse
@@ -21,16 +22,24 @@ def candidates(outputs: Path) -> list[tuple[Path, str]]:
     found = []
     for description in sorted(outputs.rglob("run.json")):
         folder = description.parent
-        if not list(folder.glob("checkpoint-*.pt")):
+        if not size(folder):
             continue
         command = json.loads(description.read_text())["command"]
         done = (folder / "done").exists()
         if is_shared_phase(folder):
-            kind = "shared phase" if done else "unfinished shared phase"
+            kept = ", ".join(checkpoint.kept(folder))
+            kind = f"shared phase with {kept}" if kept else "unfinished shared phase"
         else:
             kind = "left-over checkpoints of a finished run" if done else "interrupted run"
         found.append((folder, f"{kind}, of: {command}"))
     return found
+
+
+def size(folder: Path) -> int:
+    """Bytes of the checkpoints in a folder that may go; a file that has two names counts once."""
+    paths = [*folder.glob("checkpoint-*.pt"), *folder.glob("kept-*.pt")]
+    stats = [path.stat() for path in paths if not path.name.startswith(f"kept-{checkpoint.FINAL}-")]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 def free(folder: Path) -> bool:
@@ -62,7 +71,7 @@ def main() -> int:
         return 1
     total = 0
     for folder, what in candidates(arguments.outputs):
-        bytes_here = sum(file.stat().st_size for file in folder.glob("checkpoint-*.pt"))
+        bytes_here = size(folder)
         print(f"{bytes_here / 1e6:10.1f} MB  {folder}  ({what})")
         if not arguments.free or free(folder):
             total += bytes_here

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from experiments.common import checkpoint
-from tests.conftest import REPOSITORY, numbers, run_dirs
+from tests.conftest import REPOSITORY, Command, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
 
 
@@ -38,6 +38,20 @@ def test_clean_lists_and_frees_what_is_not_in_use(vision: Callable[..., tuple[in
     assert "left-over checkpoints of a finished run" in script("clean", str(outputs), "--free").stdout
     assert (finished / "done").exists()
     assert not list(finished.glob("checkpoint-*.pt"))
+
+
+def test_clean_names_what_is_kept_and_leaves_final_weights(language: Command, tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    language("checkpoint=30k")
+    listed = script("clean", str(outputs)).stdout
+    assert "shared phase with " in listed
+    assert "30k" in listed
+    (phase,) = (outputs / "phases").iterdir()
+    files = {path.stat().st_ino: path.stat().st_size for path in phase.glob("*.pt")}
+    assert f"{sum(files.values()) / 1e6:10.1f} MB" in listed
+    script("clean", str(outputs), "--free")
+    assert not phase.exists()
+    assert list(run_dirs(outputs)[0].glob("kept-final-*.pt"))
 
 
 def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tuple[int, str]], tmp_path: Path) -> None:

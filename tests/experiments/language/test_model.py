@@ -73,7 +73,7 @@ def test_attention_on_the_cpu_in_half_precision(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, 16, 8, generator=generator) for _ in range(3)]
     expected = torch.nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
-    computed = model.attend(*(part.to(dtype) for part in parts))
+    computed = model.Attention.attend(*(part.to(dtype) for part in parts))
     assert computed.dtype == dtype
     assert torch.allclose(computed.float(), expected, atol=0.03)
 

@@ -90,7 +90,7 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
 def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
     """Same batches, same losses, one log: a sweep of two jobs, one of which fails."""
     arguments = ["-m", "scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={text_dir}"]
-    arguments += ["method=shrink_perturb", "method.coefficient=0.5,7", "checkpoint=30k,best"]
+    arguments += ["method=fire", "method.steps=5,0", "checkpoint=30k,best"]
     together = torchrun(*arguments, f"outputs_dir={tmp_path / 'two'}")
     printed, _ = together.communicate(timeout=300)
     alone = start("language", *arguments, f"outputs_dir={tmp_path / 'one'}")
