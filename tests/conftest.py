@@ -71,11 +71,11 @@ DOMAINS: dict[str, tuple[type[BaseConfig], Callable[..., Any]]] = {
 
 
 @pytest.fixture
-def command(
+def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Command]]:
-    """`command("vision", data_dir)("method=fire", ...)` runs the command line in this process at the smoke scale and
-    returns its exit status and what it printed; runs go to `tmp_path/outputs`."""
+    """`command_line("vision", data_dir)("method=fire", ...)` runs the command line in this process at the smoke scale
+    and returns its exit status and what it printed; runs go to `tmp_path/outputs`."""
 
     def of(domain: str, data_dir: Path) -> Command:
         def call(*arguments: str) -> tuple[int, str]:
@@ -103,15 +103,15 @@ def command(
 
 
 @pytest.fixture
-def vision(command: Callable[..., Command], data_dir: Path) -> Command:
+def vision(command_line: Callable[..., Command], data_dir: Path) -> Command:
     """The command line of the vision domain."""
-    return command("vision", data_dir)
+    return command_line("vision", data_dir)
 
 
 @pytest.fixture
-def language(command: Callable[..., Command], text_dir: Path) -> Command:
+def language(command_line: Callable[..., Command], text_dir: Path) -> Command:
     """The command line of the language domain."""
-    return command("language", text_dir)
+    return command_line("language", text_dir)
 
 
 def start(domain: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import REPOSITORY, numbers, run_dirs
+from tests.conftest import REPOSITORY, Command, numbers, run_dirs
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -54,16 +54,18 @@ def test_add_your_own_method_and_model(data_dir: Path, tmp_path: Path) -> None:
     assert "small_cnn" in (by_name["fire"] / "config.yaml").read_text()
 
 
-COMMANDS = sorted(set(re.findall(r"python -m experiments\.vision ([^`#\n]*?)(?:\s+#|`|\n)", README)))
+COMMANDS = sorted(set(re.findall(r"-m experiments\.(\w+) ([^`#\n]*?)(?:\s+#|`|\n)", README)))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "noise" not in c and "small_cnn" not in c])
-def test_commands_compose(vision: Callable[..., tuple[int, str]], command: str, tmp_path: Path) -> None:
-    arguments = [argument for argument in command.split() if argument not in ("-m", "--cfg", "job")]
+@pytest.mark.parametrize(
+    ("domain", "words"), [c for c in COMMANDS if not any(word in c[1] for word in ("noise", "small_cnn", "..."))]
+)
+def test_commands_compose(command_line: Callable[..., Command], domain: str, words: str, tmp_path: Path) -> None:
+    arguments = [argument for argument in words.split() if argument not in ("-m", "--cfg", "job")]
     first = [re.sub(r"=([^,\[]*),.*", r"=\1", argument) for argument in arguments]
-    status, printed = vision("--cfg", "job", *first)
+    status, printed = command_line(domain, tmp_path)("--cfg", "job", *first)
     assert status == 0
-    assert "fractions:" in printed
+    assert "optimizer_at_boundary:" in printed
 
 
 def test_table_of_keys_is_complete() -> None:
@@ -72,22 +74,24 @@ def test_table_of_keys_is_complete() -> None:
     for key, values in CHOICES.items():
         line = next(line for line in README.splitlines() if line.startswith("| ") and f"`{key}`" in line)
         assert all(value in line for value in values), key
-    for group, line_key in (("vision/benchmark", "benchmark"), ("shared/method", "method"), ("vision/scale", "scale"),
-                            ("vision/experiment", "experiment")):  # fmt: skip
+    for group, line_key in (
+        ("vision/benchmark", "benchmark"), ("shared/method", "method"), ("vision/scale", "scale"),
+        ("vision/experiment", "experiment"), ("language/scale", "scale"), ("language/experiment", "experiment"),
+        ("language/data", "data"), ("language/checkpoint", "checkpoint"),
+    ):  # fmt: skip
         line = next(line for line in README.splitlines() if line.startswith(f"| `{line_key}`"))
         for config in (REPOSITORY / "configs" / group).glob("*.yaml"):
             assert f"`{config.stem}`" in line
 
 
-def test_results_are_those_of_the_report() -> None:
-    table = [
-        line for line in (REPOSITORY / "results/vision/warm_start-laptop.md").read_text().splitlines() if "|" in line
-    ]
+@pytest.mark.parametrize("results", ["vision/warm_start-laptop", "language/wikitext2_imdb-60k-laptop"])
+def test_results_are_those_of_the_report(results: str) -> None:
+    table = [line for line in (REPOSITORY / f"results/{results}.md").read_text().splitlines() if "|" in line]
     assert len(table) == 6
     assert "\n".join(table) in README
 
 
-@pytest.mark.parametrize("benchmark", ["core", "vision"])
+@pytest.mark.parametrize("benchmark", ["core", "vision", "language"])
 def test_speed_is_that_of_the_benchmark(benchmark: str) -> None:
     where, _, *table = (REPOSITORY / f"results/benchmark/{benchmark}-cpu.md").read_text().splitlines()
     assert "\n".join(table) in README

@@ -144,10 +144,11 @@ class Workspace:
         """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
+        state = self._restore(*loaded) if loaded else None
         metric_log.cut(metrics, loaded[1]["log_bytes"] if loaded else 0)
         self.log = metric_log.MetricLog(metrics)
         self._last_save = time.monotonic()
-        return self._restore(*loaded) if loaded else None
+        return state
 
     def _restore(self, path: Path, content: dict[str, Any]) -> dict[str, Any]:
         """The state in a checkpoint of this job, with all generators set to it."""

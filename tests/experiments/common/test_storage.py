@@ -74,9 +74,34 @@ def test_mirror_sees_every_row_once(tmp_path: Path) -> None:
             self.seen.append(number)
 
     path, mirror = tmp_path / "metrics.jsonl", Recorder()
-    first = MetricLog(path, mirror)
+    first = MetricLog(path)
     first.append({"a": 1})
+    first.show(mirror)
+    first.append({"a": 2})
     first.close()
-    again = MetricLog(path, mirror)
-    again.append({"a": 2})
-    assert mirror.seen == [0, 0, 1]  # reopening offers what there was; the mirror itself knows what it has shown
+    again = MetricLog(path)
+    again.show(mirror)
+    again.append({"a": 3})
+    assert mirror.seen == [0, 1, 0, 1, 2]  # reopening offers what there was; the mirror itself knows what it has shown
+
+
+def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
+    for n in range(4):
+        checkpoint.save(tmp_path, {"n": n}, keep=["low"] if n < 2 else ["high"] if n == 2 else [])
+    kept = checkpoint.kept(tmp_path)
+    assert {name: torch.load(path)["n"] for name, path in kept.items()} == {"low": 1, "high": 2}
+    assert len(list(tmp_path.glob("*.pt"))) == 4  # two to resume from, two kept
+    checkpoint.rename(tmp_path, "low", "high")
+    checkpoint.rename(tmp_path, "nothing", "high")
+    path = checkpoint.kept(tmp_path)["high"]
+    assert (checkpoint.read(path) or {})["n"] == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert checkpoint.read(path) is None
+    checkpoint.save_as(tmp_path, {"n": 9}, checkpoint.FINAL)
+    assert (checkpoint.load(tmp_path) or ("", {}))[1]["n"] == 3  # what a run resumes from has not changed
+    checkpoint.remove(tmp_path, but=1)
+    assert {p.name.split("-")[0] + p.name.split("-")[1] for p in tmp_path.glob("*.pt")} == {
+        "checkpoint000004", "kepthigh", "keptfinal",
+    }  # fmt: skip
+    checkpoint.remove(tmp_path)
+    assert list(checkpoint.kept(tmp_path)) == [checkpoint.FINAL]
