@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.common.config import DEFAULT_DATA, compose_domain, data_folder
 from experiments.common.errors import UserError
 from experiments.common.launch import composition_error
-from experiments.language import train
+from experiments.language import protocol
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
 from experiments.vision.data import DATASETS
@@ -27,7 +27,7 @@ def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) 
         cfg = compose_domain("language", LanguageConfig, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_error(error, LanguageConfig)) from error
-    train.check(cfg)
+    protocol.check(cfg)
     folder = data_dir or data_folder(cfg)
     entries = dict.fromkeys([*cfg.data.first, *cfg.data.second])
     places = [prepare(entry, cfg.tokenizer, folder, cfg.data.text_column, workers) for entry in entries]

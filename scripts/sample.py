@@ -15,7 +15,7 @@ from torch import Tensor
 from experiments.common import checkpoint
 from experiments.common.config import data_folder
 from experiments.common.errors import UserError
-from experiments.language import tokenizers, train
+from experiments.language import protocol, tokenizers
 from experiments.language.model import GPT
 
 
@@ -35,7 +35,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     if "tokenizer" not in cfg:
         raise UserError(f"{folder} is not a run of a language model")
     kept = checkpoint.kept(folder)
-    names = [name] if name else [checkpoint.FINAL, train.BEST, *reversed(list(kept))]
+    names = [name] if name else [checkpoint.FINAL, protocol.BEST, *reversed(list(kept))]
     path = next((kept[one] for one in names if one in kept), None)
     if path is None:
         there = ", ".join(kept) or "none; it is not finished"
@@ -43,7 +43,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     content = checkpoint.read(path)
     if content is None:
         raise UserError(f"{path} is damaged")
-    network = train.build_model(cfg)  # type: ignore[arg-type]
+    network = protocol.build_model(cfg)  # type: ignore[arg-type]
     try:
         network.load_state_dict(content["state"]["model"])
     except RuntimeError as error:

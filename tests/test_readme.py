@@ -1,6 +1,7 @@
 """What the README shows is what happens: its code blocks and its commands, run."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ COMMANDS = sorted(set(re.findall(r"-m experiments\.(\w+) ([^`#\n]*?)(?:\s+#|`|\n
     ("domain", "words"), [c for c in COMMANDS if not any(word in c[1] for word in ("noise", "small_cnn", "..."))]
 )
 def test_commands_compose(command_line: Callable[..., Command], domain: str, words: str, tmp_path: Path) -> None:
-    arguments = [argument for argument in words.split() if argument not in ("-m", "--cfg", "job")]
+    arguments = [argument for argument in shlex.split(words) if argument not in ("-m", "--cfg", "job")]
     first = [re.sub(r"=([^,\[]*),.*", r"=\1", argument) for argument in arguments]
     status, printed = command_line(domain, tmp_path)("--cfg", "job", *first)
     assert status == 0

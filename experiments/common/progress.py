@@ -48,5 +48,12 @@ class Progress:
             left = (self._total - self._done) / rate if rate else 0.0
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in self._shown.items())
             logger.info(
-                "%s  %s  %s  %.0f %s/s  %.0f s left in this phase", self._title, place, numbers, rate, self._unit, left
+                "%s  %s  %s  %s %s/s  %s left", self._title, place, numbers, f"{rate:,.0f}", self._unit, duration(left)
             )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.common.config import Runtime
-from experiments.language import model, sources, tokenizers
+from experiments.language import protocol, sources, tokenizers
 
 SECONDS = 10.0
 
@@ -19,7 +19,7 @@ def describe_cost(cfg: DictConfig, runtime: Runtime, processes: int) -> str:
     tokens, rate = work(cfg), tokens_per_second(cfg, runtime) * processes
     corpora = [name for name in (*cfg.data.first, *cfg.data.second) if name in sources.NAMED]
     download = sum(sources.NAMED[name].megabytes for name in corpora)
-    size = 12 * sum(p.numel() for p in build(cfg).parameters())
+    size = 12 * sum(p.numel() for p in protocol.build_model(cfg).parameters())
     return (
         f"estimated: {tokens / rate / 3600:.1f} hours here ({tokens / 1e9:.2f} billion tokens at {rate:,.0f} a second, "
         f"measured; torch.compile and a shared phase 0 make it less), up to {12 * size / 1e9:.0f} GB of checkpoints, "
@@ -32,15 +32,9 @@ def work(cfg: DictConfig) -> float:
     return float(sum(cfg.budget.iterations)) * cfg.budget.sequences * cfg.budget.block
 
 
-def build(cfg: DictConfig) -> model.GPT:
-    """A fresh network of the run's kind."""
-    budget, vocabulary = cfg.budget, model.padded(tokenizers.VOCABULARY[cfg.tokenizer])
-    return model.build(budget.layers, budget.heads, budget.width, budget.block, vocabulary, seed=0)
-
-
 def tokens_per_second(cfg: DictConfig, runtime: Runtime) -> float:
     """Training throughput of one process on this machine."""
-    network = build(cfg).to(runtime.device)
+    network = protocol.build_model(cfg).to(runtime.device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
     size, block = cfg.budget.micro_batch, cfg.budget.block

@@ -2,10 +2,7 @@
 
 Reproduces Figure 3 of the paper, section 4.2: GPT-0.1B overfits WikiText-103, then goes on with OpenWebText and some
 WikiText; validation losses there after 18,500 iterations, branching at 30,000: none 3.065, shrink and perturb 3.028,
-full reset 3.057, FIRE 3.019 (3 seeds, scale=paper).
-
-Phase 0 keeps its `best` checkpoint and one at every tenth thousand of the paper's iterations, in proportion at other
-scales; `checkpoint` says which of them the methods branch from.
+full reset 3.057, FIRE 3.019 (3 seeds, scale=paper). What a run is, and when, is in `protocol`.
 """
 
 import logging
@@ -17,44 +14,38 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fire
 from experiments.common import boundary, config
 from experiments.common.distributed import Team, together
 from experiments.common.errors import Interrupted, StopSignals, UserError
-from experiments.common.job import Job, carry_out
+from experiments.common.job import carry_out
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.seeding import seed_everything
 from experiments.common.workspace import Workspace
-from experiments.language import corpora, estimate, model, tokenizers
+from experiments.language import estimate, protocol
 from experiments.language.corpora import Corpus, Mixture
 from experiments.language.hardware import peak_rate
 
 logger = logging.getLogger("fire")
 
-# To be raised by whoever changes what a phase computes: it enters the identity of runs and of the shared phase.
-PHASE_VERSION = 1
-PHASE_0_IGNORES = ("method", "optimizer_at_boundary", "sharpness", "checkpoint")
-PAPER_ITERATIONS = 97_282  # of phase 0, whose checkpoints 30k and 60k the paper branches from
-BEST, BEST_SO_FAR = "best", "best_so_far"
-PERIODIC = [f"{thousands}k" for thousands in range(10, 100, 10)]
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
 EVAL_TOKENS = 16_384  # in one forward pass of a validation
 
 
 def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     """One run from its composed configuration: validate everything, then train what is missing."""
-    check(cfg)
+    protocol.check(cfg)
     method = config.build_method(cfg)
     runtime = config.resolve_runtime(cfg)
     team = Team(runtime.device)
-    check_split(cfg, team.size)
-    first, second = load_corpora(cfg)
-    job = describe(cfg, runtime, first, second, team.size)
-    announce(cfg, runtime, team.size)
+    protocol.check_split(cfg, team.size)
+    first, second = protocol.load_corpora(cfg)
+    job = protocol.describe(cfg, runtime, first, second, team.size)
+    protocol.announce(cfg, runtime, team.size)
 
     def prepare() -> LanguageTraining:
         if cfg.scale == "paper" and team.leads:
@@ -63,104 +54,6 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = together(team, prepare, lambda prepare_all: carry_out(job, prepare_all, stop), stop)
     return {"run": job.name, **ended}
-
-
-def check(cfg: DictConfig) -> None:
-    """Raise UserError for values that cannot be trained with."""
-    config.check_choices(cfg)
-    if any(OmegaConf.is_missing(cfg.data, key) or not cfg.data[key] for key in ("first", "second")):
-        raise UserError(f"data={cfg.data.name} needs data.first=[...] and data.second=[...], corpora or files")
-    if cfg.tokenizer not in tokenizers.NAMES:
-        raise UserError(f"tokenizer={cfg.tokenizer} is unknown; valid: {', '.join(tokenizers.NAMES)}")
-    if cfg.checkpoint not in (BEST, *PERIODIC):
-        raise UserError(f"checkpoint={cfg.checkpoint} does not exist; phase 0 keeps {BEST}, {', '.join(PERIODIC)}")
-    budget = cfg.budget
-    for key in ("layers", "heads", "width", "block", "sequences", "micro_batch", "eval_windows", "log_every"):
-        if not 1 <= budget[key] <= 1e9:
-            raise UserError(f"budget.{key}={budget[key]} must be positive")
-    for key in ("iterations", "eval_every"):
-        if len(budget[key]) != 2 or min(budget[key]) < 1:
-            raise UserError(f"budget.{key}={list(budget[key])} must be 2 positive numbers, one for each phase")
-    if budget.width % budget.heads:
-        raise UserError(f"budget.width={budget.width} is not a multiple of budget.heads={budget.heads}")
-    if budget.first_tokens is not None and budget.first_tokens < 1:
-        raise UserError(f"budget.first_tokens={budget.first_tokens} must be positive")
-    if not budget.learning_rate > 0 or not cfg.optimizer.clip_norm > 0:
-        raise UserError("budget.learning_rate and optimizer.clip_norm must be positive")
-    if not 0 <= cfg.data.replay <= 1 or not 0 < cfg.patience <= 1:
-        raise UserError(f"data.replay={cfg.data.replay} must lie in [0, 1] and patience={cfg.patience} in (0, 1]")
-    if not 0 <= cfg.optimizer.warmup_fraction <= 1:
-        raise UserError(f"optimizer.warmup_fraction={cfg.optimizer.warmup_fraction} must lie in [0, 1]")
-
-
-def check_split(cfg: DictConfig, processes: int) -> None:
-    """Raise UserError unless an iteration divides evenly into forward passes and processes."""
-    budget = cfg.budget
-    if budget.sequences % (budget.micro_batch * processes):
-        raise UserError(
-            f"budget.sequences={budget.sequences} is not a multiple of budget.micro_batch={budget.micro_batch}"
-            + (f" times {processes} processes" if processes > 1 else "")
-        )
-
-
-def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
-    """First and second corpus of a run."""
-    settings = {"tokenizer": cfg.tokenizer, "data_dir": config.data_folder(cfg), "block": cfg.budget.block}
-    settings["command"] = prepare_command(cfg)
-    first = corpora.load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens, **settings)
-    return first, corpora.load(list(cfg.data.second), **settings)
-
-
-def prepare_command(cfg: DictConfig) -> str:
-    """What makes the token files that a configuration needs."""
-    data = cfg.data
-    words = [f"data={data.name}", f"tokenizer={cfg.tokenizer}"]
-    if data.name == "files":
-        words += [f"'data.{key}=[{','.join(data[key])}]'" for key in ("first", "second")]
-        words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
-    return f"python -m scripts.prepare_data language {' '.join(words)}"
-
-
-def describe(cfg: DictConfig, runtime: config.Runtime, first: Corpus, second: Corpus, processes: int) -> Job:
-    """Name and identity of a run, and what of it phase 0 depends on."""
-    identity = config.identity_values(cfg, runtime, PHASE_VERSION)
-    identity["data"] = {"first": first.identity, "second": second.identity, "replay": cfg.data.replay}
-    identity["processes"] = processes
-    shared = {key: value for key, value in identity.items() if key not in PHASE_0_IGNORES}
-    shared["model"] = cfg.model.name
-    shared["data"] = {"first": first.identity}
-    budget = identity["budget"]
-    shared["budget"] = {**budget, "iterations": budget["iterations"][0], "eval_every": budget["eval_every"][0]}
-    group, name = f"{cfg.data.name}-{cfg.checkpoint}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"
-    return Job("language", group, name, cfg, identity, shared)
-
-
-def announce(cfg: DictConfig, runtime: config.Runtime, processes: int) -> None:
-    """The first line: what runs, at which scale, and how to run the paper's."""
-    budget = cfg.budget
-    logger.info(
-        "language %s from %s, method=%s seed=%d, scale=%s: %d layers of width %d, %s tokens a step, %s on %s%s.%s",
-        cfg.data.name, cfg.checkpoint, cfg.method.name, cfg.seed, cfg.scale, budget.layers, budget.width,
-        f"{budget.sequences * budget.block:,}", runtime.precision, runtime.device,
-        f" x {processes}" if processes > 1 else "",
-        "" if cfg.scale == "paper" else " The paper's protocol: python -m experiments.language "
-        f"checkpoint={cfg.checkpoint} method={cfg.method.name} scale=paper",
-    )  # fmt: skip
-
-
-def kept_at(checkpoint: str, iterations: int) -> int:
-    """The iteration of phase 0 after which a periodic checkpoint is kept."""
-    return max(1, round(int(checkpoint[:-1]) * 1000 / PAPER_ITERATIONS * iterations))
-
-
-def learning_rate(iteration: int, iterations: int, cfg: DictConfig) -> float:
-    """Linear warm-up, then a cosine to a tenth of the highest rate at the end of the phase."""
-    highest = cfg.budget.learning_rate
-    warmup = min(cfg.optimizer.warmup_fraction * iterations, cfg.optimizer.warmup_limit)
-    if iteration < warmup:
-        return highest * (iteration + 1) / (warmup + 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(iterations - warmup, 1)))
-    return highest * (0.1 + 0.9 * cosine)
 
 
 class LanguageTraining:
@@ -187,7 +80,7 @@ class LanguageTraining:
             corpus.windows(budget.block, budget.eval_windows).to(runtime.device) for corpus in (first, second)
         ]
         seed_everything(cfg.seed)
-        network = build_model(cfg)
+        network = protocol.build_model(cfg)
         boundary.check_scope(network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.model = network.to(runtime.device)
@@ -199,14 +92,14 @@ class LanguageTraining:
         self.best, self.best_at, self.settled = math.inf, 0, False  # lowest validation loss of phase 0
         self.totals = self.new_totals()
         self.peak = peak_rate(runtime)
-        self.branch, self.rewinds = cfg.checkpoint, cfg.checkpoint == BEST
+        self.branch, self.rewinds = cfg.checkpoint, cfg.checkpoint == protocol.BEST
         kept = [at for at in self.periodic().values() if self.rewinds or at <= self.periodic()[self.branch]]
         size = 3 * sum(p.numel() * p.element_size() for p in network.parameters())  # weights and AdamW's moments
         self.disk_bytes = (len(kept) + 1 + 6) * size
 
     def periodic(self) -> dict[str, int]:
         """After which iteration of phase 0 each periodic checkpoint is kept."""
-        return {name: kept_at(name, self.cfg.budget.iterations[0]) for name in PERIODIC}
+        return {name: protocol.kept_at(name, self.cfg.budget.iterations[0]) for name in protocol.PERIODIC}
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """AdamW with empty moments; matrices decay, vectors do not."""
@@ -264,7 +157,7 @@ class LanguageTraining:
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""
         cfg, budget = self.cfg, self.cfg.budget
-        rate = learning_rate(self.iteration, budget.iterations[self.phase], cfg)
+        rate = protocol.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self.mixtures[self.phase].batch(cfg.seed, self.phase, self.iteration, budget.sequences)
@@ -311,7 +204,7 @@ class LanguageTraining:
             self.totals = self.new_totals()
             if validates and phase == 0 and not self.settled and row["val/loss"] < self.best:
                 self.best, self.best_at = row["val/loss"], at
-                keep.append(BEST_SO_FAR)
+                keep.append(protocol.BEST_SO_FAR)
         wait = self.cfg.patience * budget.iterations[0]
         settles = phase == 0 and not self.settled and (last or (self.best_at > 0 and at - self.best_at >= wait))
         if keep or settles or self.team.agree(workspace.save_due()):
@@ -327,11 +220,11 @@ class LanguageTraining:
         self.finite_totals(workspace)
 
         def write() -> None:
-            if settles and BEST_SO_FAR not in keep:
-                workspace.rename_kept(BEST_SO_FAR, BEST)
+            if settles and protocol.BEST_SO_FAR not in keep:
+                workspace.rename_kept(protocol.BEST_SO_FAR, protocol.BEST)
             workspace.save(self.state_dict(), keep)
-            if settles and BEST_SO_FAR in keep:
-                workspace.rename_kept(BEST_SO_FAR, BEST)
+            if settles and protocol.BEST_SO_FAR in keep:
+                workspace.rename_kept(protocol.BEST_SO_FAR, protocol.BEST)
 
         self.settled = self.settled or settles
         self.team.lead(write)
@@ -439,12 +332,6 @@ class LanguageTraining:
             "mean_of_last_phase": sum(row["val/loss"] for row in after) / len(after),
             "result": f"validation loss {final['val/loss']:.4f}",
         }
-
-
-def build_model(cfg: DictConfig) -> model.GPT:
-    """The network of a configuration, with its initial weights, on the CPU."""
-    budget, vocabulary = cfg.budget, model.padded(tokenizers.VOCABULARY[cfg.tokenizer])
-    return model.build(budget.layers, budget.heads, budget.width, budget.block, vocabulary, cfg.seed)
 
 
 def shown(row: Row) -> dict[str, float]:

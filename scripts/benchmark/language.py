@@ -26,7 +26,7 @@ from experiments.common.distributed import Team
 from experiments.common.errors import StopSignals
 from experiments.common.progress import Progress
 from experiments.common.workspace import Workspace
-from experiments.language import corpora, model, train
+from experiments.language import corpora, model, protocol, train
 from experiments.language.config import LanguageConfig
 from experiments.language.hardware import peak_rate
 from experiments.language.prepare import prepare
@@ -56,7 +56,7 @@ class PlainLoop:
 
     def __init__(self, cfg: DictConfig, runtime: config.Runtime, corpus: corpora.Corpus) -> None:
         self.cfg, self.runtime, self.corpus = cfg, runtime, corpus
-        network = train.build_model(cfg)
+        network = protocol.build_model(cfg)
         for block in network.h:
             block.attn = PlainAttention(cfg.budget.width, cfg.budget.heads)
         self.model = network.to(runtime.device)
@@ -106,7 +106,7 @@ class PlainLoop:
 def ours(cfg: DictConfig, runtime: config.Runtime, corpus: corpora.Corpus) -> Iterator[Callable[[int, bool], None]]:
     """A function that trains as `python -m experiments.language` does, with a validation at the end or without."""
     training = train.LanguageTraining(cfg, runtime, config.build_method(cfg), corpus, corpus, Team(runtime.device))
-    job = train.describe(cfg, runtime, corpus, corpus, 1)
+    job = protocol.describe(cfg, runtime, corpus, corpus, 1)
     with StopSignals() as stop, Workspace(Path(cfg.outputs_dir), job.identity, cfg, stop=stop) as workspace:
         workspace.resume()
         with Progress("benchmark", 1, 0, "tokens") as progress:

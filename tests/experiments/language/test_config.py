@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from experiments.common.config import compose_domain, resolve_runtime
-from experiments.language import estimate, sources, train
+from experiments.language import estimate, protocol, sources
 from experiments.language.config import LanguageConfig
 from tests.conftest import REPOSITORY, Command, run_dirs
 
@@ -22,7 +22,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def directories(text_dir: Path, *overrides: str, processes: int = 1) -> tuple[Path, Path]:
     cfg = composed(f"data_dir={text_dir}", *overrides)
-    job = train.describe(cfg, resolve_runtime(cfg), *train.load_corpora(cfg), processes)
+    job = protocol.describe(cfg, resolve_runtime(cfg), *protocol.load_corpora(cfg), processes)
     return job.run_dir, job.phase_dir
 
 
@@ -31,7 +31,7 @@ def directories(text_dir: Path, *overrides: str, processes: int = 1) -> tuple[Pa
 )
 def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float, at: int) -> None:
     cfg = composed("scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
-    train.check(cfg)
+    protocol.check(cfg)
     budget = cfg.budget
     assert (budget.layers, budget.heads, budget.width, budget.block) == (12, 12, 768, 1024)
     assert budget.sequences * budget.block == 491_520
@@ -52,26 +52,39 @@ def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float,
     assert cfg.method.coefficient == coefficient
     fire = composed("scale=paper", f"checkpoint={checkpoint}").method
     assert (fire.name, fire.solver, fire.steps) == ("fire", "newton_schulz", 5)
-    assert at == 0 or train.kept_at(checkpoint, budget.iterations[0]) == at
+    assert at == 0 or protocol.kept_at(checkpoint, budget.iterations[0]) == at
     assert sources.NAMED["wikitext103"].config == "wikitext-103-v1"
+
+
+def test_workstation_is_gpt2_size_on_ones_own_files() -> None:
+    cfg = composed("scale=workstation", "data.first=[a.parquet]", "data.second=[b.parquet,imdb]")
+    protocol.check(cfg)
+    budget, paper = cfg.budget, composed("scale=paper").budget
+    assert all(budget[key] == paper[key] for key in ("layers", "heads", "width", "block", "learning_rate"))
+    assert (cfg.data.name, cfg.tokenizer, cfg.precision) == ("files", "gpt2", "bf16")
+    assert 2_000_000 <= budget.first_tokens <= 5_000_000
+    # Phase 0 until 60k, and four methods, at the 450,000 tokens a second that others report.
+    iterations = protocol.kept_at("60k", budget.iterations[0]) + 4 * budget.iterations[1]
+    assert iterations * budget.sequences * budget.block / 450_000 < 13 * 60
+    assert composed("scale=workstation", "data=wikitext2_imdb").data.name == "wikitext2_imdb"
 
 
 def test_learning_rate_is_a_warm_up_and_a_cosine() -> None:
     cfg = composed("scale=paper")
-    at = partial(train.learning_rate, iterations=97_282, cfg=cfg)
+    at = partial(protocol.learning_rate, iterations=97_282, cfg=cfg)
     assert at(0) == pytest.approx(6e-4 / 2001)
     assert at(1999) < at(2000) == 6e-4 > at(2001)
     assert at(2000 + (97_282 - 2000) // 2) == pytest.approx((6e-4 + 6e-5) / 2)
     assert at(97_281) == pytest.approx(6e-5, rel=1e-4)
     assert at(50_000) == pytest.approx(6e-5 + 5.4e-4 * 0.5 * (1 + math.cos(math.pi * 48_000 / 95_282)))
-    assert train.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
+    assert protocol.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("checkpoint", ["best", "30k", "60k"])
 def test_every_recipe_composes_at_paper_scale(recipe: str, checkpoint: str) -> None:
     cfg = composed(f"experiment={recipe}", "scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
-    train.check(cfg)
+    protocol.check(cfg)
     assert (cfg.scale, cfg.data.name) == ("paper", "wikitext103_openwebtext")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
-from experiments.language import train
+from experiments.language import protocol
 from tests.conftest import Command, numbers, run_dirs
 
 Rows = list[dict[str, Any]]
@@ -37,7 +37,7 @@ def test_sweep_branches_from_three_checkpoints_of_one_phase_0(language: Command,
     (phase,) = phase_dirs(outputs)
     kept = checkpoint.kept(phase)
     at = {name: torch.load(path, weights_only=True)["state"]["position"][1] for name, path in kept.items()}
-    periodic = {name: round(int(name[:-1]) / 97.282 * 40) for name in train.PERIODIC}
+    periodic = {name: round(int(name[:-1]) / 97.282 * 40) for name in protocol.PERIODIC}
     assert {"best", "30k", "60k"} <= at.keys()
     assert all(at[name] == periodic[name] for name in at if name.endswith("k"))
     rows = runs(outputs)
@@ -188,9 +188,9 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
     from omegaconf import OmegaConf
 
     cfg: Any = OmegaConf.load(directory / "config.yaml")
-    network = train.build_model(cfg)
+    network = protocol.build_model(cfg)
     network.load_state_dict(content["state"]["model"])
-    _, second = train.load_corpora(cfg)
+    _, second = protocol.load_corpora(cfg)
     windows = second.windows(cfg.budget.block, cfg.budget.eval_windows).long()
     with torch.no_grad():
         assert float(network(windows)) == pytest.approx(numbers(directory)[-1]["val/loss_second"], rel=1e-5)
