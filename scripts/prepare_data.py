@@ -46,6 +46,8 @@ def main() -> int:
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]
     try:
+        if arguments.workers < 1:
+            raise UserError(f"--workers={arguments.workers} must be positive")
         if arguments.dataset == "language":
             done = prepare_language(arguments.overrides, arguments.data_dir, arguments.workers)
         elif arguments.overrides:

@@ -107,6 +107,10 @@ def check_choices(cfg: DictConfig) -> None:
             raise UserError(f"{key}={cfg[key]} is unknown; valid: {', '.join(valid)}")
     if cfg.wandb.mode not in WANDB_MODES:
         raise UserError(f"wandb.mode={cfg.wandb.mode} is unknown; valid: {', '.join(WANDB_MODES)}")
+    if cfg.until == "phase0" and not cfg.phase_cache:
+        raise UserError(
+            "until=phase0 trains the shared phase, which phase_cache=false does without; choose one of them"
+        )
     for key, highest in (("seed", 2**32 - 1), ("threads", 1024), ("checkpoint_seconds", 1e9), ("sharpness", 1e9)):
         if not 0 <= cfg[key] <= highest:
             raise UserError(f"{key}={cfg[key]} must lie in [0, {highest:.0f}]")
@@ -195,6 +199,11 @@ def identity_values(cfg: DictConfig, runtime: Runtime, phase_version: int) -> di
 def digest(values: dict[str, Any]) -> str:
     """Identity as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def default_data_dir() -> str:
+    """`data_dir` where nothing is set."""
+    return os.environ.get("FIRE_DATA", DEFAULT_DATA)
 
 
 def data_folder(cfg: DictConfig) -> Path:

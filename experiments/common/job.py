@@ -167,6 +167,7 @@ def shared_phase(
             logger.info("phase 0 was trained before: %s", shared.path)
         else:
             if (state := shared.resume()) is not None:
+                logger.info("going on with phase 0 in %s", shared.path)
                 experiment.load_state_dict(state)
             shared.log.show(mirror)
             reach_branch(experiment, shared, stop)

@@ -58,6 +58,9 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
             raise
         logger.error("error: %s", composition_error(error, schema))
         return 2
+    except OSError as error:  # Hydra's own folder cannot be made
+        logger.error("error: outputs_dir cannot be used: %s", error)
+        return 2
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")
         logger.info(

@@ -265,7 +265,9 @@ def is_shared_phase(path: Path) -> bool:
 def command_line() -> str:
     """The command as a user would type it again."""
     module = Path(sys.argv[0]).parent.name
-    return f"python -m experiments.{module} {shlex.join(sys.argv[1:])}".strip()
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    python = "python" if processes == "1" else f"torchrun --nproc-per-node={processes}"
+    return f"{python} -m experiments.{module} {shlex.join(sys.argv[1:])}".strip()
 
 
 def git_revision() -> str:

@@ -1,5 +1,6 @@
 """Token files in training: sequences drawn from them, and the fixed windows that validation looks at."""
 
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.common.errors import UserError
 from experiments.common.seeding import generator
 from experiments.language import tokenizers
 from experiments.language.prepare import checksum, folder_of
+from experiments.language.sources import NAMED
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
 
@@ -99,9 +101,13 @@ def _front(files: list[np.ndarray], count: int) -> list[np.ndarray]:
 
 def _open(sidecar: Path, entry: str, tokenizer: str, command: str) -> tuple[np.ndarray, str]:
     if not sidecar.exists():
+        if entry not in NAMED and not glob.glob(str(Path(entry).expanduser()), recursive=True):
+            raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
+        if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
+            raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
     description = json.loads(sidecar.read_text())
-    path = Path(description["file"])
+    path = sidecar.parent / description["file"]  # a name, or of a file elsewhere the whole path
     if description["tokenizer"] != tokenizer:
         raise UserError(f"{path} was made with tokenizer={description['tokenizer']}, not {tokenizer}")
     size = path.stat().st_size if path.exists() else 0

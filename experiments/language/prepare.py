@@ -70,6 +70,9 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
                 _tokenise(sources.find(entry, data_dir, column), folder, tokenizer, data_dir, workers)
     except OSError as error:
         raise UserError(f"cannot prepare {entry} in {folder}: {error}") from error
+    finally:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:  # nothing came of it
+            shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
@@ -135,8 +138,9 @@ def _ready(folder: Path, settings: dict[str, Any] | None) -> bool:
         if settings is not None and known["settings"] != json.loads(json.dumps(settings)):
             logger.info("%s is of another text or tokenizer and is made again", folder)
             return False
-        if not Path(known["file"]).exists() or checksum(Path(known["file"])) != known["sha256"]:
-            logger.info("%s is damaged and is made again", known["file"])
+        file = folder / known["file"]  # a name, or of a file elsewhere the whole path
+        if not file.exists() or checksum(file) != known["sha256"]:
+            logger.info("%s is missing or damaged and is made again", file)
             return False
     logger.info("ready in %s, checksums right", folder)
     return True
@@ -198,6 +202,8 @@ def _make_shard(path: Path, texts: list[str], tokenizer: Tokenizer) -> None:
 
 def _held_out(shards: list[Path]) -> np.ndarray:
     """Which documents are held out for validation, (documents,), bool."""
+    if not shards:
+        raise UserError("the corpus holds no text")
     lengths = np.concatenate([np.load(path)["lengths"] for path in shards])
     order = np.random.default_rng(HELD_OUT_SEED).permutation(len(lengths))
     wanted = min(HELD_OUT_TOKENS, lengths.sum() // 10)
@@ -237,9 +243,10 @@ def _merge(
 def _describe(
     folder: Path, split: str, name: str, file: Path, tokens: int, documents: int, how: dict[str, Any]
 ) -> None:
+    place = file.name if file.parent == folder else str(file)
     description = {
         **how, "split": split, "tokenizer": name, "vocabulary": tokenizers.VOCABULARY[name], "tokens": tokens,
-        "documents": documents, "file": str(file), "sha256": checksum(file), "dtype": "uint16, little endian",
+        "documents": documents, "file": place, "sha256": checksum(file), "dtype": "uint16, little endian",
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_text(folder / f"{split}.json", json.dumps(description, indent=1) + "\n")

@@ -45,10 +45,16 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"budget.width={budget.width} is not a multiple of budget.heads={budget.heads}")
     if budget.first_tokens is not None and budget.first_tokens < 1:
         raise UserError(f"budget.first_tokens={budget.first_tokens} must be positive")
-    if not budget.learning_rate > 0 or not cfg.optimizer.clip_norm > 0:
-        raise UserError("budget.learning_rate and optimizer.clip_norm must be positive")
-    if not 0 <= cfg.data.replay <= 1 or not 0 < cfg.patience <= 1:
-        raise UserError(f"data.replay={cfg.data.replay} must lie in [0, 1] and patience={cfg.patience} in (0, 1]")
+    for name, value in (
+        ("budget.learning_rate", budget.learning_rate),
+        ("optimizer.clip_norm", cfg.optimizer.clip_norm),
+    ):
+        if not value > 0:
+            raise UserError(f"{name}={value} must be positive")
+    if not 0 <= cfg.data.replay <= 1:
+        raise UserError(f"data.replay={cfg.data.replay} must lie in [0, 1]")
+    if not 0 < cfg.patience <= 1:
+        raise UserError(f"patience={cfg.patience} must lie in (0, 1]")
     if not 0 <= cfg.optimizer.warmup_fraction <= 1:
         raise UserError(f"optimizer.warmup_fraction={cfg.optimizer.warmup_fraction} must lie in [0, 1]")
 
@@ -77,7 +83,8 @@ def prepare_command(cfg: DictConfig) -> str:
     words = [f"data={data.name}", f"tokenizer={cfg.tokenizer}"]
     if data.name == "files":
         words += [f"'data.{key}=[{','.join(data[key])}]'" for key in ("first", "second")]
-        words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
+    words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
+    words += [f"data_dir={cfg.data_dir}"] if cfg.data_dir != config.default_data_dir() else []
     return f"python -m scripts.prepare_data language {' '.join(words)}"
 
 
@@ -95,13 +102,14 @@ def describe(cfg: DictConfig, runtime: config.Runtime, first: Corpus, second: Co
     return Job("language", group, name, cfg, identity, shared)
 
 
-def announce(cfg: DictConfig, runtime: config.Runtime, processes: int) -> None:
+def announce(cfg: DictConfig, runtime: config.Runtime, processes: int, first: Corpus) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
     logger.info(
-        "language %s from %s, method=%s seed=%d, scale=%s: %d layers of width %d, %s tokens a step, %s on %s%s.%s",
+        "language %s from %s, method=%s seed=%d, scale=%s: %d layers of width %d, first corpus of %s tokens, %s a "
+        "step, %s on %s%s.%s",
         cfg.data.name, cfg.checkpoint, cfg.method.name, cfg.seed, cfg.scale, budget.layers, budget.width,
-        f"{budget.sequences * budget.block:,}", runtime.precision, runtime.device,
+        f"{sum(map(len, first.train)):,}", f"{budget.sequences * budget.block:,}", runtime.precision, runtime.device,
         f" x {processes}" if processes > 1 else "",
         "" if cfg.scale == "paper" else " The paper's protocol: python -m experiments.language "
         f"checkpoint={cfg.checkpoint} method={cfg.method.name} scale=paper",

@@ -22,9 +22,8 @@ from experiments.common.fetch import extract, npm_pack, pip_download, write_atom
 logger = logging.getLogger("fire")
 
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
-TEXT_FILE_DOCUMENT = (
-    100_000  # characters; a text file knows no documents, so it is cut at line ends about this far apart
-)
+# Characters; a text file knows no documents, so it is cut at line ends about this far apart.
+TEXT_FILE_DOCUMENT = 10_000
 READ_ROWS = 1000  # of a parquet file at a time
 
 
@@ -181,7 +180,7 @@ def read_files(paths: Iterable[Path], column: str, documents: bool = True) -> It
         kind = KINDS[path.suffix]
         options: dict[str, Any] = {"batch_size": READ_ROWS} if kind == "parquet" else {}
         if kind == "text":
-            options = {"keep_linebreaks": True, "encoding_errors": "replace"}
+            options = {"keep_linebreaks": True}
         try:
             rows = datasets.load_dataset(kind, data_files=[str(path)], split="train", streaming=True, **options)
             yield from _texts(rows, path, "text" if kind == "text" else column, kind == "text" and documents)

@@ -45,7 +45,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     protocol.check_split(cfg, team.size)
     first, second = protocol.load_corpora(cfg)
     job = protocol.describe(cfg, runtime, first, second, team.size)
-    protocol.announce(cfg, runtime, team.size)
+    protocol.announce(cfg, runtime, team.size, first)
 
     def prepare() -> LanguageTraining:
         if cfg.scale == "paper" and team.leads:

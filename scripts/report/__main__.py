@@ -20,12 +20,13 @@ def report(domain: Domain, roots: list[Path], out: Path) -> None:
     runs = find_runs(roots)
     out.mkdir(parents=True, exist_ok=True)
     for group in sorted({run.group for run in runs}):
-        for difference, members in poolable([run for run in runs if run.group == group]).items():
-            write(domain, group + difference, members, out)
+        for label, (difference, members) in poolable([run for run in runs if run.group == group]).items():
+            write(domain, group + label, difference, members, out)
 
 
-def write(domain: Domain, title: str, members: list[Run], out: Path) -> None:
-    """Write CSV, figure and table of runs that may be pooled, and print the table."""
+def write(domain: Domain, title: str, difference: str, members: list[Run], out: Path) -> None:
+    """Write CSV, figure and table of runs that may be pooled, and print the table; `difference` tells them from others
+    of the same name."""
     data = tidy(members, domain)
     data.to_csv(out / f"{title}.csv", index=False)
     figure(data, domain, out / f"{title}.png")
@@ -34,6 +35,7 @@ def write(domain: Domain, title: str, members: list[Run], out: Path) -> None:
         f"# {domain.name}: {title}", "", table(data, domain).to_markdown(index=False), "",
         f"{domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are paired by "
         "seed: all methods of a seed continue from the same phase 0.", "",
+        *([f"Settings that differ from those of other runs: {difference}.", ""] if difference else []),
         f"Machine: {members[0].info['machine']}. torch {versions['torch']}. Commits: "
         f"{', '.join(sorted(set().union(*(commits(run) for run in members))))}.", "",
     ]  # fmt: skip
@@ -48,7 +50,7 @@ def main() -> int:
     parser.add_argument("domain", choices=sorted(DOMAINS), help="whose runs")
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     try:
         roots = arguments.runs or [Path("outputs") / arguments.domain]
         report(DOMAINS[arguments.domain], roots, arguments.out)

@@ -20,7 +20,7 @@ class Domain:
         name: of the domain.
         metric, title: the key of its rows that matters most, and the same in words.
         step: the key that counts training.
-        panels: the paper's panel (results/paper/figures.csv) for each benchmark.
+        panels: the paper's panel (results/paper/figures.csv) for the benchmarks that have one.
         figure: the paper's figure.
         whole: benchmarks whose curves are drawn from the run's start; the others from the last boundary.
         apart: further metrics, each with a panel and a column of its own: key -> (panel's title, column).
@@ -37,10 +37,6 @@ class Domain:
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
 
-    def panel(self, benchmark: str) -> str | None:
-        """The paper's panel for a benchmark, if it has one."""
-        return next((panel for part, panel in self.panels.items() if part in benchmark), None)
-
 
 DOMAINS = {
     "vision": Domain(
@@ -49,7 +45,8 @@ DOMAINS = {
     ),
     "language": Domain(
         "language", "val/loss", "validation loss", "iteration",
-        {"-best": "llm_best", "-30k": "llm_30k", "-60k": "llm_60k"}, "Figure 3",
+        {f"{data}-{branch}": f"llm_{branch}"
+         for data in ("wikitext103_openwebtext", "wikitext2_imdb") for branch in ("best", "30k", "60k")}, "Figure 3",
         apart={
             "val/loss_second": ("second corpus alone: new knowledge", "second corpus"),
             "val/loss_first": ("first corpus alone: retained knowledge", "first corpus"),

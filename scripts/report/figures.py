@@ -23,7 +23,7 @@ def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
     benchmark, scale = data.benchmark.iloc[0], data.scale.iloc[0]
     since = benchmark not in domain.whole
     data = data.assign(x=data.step - (origins(data) if since else 0))
-    panel = domain.panel(benchmark)
+    panel = domain.panels.get(benchmark)
     seeds = data.seed.nunique()
     ours = f"ours, scale={scale}, {seeds} seed{'s' if seeds > 1 else ''}"
     drawn: list[tuple[str, Callable[[Axes], None]]] = [(ours, partial(draw, data, domain.metric, since))]

@@ -1,5 +1,6 @@
 """Finished runs: found, told apart, and brought into one table of all their numbers."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +71,22 @@ def circumstances(run: Run) -> dict[str, str]:
     return flat
 
 
-def poolable(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs of one benchmark and scale, apart where more than method and seed differs; keyed by what differs."""
+LONGEST_LABEL = 60  # characters of what differs that fit into a file name
+
+
+def poolable(runs: list[Run]) -> dict[str, tuple[str, list[Run]]]:
+    """Runs of one benchmark and scale, apart where more than method and seed differs: by a short label for file names,
+    what differs, in words, and the runs."""
     flat = {run.path: circumstances(run) for run in runs}
     keys = sorted(set().union(*flat.values()))
     varying = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
-    pools: dict[str, list[Run]] = {}
+    pools: dict[str, tuple[str, list[Run]]] = {}
     for run in runs:
-        label = "".join(f"-{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying)
-        pools.setdefault("".join(c if c.isalnum() or c in "-=.," else "_" for c in label), []).append(run)
+        words = [f"{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying]
+        label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in words))
+        if len(label) > LONGEST_LABEL:
+            label = "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
+        pools.setdefault(label, (", ".join(words), []))[1].append(run)
     return pools
 
 

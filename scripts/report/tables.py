@@ -16,7 +16,7 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
     paired by seed; then the final values of its further metrics."""
     final, mean = by_seed(data, domain.metric)
     paper = pd.read_csv(PAPER / "final.csv")
-    published = paper[paper.panel == domain.panel(data.benchmark.iloc[0])].set_index("method").final
+    published = paper[paper.panel == domain.panels.get(data.benchmark.iloc[0])].set_index("method").final
     rows = []
     for method in sorted(final.index, key=order):
         values = final.loc[method].dropna()

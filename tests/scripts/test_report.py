@@ -85,3 +85,15 @@ def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, ca
     boundaries = data[data.at_boundary & (data.metric == "val/loss")].set_index(["method", "seed"]).step
     assert (boundaries.loc["none"] == boundaries.loc["fire"]).all()
     assert (origins(data) == [boundaries[key] for key in zip(data.method, data.seed, strict=True)]).all()
+
+
+def test_other_data_of_one_name_are_told_apart_in_words(language: Vision, tmp_path: Path, capsys) -> None:
+    language("method=none")
+    language("method=none", "budget.first_tokens=15000", "data.second=[wikitext2]")
+    report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
+    names = sorted(path.name for path in (tmp_path / "report").glob("*.md"))
+    assert len(names) == 2
+    assert all(name.startswith("wikitext2_imdb-60k-smoke-") and len(name) < 100 for name in names)
+    printed = capsys.readouterr().out
+    assert "first_tokens=15000" in printed
+    assert "first_tokens=20000" in printed

@@ -80,10 +80,8 @@ def copied(text_dir: Path, tmp_path: Path) -> Path:
         (tmp_path / "language" / name).mkdir(parents=True)
         for split in ("train", "val"):
             source = text_dir / "language" / name
-            description = json.loads((source / f"{split}.json").read_text())
-            target = tmp_path / "language" / name / f"{split}.bin"
-            shutil.copy(description["file"], target)
-            (target.with_suffix(".json")).write_text(json.dumps({**description, "file": str(target)}))
+            for suffix in ("bin", "json"):
+                shutil.copy(source / f"{split}.{suffix}", tmp_path / "language" / name)
     return tmp_path
 
 

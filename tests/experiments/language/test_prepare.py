@@ -123,6 +123,7 @@ def test_held_out_documents_are_nanogpts(tmp_path: Path) -> None:
         (lambda d: write(d / "c.jsonl", [None, "a"]), "row 0: 'text' is NoneType, not text"),
         (lambda d: write(d / "c.csv", DOCUMENTS), "c.csv is not a text corpus; files must end in .parquet, .json"),
         (lambda d: write(d / "c.txt", ["one line\n"]), "a corpus of 1 document is too small to hold out any"),
+        (lambda d: write(d / "c.txt", []), "the corpus holds no text"),
         (lambda d: d, "train.bin is not a file of uint16 tokens; such a folder holds train.bin and val.bin"),
     ],
 )

@@ -202,8 +202,13 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         (("checkpoint=45k",), "Could not find 'checkpoint/45k' Available options in 'checkpoint': 30k 60k best"),
         (("data=files",), "error: data=files needs data.first=[...] and data.second=[...]"),
         (("data=files", "data.first=[nowhere.txt]", "data.second=[imdb]"),
-         "error: the corpus nowhere.txt is not prepared for tokenizer=bytes; to do so: python -m scripts.prepare_data "
-         "language data=files tokenizer=bytes 'data.first=[nowhere.txt]' 'data.second=[imdb]'"),
+         "error: no corpus or file 'nowhere.txt'; known corpora: wikitext2, wikitext103, openwebtext, imdb"),
+        (("data=files", "data.first=[README.md]", "data.second=[imdb]", "data.text_column=body"),
+         "error: the corpus README.md is not prepared for tokenizer=bytes; to do so: python -m scripts.prepare_data "
+         "language data=files tokenizer=bytes 'data.first=[README.md]' 'data.second=[imdb]' data.text_column=body"),
+        (("data=files", "data.first=[tests]", "data.second=[imdb]"),
+         "error: tests is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2"),
+        (("until=phase0", "phase_cache=false"), "error: until=phase0 trains the shared phase, which phase_cache=false"),
         (("data=wikitext103_openwebtext",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do "
          "so: python -m scripts.prepare_data language data=wikitext103_openwebtext tokenizer=bytes"),
         (("tokenizer=words",), "error: tokenizer=words is unknown; valid: gpt2, bytes"),
@@ -212,7 +217,7 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         (("budget.heads=5",), "error: budget.width=32 is not a multiple of budget.heads=5"),
         (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 positive numbers, one for each phase"),
         (("precision=fp16",), "error: precision=fp16 needs CUDA; use fp32 or bf16 on the CPU"),
-        (("patience=0",), "patience=0.0 in (0, 1]"),
+        (("patience=0",), "error: patience=0.0 must lie in (0, 1]"),
         (("model.scope.include=[nothing]",), "error: model.scope: "),
         (("experiment=fig2a_cifar10",), "error: "),
     ],
