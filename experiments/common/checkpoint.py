@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
         except FileExistsError:
             pass
         except OSError:  # a file system without links
-            _move(_write(folder, content)[0], target)
+            copy = folder / f".kept-{os.getpid()}.tmp"
+            shutil.copyfile(temporary, copy)
+            _move(copy, target)
         _drop_others(folder, name, target)
     path = _move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
     for _, old in found[: len(found) - 1]:

@@ -6,6 +6,7 @@ repeat what it does. Decisions travel over a group of their own on the CPU, so t
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ class Team:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not dist.is_initialized():  # once for all jobs of a sweep
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        self._control = dist.new_group(backend="gloo")
+        # A follower may wait as long as the leader does for a phase 0 that another job trains.
+        self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
     @property
     def leads(self) -> bool:
@@ -68,6 +70,26 @@ class Team:
                 problem = error
         if message := self.agree(str(problem) if problem else None):
             raise problem or UserError(message)
+
+    def every(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns; every process performs it, and if it fails in one, every process raises.
+
+        Raises:
+            UserError: what the action raised in the first process that failed.
+        """
+        result, problem = None, None
+        try:
+            result = action()
+        except UserError as error:
+            problem = error
+        if self.size > 1:
+            messages: list[str | None] = [None] * self.size
+            dist.all_gather_object(messages, str(problem) if problem else None, group=self._control)
+            if any(messages):
+                raise problem or UserError(next(message for message in messages if message))
+        elif problem:
+            raise problem
+        return result
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of `values` over all processes, in place."""
@@ -135,7 +157,10 @@ def together(
     team: Team, prepare: Callable[[], Experiment], lead: Callable[[Callable[[], Experiment]], dict[str, Any]],
     stop: StopSignals,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run one job in all processes of a team: the leader by `lead`, which is given what prepares the experiment."""
+    """Run one job in all processes of a team: the leader by `lead`, which is given what prepares the experiment.
+
+    An error that nobody foresaw is not passed on: the process that met it ends, and torchrun ends the others.
+    """
     if team.size == 1:
         return lead(prepare)
     if not team.leads:
@@ -146,14 +171,16 @@ def together(
         team.agree(("prepare", None))
         return Leader(prepare(), team)
 
-    ending: tuple[str, Any] = ("end", None)
     try:
-        return lead(prepare_all)
+        ended = lead(prepare_all)
     except Interrupted as interrupted:
-        ending = ("end", interrupted.exit_status - 128)
+        team.agree(("end", interrupted.exit_status - 128))
         raise
-    finally:
-        team.agree(ending)
+    except UserError:
+        team.agree(("end", None))
+        raise
+    team.agree(("end", None))
+    return ended
 
 
 def _follow(team: Team, prepare: Callable[[], Experiment]) -> dict[str, Any]:

@@ -96,6 +96,10 @@ def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: S
         notes = getattr(error, "__notes__", []) or ([] if isinstance(error, UserError) else ["debug=true shows where"])
         level = logging.ERROR if isinstance(error, UserError) else logging.CRITICAL
         logger.log(level, "error: %s%s", said, "".join(f" ({note})" for note in notes))
+        if level == logging.CRITICAL and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # The other processes wait for this one in the middle of something; torchrun ends them once it is gone.
+            sys.stdout.flush()
+            os._exit(1)
         outcome["result"] = said
     outcome["minutes"] = f"{(time.perf_counter() - started) / 60:.1f}"
     return outcome

@@ -12,18 +12,19 @@ logger = logging.getLogger("fire")
 class Progress:
     """Progress of one phase, in samples; shows throughput, time left and the newest metrics.
 
-    In a terminal it is one moving bar; elsewhere a line now and then, at most one every `LINE_SECONDS`.
+    In a terminal it is one moving bar, unless it is not to be `shown`; elsewhere a line now and then, at most one every
+    `LINE_SECONDS`.
     """
 
     LINE_SECONDS = 10.0
 
-    def __init__(self, title: str, total: int, start: int, unit: str) -> None:
+    def __init__(self, title: str, total: int, start: int, unit: str, shown: bool = True) -> None:
         self._title, self._total, self._done, self._start, self._unit = title, total, start, start, unit
         self._began = self._told = time.monotonic()
         self._shown: dict[str, float] = {}
         self._bar = tqdm(
-            total=total, initial=start, desc=title, unit=unit, unit_scale=True, disable=not sys.stdout.isatty(),
-            file=sys.stdout, leave=False, dynamic_ncols=True,
+            total=total, initial=start, desc=title, unit=unit, unit_scale=True, file=sys.stdout, leave=False,
+            disable=not (shown and sys.stdout.isatty()), dynamic_ncols=True,
         )  # fmt: skip
 
     def __enter__(self) -> "Progress":

@@ -183,15 +183,18 @@ class Workspace:
         content = checkpoint.read(path)
         if content is None:
             raise UserError(f"damaged checkpoint {path}; delete {self.path} to start over")
-        state = self._restore(path, content)
-        return state, metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
+        rows = metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
+        if len(rows) < content["log_rows"]:
+            raise UserError(f"{self.path / 'metrics.jsonl'} has lost rows; delete {self.path} to start over")
+        return self._restore(path, content), rows
 
     def go_back(self, name: str) -> dict[str, Any]:
         """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""
         self.log.close()
-        content = checkpoint.read(checkpoint.kept(self.path)[name])
+        path = checkpoint.kept(self.path).get(name)
+        content = checkpoint.read(path) if path else None
         if content is None:
-            raise UserError(f"damaged checkpoint {name} in {self.path}; delete {self.path} to start over")
+            raise UserError(f"no intact checkpoint {name} in {self.path}; delete {self.path} to start over")
         checkpoint.save(self.path, content)
         return self.resume()  # type: ignore[return-value]
 

@@ -1,6 +1,5 @@
 """Token files in training: sequences drawn from them, and the fixed windows that validation looks at."""
 
-import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from experiments.common.errors import UserError
 from experiments.common.seeding import generator
 from experiments.language import tokenizers
 from experiments.language.prepare import checksum, folder_of
-from experiments.language.sources import NAMED
+from experiments.language.sources import NAMED, files_of, fingerprint
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
 
@@ -48,15 +47,28 @@ class Corpus:
         ).astype(np.int32)
 
     def windows(self, block: int, at_most: int) -> Tensor:
-        """Validation windows, (count, block + 1), int32: without overlap, evenly spread over the held-out text."""
-        found = [(file, at) for file in self.val for at in range(0, len(file) - block, block)]
-        chosen = np.linspace(0, len(found) - 1, min(at_most, len(found))).round().astype(int)
-        rows = [found[i][0][found[i][1] : found[i][1] + block + 1] for i in chosen]
+        """Validation windows, (count, block + 1), int32: without overlap, evenly spread over the held-out text of each
+        file, and as many of each file as it has of the training text."""
+        places = [range(0, len(file) - block, block) for file in self.val]
+        sizes = np.array([len(tokens) if there else 0 for tokens, there in zip(self.train, places, strict=True)])
+        shares = sizes / sizes.sum()
+        count = min(at_most, *(len(there) / share for there, share in zip(places, shares, strict=True) if share))
+        rows = []
+        for file, there, share in zip(self.val, places, shares, strict=True):
+            wanted = round(count * share) if share else 0
+            chosen = np.linspace(0, len(there) - 1, wanted).round().astype(int)
+            rows += [file[there[i] : there[i] + block + 1] for i in chosen]
         return torch.from_numpy(np.stack(rows).astype(np.int32))
 
 
 def load(
-    entries: list[str], tokenizer: str, data_dir: Path, block: int, command: str, first_tokens: int | None = None
+    entries: list[str],
+    tokenizer: str,
+    data_dir: Path,
+    block: int,
+    command: str,
+    first_tokens: int | None = None,
+    column: str = "text",
 ) -> Corpus:
     """The corpus that a list of configuration entries names.
 
@@ -67,6 +79,7 @@ def load(
         block: tokens a model sees at once.
         command: what prepares the token files.
         first_tokens: how many of the training tokens are used, from the front; None: all.
+        column: of the text in parquet and JSON files.
 
     Raises:
         UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.
@@ -74,9 +87,9 @@ def load(
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     identity: list[list[Any]] = []
     for entry in entries:
-        folder = folder_of(entry, tokenizer, data_dir)
+        folder = folder_of(entry, tokenizer, data_dir, column)
         for split, files in parts.items():
-            tokens, sha256 = _open(folder / f"{split}.json", entry, tokenizer, command)
+            tokens, sha256 = _open(folder / f"{split}.json", entry, tokenizer, column, command)
             files.append(tokens)
             identity.append([split, sha256, len(tokens)])
     if first_tokens is not None:
@@ -99,14 +112,21 @@ def _front(files: list[np.ndarray], count: int) -> list[np.ndarray]:
     return front
 
 
-def _open(sidecar: Path, entry: str, tokenizer: str, command: str) -> tuple[np.ndarray, str]:
+def _open(sidecar: Path, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
+    files = [] if entry in NAMED else files_of(entry)
     if not sidecar.exists():
-        if entry not in NAMED and not glob.glob(str(Path(entry).expanduser()), recursive=True):
+        if entry not in NAMED and not files:
             raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
         if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
     description = json.loads(sidecar.read_text())
+    if (
+        all(file.is_file() for file in files)
+        and files
+        and description["settings"]["source"] != fingerprint(files, column)
+    ):
+        raise UserError(f"{entry} has changed since it was prepared; to do so again: {command}")
     path = sidecar.parent / description["file"]  # a name, or of a file elsewhere the whole path
     if description["tokenizer"] != tokenizer:
         raise UserError(f"{path} was made with tokenizer={description['tokenizer']}, not {tokenizer}")

@@ -9,6 +9,7 @@ from experiments.common.config import Runtime
 from experiments.language import protocol, sources, tokenizers
 
 SECONDS = 10.0
+LARGEST_TOKENS = 12_288  # in a pass; uncompiled, the scores of more would not fit everywhere that the training does
 
 
 def describe_cost(cfg: DictConfig, runtime: Runtime, processes: int) -> str:
@@ -20,16 +21,21 @@ def describe_cost(cfg: DictConfig, runtime: Runtime, processes: int) -> str:
     corpora = [name for name in (*cfg.data.first, *cfg.data.second) if name in sources.NAMED]
     download = sum(sources.NAMED[name].megabytes for name in corpora)
     size = 12 * sum(p.numel() for p in protocol.build_model(cfg).parameters())
+    hours = f"{'at most ' if cfg.checkpoint == protocol.BEST else ''}{tokens / rate / 3600:.1f} hours"
     return (
-        f"estimated: {tokens / rate / 3600:.1f} hours here ({tokens / 1e9:.2f} billion tokens at {rate:,.0f} a second, "
+        f"estimated: {hours} here ({tokens / 1e9:.2f} billion tokens at {rate:,.0f} a second, "
         f"measured; torch.compile and a shared phase 0 make it less), up to {12 * size / 1e9:.0f} GB of checkpoints, "
         f"{download / 1000:.1f} GB of text"
     )
 
 
 def work(cfg: DictConfig) -> float:
-    """Tokens trained on in the whole run; validations add a few in a hundred."""
-    return float(sum(cfg.budget.iterations)) * cfg.budget.sequences * cfg.budget.block
+    """Tokens trained on in the whole run, at most where phase 0 stops at its best; validations add a few in a
+    hundred."""
+    before, after = cfg.budget.iterations
+    if cfg.checkpoint != protocol.BEST:
+        before = protocol.kept_at(cfg.checkpoint, before)
+    return float(before + after) * cfg.budget.sequences * cfg.budget.block
 
 
 def tokens_per_second(cfg: DictConfig, runtime: Runtime) -> float:
@@ -37,7 +43,8 @@ def tokens_per_second(cfg: DictConfig, runtime: Runtime) -> float:
     network = protocol.build_model(cfg).to(runtime.device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
-    size, block = cfg.budget.micro_batch, cfg.budget.block
+    block = cfg.budget.block
+    size = min(cfg.budget.micro_batch, max(1, LARGEST_TOKENS // block))
     tokens = torch.randint(0, tokenizers.VOCABULARY[cfg.tokenizer], (size, block + 1), generator=generator)
     tokens = tokens.to(runtime.device)
 

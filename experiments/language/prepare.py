@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from experiments.common.checkpoint import sync_folder, write_text
 from experiments.common.errors import UserError
@@ -39,9 +39,9 @@ SPLITS = ("train", "val")
 BLOCK_BYTES = 1 << 24
 
 
-def folder_of(entry: str, tokenizer: str, data_dir: Path) -> Path:
+def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text") -> Path:
     """Where the token files of a configuration entry are."""
-    name = entry if entry in sources.NAMED else sources.file_corpus(entry)
+    name = entry if entry in sources.NAMED else sources.file_corpus(entry, column)
     return data_dir / "language" / f"{name}-{tokenizer}"
 
 
@@ -58,10 +58,15 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
     Raises:
         UserError: the corpus cannot be had or read, or the disk is full.
     """
-    folder = folder_of(entry, tokenizer, data_dir)
+    folder = folder_of(entry, tokenizer, data_dir, column)
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another process that prepares %s", folder)
+        with lock:
             if entry in sources.NAMED and _ready(folder, None):
                 pass  # without asking the network what it is
             elif Path(entry).expanduser().is_dir():
@@ -71,6 +76,7 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
     except OSError as error:
         raise UserError(f"cannot prepare {entry} in {folder}: {error}") from error
     finally:
+        lock.release(force=True)
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:  # nothing came of it
             shutil.rmtree(folder, ignore_errors=True)
     return folder
@@ -104,12 +110,12 @@ def _tokenise(source: sources.Source, folder: Path, name: str, data_dir: Path, w
     for sidecar in SPLITS:
         (folder / f"{sidecar}.json").unlink(missing_ok=True)
     tokenizer = tokenizers.load(name, data_dir)
-    work = folder / "shards"
-    plan = work / "settings.json"
-    if plan.exists() and json.loads(plan.read_text()) != settings:
-        shutil.rmtree(work)  # of another text or tokenizer
+    # Named by what they are of, so that a shard of another text can never be taken for one of this.
+    work = folder / f"shards-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+    for other in folder.glob("shards-*"):
+        if other != work:
+            shutil.rmtree(other)
     work.mkdir(exist_ok=True)
-    write_text(plan, json.dumps(settings))
     for left_over in work.glob("*.tmp"):
         left_over.unlink()
     shards = {}
@@ -143,6 +149,8 @@ def _ready(folder: Path, settings: dict[str, Any] | None) -> bool:
             logger.info("%s is missing or damaged and is made again", file)
             return False
     logger.info("ready in %s, checksums right", folder)
+    for left_over in folder.glob("shards-*"):  # of a process that was killed while it tidied up
+        shutil.rmtree(left_over)
     return True
 
 

@@ -6,6 +6,8 @@ scales; `checkpoint` says which of them the methods branch from.
 
 import logging
 import math
+import shlex
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,24 +57,33 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"data.replay={cfg.data.replay} must lie in [0, 1]")
     if not 0 < cfg.patience <= 1:
         raise UserError(f"patience={cfg.patience} must lie in (0, 1]")
+    betas, decay = list(cfg.optimizer.betas), cfg.optimizer.weight_decay
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optimizer.betas={betas} must be two numbers in [0, 1)")
+    for name, value in (("weight_decay", decay), ("warmup_limit", cfg.optimizer.warmup_limit)):
+        if not value >= 0:
+            raise UserError(f"optimizer.{name}={value} must not be negative")
     if not 0 <= cfg.optimizer.warmup_fraction <= 1:
         raise UserError(f"optimizer.warmup_fraction={cfg.optimizer.warmup_fraction} must lie in [0, 1]")
 
 
 def check_split(cfg: DictConfig, processes: int) -> None:
-    """Raise UserError unless an iteration divides evenly into forward passes and processes."""
+    """Raise UserError unless an iteration divides evenly into forward passes and processes, or with CUDA graphs, whose
+    memory the next pass would overwrite, into one pass a process."""
     budget = cfg.budget
     if budget.sequences % (budget.micro_batch * processes):
         raise UserError(
             f"budget.sequences={budget.sequences} is not a multiple of budget.micro_batch={budget.micro_batch}"
             + (f" times {processes} processes" if processes > 1 else "")
         )
+    if cfg.compile.lower() == "graphs" and budget.sequences > budget.micro_batch * processes:
+        raise UserError("compile=graphs does not accumulate gradients; use compile=true or a larger budget.micro_batch")
 
 
 def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
     """First and second corpus of a run."""
     settings = {"tokenizer": cfg.tokenizer, "data_dir": config.data_folder(cfg), "block": cfg.budget.block}
-    settings["command"] = prepare_command(cfg)
+    settings |= {"command": prepare_command(cfg), "column": cfg.data.text_column}
     first = corpora.load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens, **settings)
     return first, corpora.load(list(cfg.data.second), **settings)
 
@@ -81,10 +92,12 @@ def prepare_command(cfg: DictConfig) -> str:
     """What makes the token files that a configuration needs."""
     data = cfg.data
     words = [f"data={data.name}", f"tokenizer={cfg.tokenizer}"]
-    if data.name == "files":
-        words += [f"'data.{key}=[{','.join(data[key])}]'" for key in ("first", "second")]
+    named: Any = OmegaConf.load(config.CONFIGS / "language" / "data" / f"{data.name}.yaml")
+    for key in ("first", "second"):
+        if OmegaConf.is_missing(named, key) or list(data[key]) != list(named[key]):
+            words.append(shlex.quote(f"data.{key}=[{','.join(data[key])}]"))
     words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
-    words += [f"data_dir={cfg.data_dir}"] if cfg.data_dir != config.default_data_dir() else []
+    words += [shlex.quote(f"data_dir={cfg.data_dir}")] if cfg.data_dir != config.default_data_dir() else []
     return f"python -m scripts.prepare_data language {' '.join(words)}"
 
 
@@ -94,7 +107,7 @@ def describe(cfg: DictConfig, runtime: config.Runtime, first: Corpus, second: Co
     identity["data"] = {"first": first.identity, "second": second.identity, "replay": cfg.data.replay}
     identity["processes"] = processes
     shared = {key: value for key, value in identity.items() if key not in PHASE_0_IGNORES}
-    shared["model"] = cfg.model.name
+    shared["model"] = {"name": cfg.model.name, "fused": identity["model"]["scope"]["fused"]}
     shared["data"] = {"first": first.identity}
     budget = identity["budget"]
     shared["budget"] = {**budget, "iterations": budget["iterations"][0], "eval_every": budget["eval_every"][0]}

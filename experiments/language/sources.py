@@ -148,24 +148,33 @@ def find(entry: str, data_dir: Path, column: str) -> Source:
     """
     if entry in NAMED:
         return _named(entry, NAMED[entry], data_dir)
-    paths = [Path(path) for path in sorted(glob.glob(str(Path(entry).expanduser()), recursive=True))]
+    paths = files_of(entry)
     if not paths:
         raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}; files: {', '.join(KINDS)}")
     for path in paths:
         if path.suffix not in KINDS or not path.is_file():
             raise UserError(f"{path} is not a text corpus; files must end in {', '.join(KINDS)}")
-    stamps = [[str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     return Source(
-        file_corpus(entry), ", ".join(map(str, paths)), [column, *stamps],
+        file_corpus(entry, column), ", ".join(map(str, paths)), fingerprint(paths, column),
         {"train": lambda: read_files(paths, column)}, sum(size(path, column) for path in paths),
     )  # fmt: skip
 
 
-def file_corpus(entry: str) -> str:
-    """Folder name of a corpus made of files: readable, and different for every path."""
+def files_of(entry: str) -> list[Path]:
+    """The files that a path or pattern names."""
+    return [Path(path) for path in sorted(glob.glob(str(Path(entry).expanduser()), recursive=True))]
+
+
+def fingerprint(paths: list[Path], column: str) -> list[Any]:
+    """What changes when files do, in types that JSON keeps."""
+    return [column, *([str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
+
+
+def file_corpus(entry: str, column: str) -> str:
+    """Folder name of a corpus made of files: readable, and different for every path and text column."""
     path = Path(entry).expanduser().absolute()
     stem = re.sub(r"\W+", "_", path.stem).strip("_") or "files"
-    return f"{stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return f"{stem}-{hashlib.sha256(f'{path} {column}'.encode()).hexdigest()[:8]}"
 
 
 def read_files(paths: Iterable[Path], column: str, documents: bool = True) -> Iterator[str]:

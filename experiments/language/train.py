@@ -43,7 +43,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = config.resolve_runtime(cfg)
     team = Team(runtime.device)
     protocol.check_split(cfg, team.size)
-    first, second = protocol.load_corpora(cfg)
+    first, second = team.every(lambda: protocol.load_corpora(cfg))
     job = protocol.describe(cfg, runtime, first, second, team.size)
     protocol.announce(cfg, runtime, team.size, first)
 
@@ -115,7 +115,7 @@ class LanguageTraining:
         """Sums over the iterations since the last row, kept on the device so that no iteration waits for them."""
         zero = partial(torch.zeros, (), dtype=torch.float64, device=self.runtime.device)
         self.clock, self.timed_tokens = time.perf_counter(), 0
-        return {"loss": zero(), "grad_norm": zero(), "iterations": zero()}
+        return {"loss": zero(), "grad_norm": zero(), "skipped": zero(), "iterations": zero()}
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs."""
@@ -148,7 +148,8 @@ class LanguageTraining:
         length = self.cfg.budget.iterations[self.phase]
         end = self.periodic().get(self.branch, length) if self.phase == 0 else length
         tokens = self.cfg.budget.sequences * self.cfg.budget.block
-        with Progress(f"phase {self.phase}", end * tokens, self.iteration * tokens, "tokens") as progress:
+        done = self.iteration * tokens
+        with Progress(f"phase {self.phase}", end * tokens, done, "tokens", shown=self.team.leads) as progress:
             while self.iteration < end and not (self.phase == 0 and self.rewinds and self.settled):
                 self.train_iteration()
                 progress.advance(tokens)
@@ -176,8 +177,11 @@ class LanguageTraining:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        for name, value in (("loss", loss), ("grad_norm", norm), ("iterations", 1)):
-            self.totals[name] += value
+        skipped = ~torch.isfinite(norm)  # loss scaling has left this step out
+        self.totals["loss"] += loss
+        self.totals["grad_norm"] += torch.where(skipped, 0.0, norm) if self.scaler.is_enabled() else norm
+        self.totals["skipped"] += skipped
+        self.totals["iterations"] += 1
         self.timed_tokens += budget.sequences * budget.block
         self.iteration += 1
 
@@ -204,7 +208,7 @@ class LanguageTraining:
             self.totals = self.new_totals()
             if validates and phase == 0 and not self.settled and row["val/loss"] < self.best:
                 self.best, self.best_at = row["val/loss"], at
-                keep.append(protocol.BEST_SO_FAR)
+                keep.append(protocol.BEST if last else protocol.BEST_SO_FAR)
         wait = self.cfg.patience * budget.iterations[0]
         settles = phase == 0 and not self.settled and (last or (self.best_at > 0 and at - self.best_at >= wait))
         if keep or settles or self.team.agree(workspace.save_due()):
@@ -220,14 +224,15 @@ class LanguageTraining:
         self.finite_totals(workspace)
 
         def write() -> None:
-            if settles and protocol.BEST_SO_FAR not in keep:
+            # First, because a state that says it is settled must never be without its best.
+            if settles and protocol.BEST not in keep:
                 workspace.rename_kept(protocol.BEST_SO_FAR, protocol.BEST)
             workspace.save(self.state_dict(), keep)
-            if settles and protocol.BEST_SO_FAR in keep:
-                workspace.rename_kept(protocol.BEST_SO_FAR, protocol.BEST)
 
+        started = time.perf_counter()
         self.settled = self.settled or settles
         self.team.lead(write)
+        self.clock += time.perf_counter() - started  # which does not count as training
         if (signal := self.team.agree(workspace.signal)) is not None:
             raise Interrupted(signal)
 
@@ -238,15 +243,14 @@ class LanguageTraining:
             UserError: the loss, or without loss scaling the gradient, is not finite; such a state is never saved.
         """
         totals = self.team.sum(torch.stack(list(self.totals.values()))).tolist()
-        loss, norm, iterations = totals
-        steps = max(iterations, 1)
-        scaled = self.scaler.is_enabled()  # which meets overflowing gradients by leaving the step out
-        if not math.isfinite(loss) or not (scaled or math.isfinite(norm)):
+        loss, norm, skipped, iterations = totals
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise UserError(
                 f"the loss or gradient is not finite in phase {self.phase}, by iteration {self.iteration}; the last "
                 f"good checkpoint, if any, is in {workspace.path}"
             )
-        return {"loss": loss / steps, "grad_norm": norm / steps}
+        taken = max(iterations - skipped, 1)
+        return {"loss": loss / max(iterations, 1), "grad_norm": norm / taken, "skipped": skipped / self.team.size}
 
     def training_row(self, workspace: Workspace) -> Row:
         """What the iterations since the last row have been like."""
@@ -260,6 +264,8 @@ class LanguageTraining:
             "plasticity/grad_norm": means["grad_norm"],
             "speed/tokens_per_second": rate,
         }
+        if self.scaler.is_enabled():
+            row["train/skipped_steps"] = means["skipped"]
         if self.peak is not None:
             row["speed/mfu"] = self.model.operations_per_token() * rate / (self.peak * self.team.size)
         return row

@@ -85,7 +85,13 @@ def test_mirror_sees_every_row_once(tmp_path: Path) -> None:
     assert mirror.seen == [0, 1, 0, 1, 2]  # reopening offers what there was; the mirror itself knows what it has shown
 
 
-def test_checkpoints_are_kept_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_checkpoints_are_kept_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError("no links on this file system")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
     for n in range(4):
         checkpoint.save(tmp_path, {"n": n}, keep=["low"] if n < 2 else ["high"] if n == 2 else [])
     kept = checkpoint.kept(tmp_path)

@@ -3,7 +3,6 @@
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig
@@ -120,9 +119,11 @@ def test_identity_is_the_text_not_its_place(text_dir: Path, tmp_path: Path) -> N
 
 
 def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert estimate.work(composed("scale=paper")) == pytest.approx((97_282 + 18_626) * 491_520)
+    for checkpoint, before in (("30k", 30_000), ("60k", 60_000), ("best", 97_282)):
+        cfg = composed("scale=paper", f"checkpoint={checkpoint}")
+        assert estimate.work(cfg) == pytest.approx((before + 18_626) * 491_520)
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
-    cfg: Any = composed("scale=smoke", "data=wikitext103_openwebtext", "tokenizer=bytes")
+    cfg = composed("scale=smoke", "data=wikitext103_openwebtext", "tokenizer=bytes")
     text = estimate.describe_cost(cfg, resolve_runtime(cfg), 1)
     assert "estimated: 0.0 hours here (0.00 billion tokens at " in text
     assert "24.6 GB of text" in text

@@ -59,6 +59,16 @@ def test_windows_are_fixed_spread_and_apart(text_dir: Path) -> None:
     assert len(corpus.windows(64, 10**9)) == (len(held_out) - 1) // 64
 
 
+def test_windows_of_several_files_are_in_their_proportions(text_dir: Path) -> None:
+    both = load(text_dir, "wikitext2", "imdb")
+    shares = np.array([len(tokens) for tokens in both.train]) / sum(map(len, both.train))
+    windows = both.windows(64, 1000)
+    first = sum(contains(both.val[0], window.numpy()) for window in windows)
+    assert first / len(windows) == pytest.approx(shares[0], abs=0.01)
+    every = both.windows(64, 10**9)  # as many as the scarcer text allows
+    assert len(every) == pytest.approx((len(both.val[1]) // 64) / shares[1], abs=2)
+
+
 def test_mixture_draws_each_sequence(text_dir: Path) -> None:
     first, second = load(text_dir, "wikitext2", first_tokens=5000), load(text_dir, "imdb")
     mixture = Mixture(first, second, 0.3, 64)

@@ -111,7 +111,8 @@ def test_operations_and_peaks() -> None:
     assert gpt.operations_per_token() == 6 * matrices + 12 * 12 * 768 * 1024
     assert peak_rate(Runtime("cuda", "bf16", "true", 0), "NVIDIA H200") == 989e12
     assert peak_rate(Runtime("cuda", "tf32", "true", 0), "NVIDIA A100-SXM4-40GB") == 156e12
-    assert peak_rate(Runtime("cuda", "bf16", "true", 0), "NVIDIA Unheard-of") is None
+    for unknown in ("NVIDIA Unheard-of", "NVIDIA RTX A1000", "NVIDIA A10G"):
+        assert peak_rate(Runtime("cuda", "bf16", "true", 0), unknown) is None
     assert peak_rate(Runtime("cuda", "fp32", "true", 0), "NVIDIA H200") is None
     assert peak_rate(Runtime("cpu", "bf16", "false", 2)) is None
     assert PEAK_16_BIT["H100 PCIe"] == peak_rate(Runtime("cuda", "fp16", "true", 0), "NVIDIA H100 PCIe")

@@ -212,10 +212,10 @@ def test_kill_9_and_go_on(large: Path, cache: Path, tmp_path: Path) -> None:
     arguments = ["language", "data=files", f"data.first=[{large}]", f"data.second=[{large}]", "tokenizer=bytes"]
     folder = folder_of(str(large), "bytes", data)
     process = start_module("scripts.prepare_data", *arguments, "--data-dir", str(data), "--workers", "1")
-    status, _ = interrupt(process, lambda: len(list(folder.glob("shards/*.npz"))) >= 2, signal.SIGKILL)
+    status, _ = interrupt(process, lambda: len(list(folder.glob("shards-*/*.npz"))) >= 2, signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert not list(folder.glob("*.json"))
-    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("shards/*.npz")}
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("shards-*/*.npz")}
     made: dict[str, int] = {}
     merge = preparation._merge
 
@@ -228,7 +228,7 @@ def test_kill_9_and_go_on(large: Path, cache: Path, tmp_path: Path) -> None:
         prepare(str(large), "bytes", data, "text", workers=2)
     assert len(made) > len(stamps)
     assert {name: made[name] for name in stamps} == stamps
-    assert not (folder / "shards").exists()
+    assert not list(folder.glob("shards-*"))
     whole = prepare(str(large), "bytes", tmp_path / "whole", "text", workers=1)
     for split in ("train", "val"):
         assert described(folder, split)["sha256"] == described(whole, split)["sha256"]
@@ -342,3 +342,25 @@ def test_command_line(text_dir: Path, tmp_path: Path) -> None:
         assert said in wrong.stderr
         assert wrong.stderr.count("\n") == 1
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 2e9
+
+
+def test_shards_of_another_text_are_never_used(tmp_path: Path) -> None:
+    """Whatever a kill leaves of them: here, shards whose making was interrupted before the text changed."""
+    path = write(tmp_path / "c.jsonl", DOCUMENTS)
+    folder = folder_of(str(path), "bytes", tmp_path)
+    merge = preparation._merge
+
+    def dies(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "_merge", dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(str(path), "bytes", tmp_path, "text", workers=1)
+    assert list(folder.glob("shards-*/*.npz"))
+    assert preparation._merge is merge
+    write(path, [text.upper() for text in DOCUMENTS])
+    prepare(str(path), "bytes", tmp_path, "text", workers=1)
+    assert not list(folder.glob("shards-*"))
+    first = bytes(documents(folder, "train")[0].astype(np.uint8)).decode()
+    assert first == first.upper()

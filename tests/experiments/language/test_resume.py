@@ -1,6 +1,7 @@
 """kill -9 in training, several processes, and what remains: the very same numbers."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -106,6 +107,37 @@ def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
             assert two == pytest.approx(one, rel=1e-4)
 
 
+BREAK = """
+import os, runpy, sys
+from experiments.language.train import LanguageTraining
+step = LanguageTraining.train_iteration
+def breaks(self):
+    if self.iteration == 3 and os.environ["RANK"] == os.environ["BROKEN_RANK"]:
+        raise RuntimeError("out of memory")
+    step(self)
+LanguageTraining.train_iteration = breaks
+sys.argv[0] = "experiments/language/__main__.py"
+from experiments.language.__main__ import launch, LanguageConfig, run
+sys.exit(launch("language", LanguageConfig, run))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_error_in_one_process_ends_all(rank: str, text_dir: Path, tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(BREAK)
+    arguments = ["-m", "method=none,fire", "scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    process = subprocess.run(
+        [*launcher, *arguments, f"data_dir={text_dir}", f"outputs_dir={tmp_path}"],
+        cwd=REPOSITORY, env={**os.environ, "BROKEN_RANK": rank, "PYTHONPATH": str(REPOSITORY)}, timeout=120,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode != 0
+    assert "error: RuntimeError: out of memory" in process.stdout
+
+
 @pytest.mark.slow
 def test_two_processes_stop_and_go_on(text_dir: Path, tmp_path: Path) -> None:
     arguments = ["scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={text_dir}"]
@@ -115,7 +147,7 @@ def test_two_processes_stop_and_go_on(text_dir: Path, tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
-    assert "stopped by SIGTERM; to go on: " in printed
+    assert "stopped by SIGTERM; to go on: torchrun --nproc-per-node=2 -m experiments.language scale=smoke" in printed
     assert list((tmp_path / "stopped").rglob("checkpoint-*.pt"))
     for folder in ("stopped", "whole"):
         process = torchrun(*arguments, f"outputs_dir={tmp_path / folder}")

@@ -217,6 +217,10 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         (("budget.heads=5",), "error: budget.width=32 is not a multiple of budget.heads=5"),
         (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 positive numbers, one for each phase"),
         (("precision=fp16",), "error: precision=fp16 needs CUDA; use fp32 or bf16 on the CPU"),
+        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be two numbers in [0, 1)"),
+        (("optimizer.weight_decay=-1",), "error: optimizer.weight_decay=-1.0 must not be negative"),
+        (("data.second=[wikitext103]",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: "
+         "python -m scripts.prepare_data language data=wikitext2_imdb tokenizer=bytes 'data.second=[wikitext103]'"),
         (("patience=0",), "error: patience=0.0 must lie in (0, 1]"),
         (("model.scope.include=[nothing]",), "error: model.scope: "),
         (("experiment=fig2a_cifar10",), "error: "),
@@ -243,6 +247,28 @@ def test_checkpoint_of_another_shape(language: Command, tmp_path: Path) -> None:
     status, printed = language()
     assert status == 1
     assert "error: the checkpoint is of another network: " in printed
+
+
+def test_best_at_the_very_end_survives_a_kill(language: Command, tmp_path: Path) -> None:
+    """While phase 0 still improves, its last checkpoint is its best; whatever a kill leaves, the run goes on."""
+    arguments = ("method=none", "checkpoint=best", "budget.iterations=[10,2]", "patience=1")
+    status, printed = language(*arguments, f"outputs_dir={tmp_path / 'whole'}")
+    assert status == 0, printed
+    whole = numbers(run_dirs(tmp_path / "whole")[0])
+    assert [row["iteration"] for row in whole if "reset/sfe" in row] == [10]
+    move = checkpoint._move
+
+    def killed(path: Path, target: Path) -> Path:
+        if target.name.startswith("checkpoint-") and list(target.parent.glob("kept-best-*")):
+            raise KeyboardInterrupt  # the best is kept, what to resume from is older
+        return move(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_move", killed)
+        assert language(*arguments)[0] == 130
+    status, printed = language(*arguments)
+    assert status == 0, printed
+    assert numbers(run_dirs(tmp_path / "outputs")[0]) == whole
 
 
 def test_a_language_model_learns(language: Command, text_dir: Path, tmp_path: Path) -> None:
