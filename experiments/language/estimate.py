@@ -1,11 +1,10 @@
 """What a run will cost, measured on a few steps before it starts."""
 
-import time
-
 import torch
 from omegaconf import DictConfig
 
 from experiments.common.config import Runtime
+from experiments.common.throughput import steps_per_second
 from experiments.language import protocol, sources, tokenizers
 
 SECONDS = 10.0
@@ -56,9 +55,4 @@ def tokens_per_second(cfg: DictConfig, runtime: Runtime) -> float:
         optimizer.step()
         float(loss.detach())  # waits for the device
 
-    step()  # sets things up and does not count
-    steps, started = 0, time.perf_counter()
-    while steps < 1 or (time.perf_counter() - started < SECONDS and steps < 200):
-        step()
-        steps += 1
-    return steps * size * block / (time.perf_counter() - started)
+    return size * block * steps_per_second(step, SECONDS)

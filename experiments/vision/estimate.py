@@ -1,12 +1,11 @@
 """What a run will cost, measured on a few steps before it starts."""
 
-import time
-
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
 from experiments.common.config import Runtime
+from experiments.common.throughput import steps_per_second
 from experiments.vision import data, models
 
 SECONDS = 10.0
@@ -64,9 +63,4 @@ def images_per_second(cfg: DictConfig, runtime: Runtime) -> float:
         optimizer.step()
         float(loss.detach())  # waits for the device
 
-    step()  # sets things up and does not count
-    steps, started = 0, time.perf_counter()
-    while steps < 1 or (time.perf_counter() - started < SECONDS and steps < 200):
-        step()
-        steps += 1
-    return steps * cfg.budget.batch_size / (time.perf_counter() - started)
+    return cfg.budget.batch_size * steps_per_second(step, SECONDS)

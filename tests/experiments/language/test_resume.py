@@ -69,6 +69,7 @@ def test_kill_9_and_resume(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_signal_saves_and_says_how_to_go_on(reference: list[dict], text_dir: Path, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}"]
     status, printed = stopped_when("language", in_phase_0, signal.SIGTERM, arguments, tmp_path)

@@ -40,7 +40,14 @@ def writing_a_checkpoint(outputs: Path) -> bool:
     return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
 
 
-@pytest.mark.parametrize("moment", [pytest.param(in_phase_0, marks=pytest.mark.slow), in_phase_1, writing_a_checkpoint])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(in_phase_0, marks=pytest.mark.slow),
+        pytest.param(in_phase_1, marks=pytest.mark.slow),
+        writing_a_checkpoint,
+    ],
+)
 def test_kill_9_and_resume(
     moment: Callable[[Path], bool], reference: list[dict], data_dir: Path, tmp_path: Path
 ) -> None:
