@@ -189,7 +189,7 @@ def test_sharpness_is_measured_and_changes_nothing_else(vision: Vision, data_dir
         assert status == 0, printed
         (directory,) = set(run_dirs(tmp_path / "outputs")) - {rows[key][0] for key in rows}
         rows[method, images] = directory, numbers(directory)
-    assert len(list((tmp_path / "outputs/phases").glob("*/done"))) == 1  # phase 0 does not depend on it
+    assert len(list((tmp_path / "outputs/phases").glob("*/kept-end-*.pt"))) == 1  # phase 0 does not depend on it
     none, fire, without = (run[1] for run in rows.values())
     at = next(i for i, row in enumerate(none) if "reset/sfe" in row)
     assert none[at]["plasticity/sharpness"] == none[at]["reset/sharpness_before"]  # fixed batches
