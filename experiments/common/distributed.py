@@ -6,6 +6,7 @@ repeat what it does. Decisions travel over a group of their own on the CPU, so t
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -191,12 +192,10 @@ def _follow(team: Team, prepare: Callable[[], Experiment]) -> dict[str, Any]:
             if argument is not None:
                 raise Interrupted(argument)
             return {"status": "followed"}
-        try:
+        with suppress(UserError, Interrupted):  # which the leader meets too, and reports
             if order == "prepare":
                 experiment = prepare()
             elif order == "load":
                 experiment.load_state_dict(argument)
             elif order == "train":
                 experiment.train(Elsewhere(), argument)
-        except (UserError, Interrupted):
-            pass  # the leader has met it too, and says so

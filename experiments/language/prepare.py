@@ -67,11 +67,10 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
         except Timeout:
             logger.info("waiting for another process that prepares %s", folder)
         with lock:
-            if entry in sources.NAMED and _ready(folder, None):
-                pass  # without asking the network what it is
-            elif Path(entry).expanduser().is_dir():
-                _register(Path(entry).expanduser().absolute(), folder, tokenizer)
-            else:
+            pair = Path(entry).expanduser()
+            if pair.is_dir() and entry not in sources.NAMED:
+                _register(pair.absolute(), folder, tokenizer)
+            elif entry not in sources.NAMED or not _ready(folder, None):  # a named one that is ready asks no network
                 _tokenise(sources.find(entry, data_dir, column), folder, tokenizer, data_dir, workers)
     except OSError as error:
         raise UserError(f"cannot prepare {entry} in {folder}: {error}") from error
