@@ -5,6 +5,7 @@ report = fire.fire_(model)  # in place; then train on the new data with a fresh 
 """
 
 from fire import metrics
+from fire.injection import InjectedHead, PlasticityInjection
 from fire.matrices import WeightMatrix, weight_matrices
 from fire.methods import (
     METHODS,
@@ -25,9 +26,11 @@ __all__ = [
     "METHODS",
     "Fire",
     "FullReset",
+    "InjectedHead",
     "MatrixReport",
     "Method",
     "NoReset",
+    "PlasticityInjection",
     "Recorder",
     "ResetReport",
     "Scope",

@@ -7,6 +7,7 @@ experiments' configs. `Scope` says which modules of a model it concerns, because
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -67,11 +68,13 @@ class Scope:
         include, exclude: what `fire` projects; None includes every weight matrix.
         reset: modules that `fire` and `shrink_perturb` send to their initial weights altogether (DQN's linear layers).
         fused: pattern -> row sizes of weights that stack several matrices.
+        inject: modules that plasticity injection puts a second head beside.
     """
 
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
     reset: Sequence[str] = ()
+    inject: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def check(self, model: nn.Module) -> None:
@@ -79,6 +82,10 @@ class Scope:
         weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
         modules = unwrap(model).named_modules(remove_duplicate=False)
         check_patterns("reset", self.reset, [name for name, module in modules if _own_state(module)])
+        children = [name for name, _ in unwrap(model).named_modules() if name]
+        for pattern in self.inject:
+            if not any(fnmatchcase(name, pattern) for name in children):
+                raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {', '.join(children)}")
 
     def resets(self, names: Iterable[str]) -> bool:
         """Whether `reset` covers a module that a tensor belongs to, by any of the tensor's names."""
@@ -113,9 +120,23 @@ def build(name: str, **settings: object) -> "Method":
 
 @dataclass
 class Method(ABC):
-    """Base of all reset methods. A subclass implements `change`; `reset` measures what it did."""
+    """Base of all reset methods. A subclass implements `change`; `reset` measures what it did.
+
+    Attributes:
+        method_name: under which it is registered.
+        resets_optimizer: whether it makes no sense without a new optimiser.
+    """
 
     method_name: ClassVar[str] = ""
+    resets_optimizer: ClassVar[bool] = False
+
+    def check(self, model: nn.Module, scope: Scope) -> None:
+        """Raise ValueError for a scope that does not fit the model or this method."""
+        scope.check(model)
+
+    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:  # noqa: B027
+        """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
+        `reset` does this itself."""
 
     @torch.no_grad()
     def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:
@@ -136,7 +157,7 @@ class Method(ABC):
         state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
             raise ValueError("the initial weights are not of this model: other names or shapes")
-        scope.check(model)
+        self.check(model, scope)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
         names = {storage_key(tensor): names[0] for tensor, names in _state(model)}
         recorder = Recorder(

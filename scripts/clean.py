@@ -37,7 +37,7 @@ def candidates(outputs: Path) -> list[tuple[Path, str]]:
 
 def size(folder: Path) -> int:
     """Bytes of the checkpoints in a folder that may go; a file that has two names counts once."""
-    paths = [*folder.glob("checkpoint-*.pt"), *folder.glob("kept-*.pt")]
+    paths = [path for pattern in ("checkpoint-*.pt", "kept-*.pt", "segment-*.npz") for path in folder.glob(pattern)]
     stats = [path.stat() for path in paths if not path.name.startswith(f"kept-{checkpoint.FINAL}-")]
     return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 

@@ -16,10 +16,10 @@ from fire import metrics
 logger = logging.getLogger("fire")
 
 
-def check_scope(model: nn.Module, scope: fire.Scope) -> None:
-    """Raise UserError, before training starts, for a pattern of the scope that matches nothing in `model`."""
+def check_scope(method: fire.Method, model: nn.Module, scope: fire.Scope) -> None:
+    """Raise UserError, before training starts, for a scope that does not fit `model` or `method`."""
     try:
-        scope.check(model)
+        method.check(model, scope)
     except ValueError as error:
         raise UserError(f"model.scope: {error}") from error
 
@@ -71,7 +71,7 @@ def sharpness(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[
     started = time.perf_counter()
     try:
         with training_statistics(model):
-            value, error = metrics.sharpness(losses, model.parameters())
+            value, error = metrics.sharpness(losses, [p for p in model.parameters() if p.requires_grad])
     except ValueError as problem:
         raise UserError(f"sharpness: {problem}") from problem
     return {

@@ -11,9 +11,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -30,7 +30,7 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
     `keep`, each in place of an earlier one."""
     found = _listed(folder)
     number = found[-1][0] + 1 if found else 1
-    temporary, digits = _write(folder, content)
+    temporary, digits = write_checked(folder, lambda file: torch.save(content, file))
     # Kept first: of two files that a crash may leave, the numbered one must not be alone, since the state in it may say
     # that it has been kept.
     for name in keep:
@@ -42,9 +42,9 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
         except OSError:  # a file system without links
             copy = folder / f".kept-{os.getpid()}.tmp"
             shutil.copyfile(temporary, copy)
-            _move(copy, target)
+            move(copy, target)
         _drop_others(folder, name, target)
-    path = _move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
+    path = move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
     for _, old in found[: len(found) - 1]:
         old.unlink(missing_ok=True)
     return path
@@ -52,8 +52,8 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
 
 def save_as(folder: Path, content: dict[str, Any], name: str) -> Path:
     """Write `content` to keep it as `name`, in place of an earlier one; what a run resumes from does not change."""
-    temporary, digits = _write(folder, content)
-    path = _move(temporary, folder / f"kept-{name}-{digits}.pt")
+    temporary, digits = write_checked(folder, lambda file: torch.save(content, file))
+    path = move(temporary, folder / f"kept-{name}-{digits}.pt")
     _drop_others(folder, name, path)
     return path
 
@@ -62,16 +62,16 @@ def rename(folder: Path, old: str, new: str) -> None:
     """Give what is kept as `old`, if anything, the name `new`, in place of an earlier one."""
     if (path := kept(folder).get(old)) is not None:
         target = path.with_name(f"kept-{new}-{path.stem.rpartition('-')[2]}.pt")
-        _move(path, target)
+        move(path, target)
         _drop_others(folder, new, target)
 
 
-def _write(folder: Path, content: dict[str, Any]) -> tuple[Path, str]:
-    """A temporary file with `content`, safely on disk, and the digits of its checksum."""
+def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path, str]:
+    """A temporary file with what `dump` writes, safely on disk, and the digits of its checksum."""
     temporary = folder / f".checkpoint-{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
-            torch.save(content, file)
+            dump(file)
             file.flush()
             os.fsync(file.fileno())
         return temporary, _sha256(temporary)[:16]
@@ -80,7 +80,8 @@ def _write(folder: Path, content: dict[str, Any]) -> tuple[Path, str]:
         raise UserError(f"cannot write a checkpoint to {folder}: {str(error).splitlines()[0]}") from error
 
 
-def _move(path: Path, target: Path) -> Path:
+def move(path: Path, target: Path) -> Path:
+    """Give a file another name, to survive a power cut."""
     path.replace(target)
     sync_folder(target.parent)
     return target
@@ -112,10 +113,15 @@ def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def read(path: Path) -> dict[str, Any] | None:
     """The content of one checkpoint file, on the CPU; None, and a warning, if it is damaged."""
-    if _sha256(path)[:16] != path.stem.rpartition("-")[2]:
+    if not intact(path):
         logger.warning("warning: damaged checkpoint %s: its content does not match the checksum in its name", path)
         return None
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def intact(path: Path) -> bool:
+    """Whether a file's content is what the digits in its name say."""
+    return _sha256(path)[:16] == path.stem.rpartition("-")[2]
 
 
 def kept(folder: Path) -> dict[str, Path]:
@@ -125,11 +131,13 @@ def kept(folder: Path) -> dict[str, Path]:
 
 
 def remove(folder: Path, but: int = 0) -> None:
-    """Delete all checkpoints of `folder` but the newest `but`, and if that is 0 those kept by name, except `FINAL`."""
+    """Delete all checkpoints of `folder` but the newest `but`, and if that is 0 those kept by name, except `FINAL`, and
+    the segments that belong to them."""
     paths = [path for _, path in _listed(folder)]
     paths = paths[: len(paths) - but]
     if but == 0:
         paths += [path for path in folder.glob("kept-*.pt") if not path.name.startswith(f"kept-{FINAL}-")]
+        paths += folder.glob("segment-*.npz")
     for path in paths:
         path.unlink(missing_ok=True)
 

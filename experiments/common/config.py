@@ -164,8 +164,8 @@ class Runtime:
         return torch.autocast(self.device, dtype=dtype, enabled=self.precision in ("bf16", "fp16"))
 
 
-def resolve_runtime(cfg: DictConfig) -> Runtime:
-    """Choose the device and set PyTorch up for it.
+def resolve_runtime(cfg: DictConfig, compile_on_cuda: str = "true") -> Runtime:
+    """Choose the device and set PyTorch up for it; `compile_on_cuda` is what compile=auto means there.
 
     Raises:
         UserError: a device or precision this machine does not have.
@@ -180,7 +180,7 @@ def resolve_runtime(cfg: DictConfig) -> Runtime:
     torch.backends.cudnn.allow_tf32 = cfg.precision == "tf32"
     compiled = cfg.compile.lower()
     if compiled == "auto":
-        compiled = "true" if device == "cuda" else "false"
+        compiled = compile_on_cuda if device == "cuda" else "false"
     if compiled == "graphs" and device != "cuda":
         raise UserError("compile=graphs needs CUDA; use true or false on the CPU")
     return Runtime(device, cfg.precision, compiled, torch.get_num_threads() if device == "cpu" else 0)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from experiments.common import checkpoint, metric_log
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
-from experiments.common.wandb_mirror import open_mirror
+from experiments.common.wandb_mirror import VIDEO, open_mirror
 from experiments.common.workspace import Workspace
 
 logger = logging.getLogger("fire")
@@ -38,7 +38,6 @@ class Experiment(Protocol):
             kept here; any other the domain keeps itself, and trains phase 0 no further than it must.
         rewinds: whether phase 0 may have to be trained beyond the branch point, to know that it is one.
         phase: the phase the state is in.
-        keeps_weights: whether a finished run leaves its weights behind.
     """
 
     phases: int
@@ -47,7 +46,6 @@ class Experiment(Protocol):
     branch: str
     rewinds: bool
     phase: int
-    keeps_weights: bool
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
@@ -58,6 +56,9 @@ class Experiment(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs."""
+
+    def final_weights(self) -> dict[str, Any] | None:
+        """What a finished run leaves behind, if anything."""
 
     def summarise(self, rows: list[metric_log.Row]) -> dict[str, Any]:
         """The final numbers of a run from its metric rows."""
@@ -119,6 +120,8 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         try:
             with run.text_log():
                 summary = train(job, experiment, run, stop, mirror)
+            if (run.path / VIDEO).exists():
+                mirror.video(run.path / VIDEO)
         except Exception as error:
             run.note_failure(error)
             raise
@@ -149,7 +152,7 @@ def train(
     with stop.deferred():
         experiment.train(run, experiment.phases)
     summary = experiment.summarise(run.log.rows)
-    run.finish(summary, experiment.state_dict()["model"] if experiment.keeps_weights else None)
+    run.finish(summary, experiment.final_weights())
     logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
     return summary
 

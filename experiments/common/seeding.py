@@ -8,7 +8,10 @@ import torch
 
 # One stream per use, so that drawing more in one never shifts another. A stream is always used with the same number of
 # position numbers: SeedSequence pads with zeros, so (seed, stream) and (seed, stream, 0) would be equal.
-STREAMS = {"subset": 1, "order": 2, "sharpness": 3, "training": 4}
+STREAMS = {
+    "subset": 1, "order": 2, "sharpness": 3, "training": 4, "environment": 5, "exploration": 6, "replay": 7,
+    "evaluation": 8, "probe": 9,
+}  # fmt: skip
 
 
 def derive(seed: int, stream: str, *position: int) -> int:

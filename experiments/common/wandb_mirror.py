@@ -16,6 +16,7 @@ logger = logging.getLogger("fire")
 
 INIT_TIMEOUT_SECONDS = 30
 FINISH_TIMEOUT_SECONDS = 120
+VIDEO = "video.mp4"  # in a run directory
 _unreachable = False  # one attempt a process: a sweep does not wait for the time-out in every job
 
 
@@ -79,6 +80,16 @@ class WandbMirror:
             self._shown = number + 1
             if _tolerant("log", lambda: self._run.log(row, step=number) or True) is None:
                 self._run = None
+
+    def video(self, path: Path) -> None:
+        """Show a video beside the last row."""
+        if self._run is not None:
+            _tolerant("log a video", self._log_video, path)
+
+    def _log_video(self, path: Path) -> None:
+        import wandb
+
+        self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Close the run; without a summary it counts as stopped early."""

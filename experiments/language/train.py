@@ -65,7 +65,6 @@ class LanguageTraining:
 
     x_axis = "iteration"
     phases = 2
-    keeps_weights = True
 
     def __init__(
         self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method, first: Corpus, second: Corpus, team: Team
@@ -81,7 +80,7 @@ class LanguageTraining:
         ]
         seed_everything(cfg.seed)
         network = protocol.build_model(cfg)
-        boundary.check_scope(network, self.scope)
+        boundary.check_scope(method, network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.model = network.to(runtime.device)
         self.called = team.parallel(self.model, runtime.compiled(self.model))
@@ -127,6 +126,10 @@ class LanguageTraining:
             "best": [self.best, self.best_at, self.settled],
             "totals": self.totals,
         }
+
+    def final_weights(self) -> dict[str, Any]:
+        """Those of the model."""
+        return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

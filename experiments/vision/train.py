@@ -117,7 +117,6 @@ class VisionTraining:
 
     x_axis = "epoch"
     branch, rewinds = END, False
-    keeps_weights = False
 
     def __init__(
         self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method, train: data.Images, test: data.Images
@@ -131,7 +130,7 @@ class VisionTraining:
         self.channels_last = runtime.device == "cuda"
         seed_everything(cfg.seed)
         model = models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], cfg.seed)
-        boundary.check_scope(model, self.scope)
+        boundary.check_scope(method, model, self.scope)
         with torch.no_grad(), fire.metrics.record_activations(model.eval()) as activations:
             model(torch.zeros(1, 3, 32, 32))
         if not activations:
@@ -165,6 +164,9 @@ class VisionTraining:
             "position": [self.phase, self.epoch, self.batch],
             "totals": self.totals,
         }
+
+    def final_weights(self) -> None:
+        """None: the weights of a run like these are quickly trained again."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

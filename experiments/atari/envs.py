@@ -1,0 +1,102 @@
+"""The games as several environments in one, and a policy's return in them.
+
+ALE's own vector environment (C++ threads) with the protocol of Machado et al. (2018), section 5: sticky actions, whole
+games instead of lives, no no-ops at the start. Its defaults are other ones. Sticky actions act on each of the four
+frames an action is repeated for, as ALE defines them, where the authors' wrapper repeats whole agent steps.
+"""
+
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.atari.replay import FRAME, STACK
+from experiments.common.seeding import derive, generator
+
+FRAME_SKIP = 4
+STICKY = 0.25  # probability that a frame repeats the action of the frame before
+MAX_FRAMES = 108_000  # of an episode, 30 minutes of play, after which it is truncated
+SETTINGS = {
+    "frameskip": FRAME_SKIP, "maxpool": True, "grayscale": True, "stack_num": STACK, "img_height": FRAME[0],
+    "img_width": FRAME[1], "repeat_action_probability": STICKY, "max_num_frames_per_episode": MAX_FRAMES,
+    "noop_max": 0, "use_fire_reset": False, "episodic_life": False, "life_loss_info": False,
+    "reward_clipping": False, "full_action_space": False,
+    # An episode's last observation is returned like any other; the step after it ignores its action, gives no reward
+    # and returns the first observation of the next episode.
+    "autoreset_mode": "NextStep",
+}  # fmt: skip
+
+
+def make(game: str, count: int, **settings: Any) -> Any:
+    """`count` environments of a game, as one `ale_py.vector_env.AtariVectorEnv`; `settings` replace those above."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    return AtariVectorEnv(game, count, **{**SETTINGS, **settings})
+
+
+def backend() -> dict[str, str]:
+    """What numbers depend on beyond the settings; part of a run's identity."""
+    return {"name": "ale_py.AtariVectorEnv", "version": metadata.version("ale-py")}
+
+
+def seeds(seed: int, stream: str, step: int, count: int) -> np.ndarray:
+    """A seed for each environment for a reset at `step`."""
+    return np.array([derive(seed, stream, step, number) % 2**31 for number in range(count)])
+
+
+class Episodes:
+    """Returns and lengths of the episodes of several environments, as their steps come in."""
+
+    def __init__(self, count: int) -> None:
+        self.returns, self.lengths = np.zeros(count), np.zeros(count, dtype=np.int64)
+        self.ended = np.zeros(count, dtype=bool)  # so that the next step only resets
+
+    def step(self, rewards: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> list[tuple[int, float, int]]:
+        """Count one step; (environment, return, length) of the episodes that end with it."""
+        playing = ~self.ended
+        self.returns += np.where(playing, rewards, 0)
+        self.lengths += playing
+        self.ended = terminated | truncated
+        done = [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in np.flatnonzero(self.ended)]
+        self.returns[self.ended], self.lengths[self.ended] = 0, 0
+        return done
+
+
+Policy = Callable[[Tensor], Tensor]  # (count, 4, 84, 84) uint8 -> (count,) int64, both on the CPU
+
+
+def epsilon_greedy(greedy: Tensor, actions: int, epsilon: float, rng: torch.Generator) -> Tensor:
+    """Each of the `greedy` actions, or with probability `epsilon` one of all, drawn for each environment."""
+    explore = torch.rand(len(greedy), generator=rng) < epsilon
+    return torch.where(explore, torch.randint(actions, (len(greedy),), generator=rng), greedy)
+
+
+def evaluate(policy: Policy, game: str, count: int, steps: int, epsilon: float, seed: int, at: int) -> dict[str, float]:
+    """Mean return over the episodes that begin within `steps` steps of `count` environments together.
+
+    Every environment plays its share of the steps and its last episode to the end, so that long episodes are not left
+    out. `at`, the training step, chooses the seeds.
+    """
+    envs = make(game, count)
+    share = -(-steps // count)
+    rng = generator(seed, "evaluation", at, count)
+    observations, _ = envs.reset(seed=seeds(seed, "evaluation", at, count))
+    episodes, returns, lengths, taken = Episodes(count), [], [], 0
+    playing = np.ones(count, dtype=bool)
+    while playing.any():
+        actions = epsilon_greedy(policy(torch.from_numpy(observations)), envs.single_action_space.n, epsilon, rng)
+        observations, rewards, terminated, truncated, _ = envs.step(actions.numpy())
+        taken += 1
+        for number, total, length in episodes.step(rewards, terminated, truncated):
+            if playing[number]:
+                returns.append(total)
+                lengths.append(length)
+                playing[number] = taken < share
+    return {
+        "eval/return": float(np.mean(returns)),
+        "eval/episodes": len(returns),
+        "eval/episode_length": float(np.mean(lengths)),
+    }

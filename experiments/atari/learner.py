@@ -1,0 +1,149 @@
+"""The learner of DQN (Mnih et al. 2015): Q-network, target network, optimiser, and the update."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+import fire
+from experiments.atari.replay import STACK, Batch
+from experiments.common.config import Runtime
+
+TOTALS = ("loss", "q", "updates")  # sums since the last row: of the loss and of the mean value of the actions taken
+
+
+class Learner:
+    """Everything that an update changes.
+
+    Attributes:
+        online: the network that acts and learns.
+        target: the copy of it that values of next states come from.
+        totals: (3,) float64, as in `TOTALS`, kept on the device so that no update waits for it.
+    """
+
+    def __init__(self, network: nn.Module, cfg: DictConfig, runtime: Runtime) -> None:
+        self.cfg, self.runtime = cfg, runtime
+        self.online = network.to(runtime.device)
+        self.target = deepcopy(self.online).requires_grad_(False)
+        self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
+        self.compiled_loss = torch.compile(self.loss) if runtime.compile == "true" else self.loss
+        self.new_optimizer()
+
+    def new_optimizer(self) -> None:
+        """Adam with empty moments, for the parameters that learn."""
+        parameters = [p for p in self.online.parameters() if p.requires_grad]
+        rate, eps = self.cfg.optimizer.learning_rate, self.cfg.optimizer.eps
+        on_cuda = self.runtime.device == "cuda"
+        self.optimizer = torch.optim.Adam(parameters, lr=rate, eps=eps, fused=True, capturable=on_cuda)
+        self.forget_capture()
+
+    def forget_capture(self) -> None:
+        """The captured update is of other memory: capture it again when it is needed."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: Batch | None = None
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Huber loss of the temporal-difference error with rewards clipped to [-1, 1], and the mean value of the
+        actions taken."""
+        states, next_states = batch.frames[:, :STACK], batch.frames[:, 1:]
+        with self.runtime.autocast:
+            with torch.no_grad():
+                following = self.target(next_states).float().amax(1)
+            values = self.online(states).float().gather(1, batch.actions[:, None])[:, 0]
+        goal = batch.rewards.clamp(-1, 1) + self.cfg.dqn.discount * (1 - batch.ends) * following
+        errors = F.smooth_l1_loss(values, goal, reduction="none")
+        return (batch.weights * errors).mean(), values.detach().mean()
+
+    def update(self, batch: Batch) -> None:
+        """One step of the optimiser."""
+        if self.runtime.compile != "graphs":
+            self._update(batch)
+            return
+        if self._graph is None or self._inputs is None:
+            self._inputs = Batch(*(tensor.clone() for tensor in batch))
+            self._graph = self._capture(self._inputs)
+        for there, new in zip(self._inputs, batch, strict=True):
+            there.copy_(new, non_blocking=True)
+        self._graph.replay()
+
+    def _update(self, batch: Batch) -> None:
+        loss, value = self.compiled_loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.totals += torch.stack([loss.detach().double(), value.double(), torch.ones_like(value.double())])
+
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
+        """The whole update as a CUDA graph that reads `batch`'s memory. What the warm-up that this takes has changed is
+        put back, in place."""
+        before = [tensor.clone() for tensor in (*self.online.parameters(), self.totals)]
+        moments = deepcopy(self.optimizer.state_dict()["state"])
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._update(batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)  # so that the gradients are of the graph's own memory
+        with torch.cuda.graph(graph):
+            self._update(batch)
+        with torch.no_grad():
+            for tensor, value in zip((*self.online.parameters(), self.totals), before, strict=True):
+                tensor.copy_(value)
+            for index, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
+                for key, tensor in self.optimizer.state[parameter].items():
+                    tensor.copy_(moments[index][key]) if index in moments else tensor.zero_()
+        return graph
+
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of the last update; 0 before the first."""
+        gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
+        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
+
+    @torch.no_grad()
+    def act(self, states: Tensor) -> Tensor:
+        """The action of highest value in each state, (batch,) int64 on the CPU; waits for the device."""
+        with self.runtime.autocast:
+            return self.online(states.to(self.runtime.device, non_blocking=True)).argmax(1).cpu()
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Copy the Q-network into the target network, in place."""
+        for there, here in zip(self.target.parameters(), self.online.parameters(), strict=True):
+            there.copy_(here)
+
+    def restructure(self, method: fire.Method, initial: Mapping[str, Tensor], scope: fire.Scope) -> None:
+        """Give both networks the modules they have after `method`'s reset, and the optimiser their parameters."""
+        method.restructure(self.online, initial, scope)
+        self.follow()
+        self.new_optimizer()
+
+    def follow(self) -> None:
+        """Make the target network a copy of the Q-network, whose modules may be new ones."""
+        if self.target.state_dict().keys() == self.online.state_dict().keys():
+            self.update_target()
+        else:
+            self.target = deepcopy(self.online).requires_grad_(False)
+            self.forget_capture()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a checkpoint needs."""
+        return {
+            "model": self.online.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "totals": self.totals,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint of networks with the same modules."""
+        self.online.load_state_dict(state["model"])
+        self.target.load_state_dict(state["target"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.totals.copy_(state["totals"])
+        self.forget_capture()

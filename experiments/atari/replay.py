@@ -1,0 +1,205 @@
+"""The replay buffer: every frame once, stacked when it is sampled.
+
+A *slot* is one step of all environments: the newest frame of each observation, whether an episode begins with it, and
+what was done and came of it. Observations follow one another slot by slot, so the state and the next state of a
+transition are five frames in a row; 1M transitions take 7.1 GB where stacked ones take 56 GB.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from experiments.common import segments
+from experiments.common.errors import UserError
+from experiments.common.memory import available
+
+STACK = 4
+FRAME = (84, 84)
+CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
+BYTES_PER_TRANSITION = FRAME[0] * FRAME[1] + 7  # a frame; action, reward, two flags
+GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
+SEGMENT_SLOTS = 8192  # at most, so that writing one takes little memory
+
+
+class Batch(NamedTuple):
+    """Transitions.
+
+    Attributes:
+        frames: (batch, 5, 84, 84) uint8: the first four are the state, the last four the next state.
+        actions: (batch,) int64.
+        rewards: (batch,) float32, as the game gave them.
+        ends: (batch,) float32, 1 where the episode terminated, so that there is no next state.
+        weights: (batch,) float32: 1, or 0 in the rare case that no candidate could be used.
+    """
+
+    frames: Tensor
+    actions: Tensor
+    rewards: Tensor
+    ends: Tensor
+    weights: Tensor
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """Batches of `size` transitions."""
+        return map(Batch._make, zip(*(tensor.split(size) for tensor in self), strict=True))
+
+
+class ReplayBuffer:
+    """A ring of slots; `stop` counts those ever begun.
+
+    `begin` and `complete` alternate. Where `begin` says that an episode begins, the slot before it holds no transition:
+    it was the last frame of an episode, and the environment's reset came next.
+    """
+
+    def __init__(self, capacity: int, environments: int, device: str = "cpu", frames_on: str = "cpu") -> None:
+        """
+        Args:
+            capacity: in transitions of all environments.
+            environments: how many there are.
+            device: where batches are needed.
+            frames_on: where the frames are kept; all else is on the CPU.
+        """
+        self.device = device
+        self.slots, self.environments = capacity // environments + 1, environments  # the newest is not complete
+        self.frames = torch.empty((self.slots, environments, *FRAME), dtype=torch.uint8, device=frames_on)
+        shape = (self.slots, environments)
+        self.begins = torch.zeros(shape, dtype=torch.bool)
+        self.actions = torch.zeros(shape, dtype=torch.uint8)
+        self.rewards = torch.zeros(shape, dtype=torch.float32)
+        self.ends = torch.zeros(shape, dtype=torch.bool)
+        self.stop = 0
+        self.written = 0  # slots before this one are in segments
+        self.segments: list[Path] = []
+
+    def begin(self, frames: Tensor, begins: Tensor) -> None:
+        """A new slot.
+
+        Args:
+            frames: (environments, 84, 84) uint8, the newest frame of each observation.
+            begins: (environments,) bool, whether it is the first of an episode.
+        """
+        row = self.stop % self.slots
+        self.frames[row] = frames.to(self.frames.device, non_blocking=True)
+        self.begins[row] = begins
+        for tensor in (self.actions, self.rewards, self.ends):
+            tensor[row] = 0
+        self.stop += 1
+
+    def complete(self, actions: Tensor, rewards: Tensor, ends: Tensor) -> None:
+        """What was done in the newest slot, the reward of it, and where it terminated the episode; (environments,)."""
+        row = (self.stop - 1) % self.slots
+        self.actions[row], self.rewards[row], self.ends[row] = actions, rewards, ends
+
+    @property
+    def oldest(self) -> int:
+        """The first slot still there."""
+        return max(0, self.stop - self.slots)
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` transitions, uniformly and independently, drawn by a CPU generator.
+
+        A slot whose stack reaches back beyond the oldest frame is left out.
+        """
+        low = self.oldest + (STACK - 1 if self.oldest else 0)
+        drawn = torch.randint(
+            low * self.environments, (self.stop - 1) * self.environments, (CANDIDATES, count), generator=generator
+        )
+        usable = ~self.begins.view(-1)[(drawn + self.environments) % self.begins.numel()]  # something follows
+        chosen = usable.to(torch.uint8).argmax(0, keepdim=True)  # the first of them
+        return self.gather(drawn.gather(0, chosen)[0], usable.any(0))
+
+    def gather(self, positions: Tensor, weights: Tensor) -> Batch:
+        """The transitions at `positions`, (batch,), counted slot by slot and in it environment by environment."""
+        flat = positions % self.begins.numel()
+        window = positions[:, None] + self.environments * torch.arange(1 - STACK, 2)  # (batch, 5)
+        window = window % self.begins.numel()
+        begins = self.begins.view(-1)[window[:, 1:STACK]]
+        # A frame belongs to the stack unless an episode begins after it, up to the state's own frame.
+        alive = torch.ones_like(window, dtype=torch.uint8)
+        alive[:, : STACK - 1] = (~begins).flip(1).cumprod(1).flip(1)
+        frames = self.frames.view(-1, *FRAME).index_select(0, to(window.view(-1), self.frames.device.type))
+        frames = to(frames.view(len(positions), STACK + 1, *FRAME), self.device)
+        return Batch(
+            frames * to(alive, self.device)[:, :, None, None],
+            to(self.actions.view(-1)[flat].long(), self.device),
+            to(self.rewards.view(-1)[flat], self.device),
+            to(self.ends.view(-1)[flat].float(), self.device),
+            to(weights.float(), self.device),
+        )
+
+    def newest(self) -> Tensor:
+        """The newest frames, (environments, 84, 84)."""
+        return self.frames[(self.stop - 1) % self.slots]
+
+    def write(self, folder: Path) -> None:
+        """Write the slots completed since the last time as segments into `folder`."""
+        first = max(self.written, self.oldest)
+        while first < self.stop - 1:
+            last = min(first + SEGMENT_SLOTS, self.stop - 1)
+            rows = torch.arange(first, last) % self.slots
+            arrays = {name: tensor[rows.to(tensor.device)].cpu().numpy() for name, tensor in self._tensors()}
+            self.segments.append(segments.write(folder, first, arrays))
+            first = last
+        self.written = self.stop - 1
+        # One more than there are slots, because the last is not complete.
+        self.segments = [path for path in self.segments if segments.rows(path).stop > self.oldest]
+
+    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
+        names = ("frames", "begins", "actions", "rewards", "ends")
+        return ((name, getattr(self, name)) for name in names)
+
+    def state_dict(self, root: Path) -> dict[str, Any]:
+        """What `load_state_dict` needs besides the segments, which it names relative to `root`.
+
+        Everything complete must have been written.
+        """
+        if self.written != max(self.stop - 1, 0):
+            raise ValueError(f"{self.stop - 1 - self.written} slots are in no segment")
+        row = (self.stop - 1) % self.slots
+        return {
+            "stop": self.stop,
+            "frames": self.frames[row].clone(),
+            "begins": self.begins[row].clone(),
+            "segments": [str(path.relative_to(root)) for path in self.segments],
+        }
+
+    def load_state_dict(self, state: dict[str, Any], root: Path) -> None:
+        """Go back to a checkpoint; the segments are only read."""
+        self.segments = [root / name for name in state["segments"]]
+        self.stop = state["stop"]
+        for path in self.segments:
+            rows = torch.tensor(segments.rows(path))
+            there = rows >= self.oldest
+            for name, array in segments.read(path).items():
+                tensor = getattr(self, name)
+                tensor[(rows[there] % self.slots).to(tensor.device)] = torch.from_numpy(array)[there].to(tensor.device)
+        self.stop -= 1
+        self.begin(state["frames"], state["begins"])
+        self.written = self.stop - 1
+
+
+def place(capacity: int, device: str) -> str:
+    """Where the frames of a buffer of `capacity` transitions go: `device` if they fit beside everything else, or RAM.
+
+    Raises:
+        UserError: they fit nowhere.
+    """
+    needed = capacity * BYTES_PER_TRANSITION
+    if device == "cuda" and needed + GPU_RESERVE < available("cuda"):
+        return "cuda"
+    if needed + RAM_RESERVE > (free := available("cpu")):
+        raise UserError(
+            f"the replay buffer of {capacity:,} transitions (budget.buffer) takes {needed / 1e9:.2f} GB, but this "
+            f"machine has {free / 1e9:.2f} GB of memory left; lower budget.buffer to at most "
+            f"{max(0, free - RAM_RESERVE) // BYTES_PER_TRANSITION:,}"
+        )
+    return "cpu"
+
+
+def to(tensor: Tensor, device: str) -> Tensor:
+    """On `device`, without waiting for the copy."""
+    if tensor.device.type == device:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,346 @@
+"""High-replay-ratio DQN: the training loop.
+
+Reproduces Figure 4(a) of the paper, section 4.3, on Asterix, Beam Rider and Demon Attack; final returns there on
+Asterix: none 1271, shrink and perturb 1814, full reset 1846, plasticity injection 830, FIRE 2250 (5 seeds,
+scale=paper). What a run is, and what is due when, is in `protocol`.
+
+One step of all environments goes so: act with the network as it is, send the actions to the environments, learn from
+what was stored before while they play, store what came of it. So acting overlaps learning with a lag of one step that
+is always there, and results do not depend on timing.
+"""
+
+import logging
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+import fire
+from experiments.atari import envs, estimate, models, protocol, replay, video
+from experiments.atari.learner import TOTALS, Learner
+from experiments.atari.replay import STACK, Batch, ReplayBuffer
+from experiments.common import boundary, checkpoint, config, segments
+from experiments.common.errors import StopSignals, UserError
+from experiments.common.job import END, carry_out
+from experiments.common.metric_log import Row
+from experiments.common.progress import Progress
+from experiments.common.seeding import generator, seed_everything
+from experiments.common.wandb_mirror import VIDEO
+from experiments.common.workspace import Workspace
+
+logger = logging.getLogger("fire")
+
+PROBE_STATES = 512  # of the replay buffer, that the plasticity metrics look at
+
+
+def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
+    """One run from its composed configuration: validate everything, then train what is missing."""
+    protocol.check(cfg)
+    method = config.build_method(cfg)
+    runtime = config.resolve_runtime(cfg, compile_on_cuda="graphs")
+    job = protocol.describe(cfg, runtime)
+    protocol.announce(cfg, runtime)
+
+    def prepare() -> AtariTraining:
+        training = AtariTraining(cfg, runtime, method)
+        if cfg.scale == "paper":
+            logger.info("%s", estimate.describe_cost(cfg, runtime))
+        return training
+
+    ended = carry_out(job, prepare, stop)
+    if cfg.record_video and cfg.until == "end" and not (job.run_dir / VIDEO).exists():
+        prepare().record_finished(job.run_dir)
+    return {"run": job.name, **ended}
+
+
+class AtariTraining:
+    """The state of one run and the loop over its two phases.
+
+    Environments cannot be saved. They are started afresh, from seeds of their own, every `restart_every` steps in every
+    run; a checkpoint holds the actions since then, and whoever goes on from it has them played again. So a checkpoint
+    can be taken between any two steps.
+    """
+
+    x_axis = "env_step"
+    phases = 2
+    branch, rewinds = END, False
+
+    def __init__(self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method) -> None:
+        self.cfg, self.runtime, self.method = cfg, runtime, method
+        self.outputs = Path(cfg.outputs_dir)
+        self.scope = config.build_scope(cfg.model.scope)
+        count, budget = cfg.dqn.environments, cfg.budget
+        capacity = min(budget.buffer, sum(budget.steps))
+        frames_on = replay.place(capacity, runtime.device)
+        seed_everything(cfg.seed)
+        self.envs = envs.make(cfg.game, count)
+        self.actions = int(self.envs.single_action_space.n)
+        network = models.build(budget, self.actions, cfg.seed)
+        boundary.check_scope(method, network, self.scope)
+        self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        self.learner = Learner(network, cfg, runtime)
+        self.buffer = ReplayBuffer(capacity, count, runtime.device, frames_on)
+        self.exploration = generator(cfg.seed, "exploration")
+        self.drawing = generator(cfg.seed, "replay")
+        self.phase, self.step, self.entered = 0, 0, False
+        self.observations: Tensor | None = None  # (environments, 4, 84, 84) uint8; None: to be played again
+        self.played: list[Tensor] = []  # actions since the environments were started, at step `started`
+        self.started = 0
+        self.episodes = envs.Episodes(count)
+        self.window = {"return": 0.0, "length": 0.0, "episodes": 0.0}  # of the episodes that ended since the last row
+        self.start_clock()
+        # Frames at a twentieth of their size or less; weights, target and moments in six checkpoints.
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
+        self.disk_bytes = capacity * replay.BYTES_PER_TRANSITION // 10 + 6 * 4 * size
+
+    def start_clock(self) -> None:
+        """Count speed from here."""
+        self.clock, self.timed_steps, self.timed_updates = time.perf_counter(), 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a checkpoint needs; what the replay buffer holds must have been written."""
+        return {
+            **self.learner.state_dict(),
+            "position": [self.phase, self.step, self.entered],
+            "generators": [self.exploration.get_state(), self.drawing.get_state()],
+            "played": torch.stack(self.played) if self.played else None,
+            "started": self.started,
+            "window": self.window,
+            "replay": self.buffer.state_dict(self.outputs),
+        }
+
+    def final_weights(self) -> dict[str, Any]:
+        """Those of the Q-network."""
+        return self.learner.online.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.phase, self.step, self.entered = state["position"]
+        if self.phase == 1 and self.entered:
+            self.learner.restructure(self.method, self.initial, self.scope)
+        self.learner.load_state_dict(state)
+        for rng, value in zip((self.exploration, self.drawing), state["generators"], strict=True):
+            rng.set_state(value)
+        self.played = [] if state["played"] is None else list(state["played"])
+        self.started, self.window = state["started"], dict(state["window"])
+        self.observations = None
+        self.buffer.load_state_dict(state["replay"], self.outputs)
+
+    def train(self, workspace: Workspace, until_phase: int) -> None:
+        """Train from the current position to the end of phase `until_phase - 1`."""
+        budget = self.cfg.budget
+        for phase in range(self.phase, until_phase):
+            end = sum(budget.steps[: phase + 1])
+            self.enter(workspace, phase)
+            self.start_clock()
+            with Progress(f"phase {phase}", budget.steps[phase], budget.steps[phase] - end + self.step, "steps") as bar:
+                while self.step < end:
+                    self.take_step()
+                    bar.advance(self.cfg.dqn.environments)
+                    self.finish_step(workspace, end, bar)
+            self.phase, self.entered = phase + 1, False
+        if self.phase < self.phases:
+            self.buffer.write(workspace.path)  # for whoever saves the state next
+        elif self.cfg.record_video:
+            self.record(workspace.path)
+
+    def enter(self, workspace: Workspace, phase: int) -> None:
+        """Begin a phase, with a reset if it is not the first, or go on where a checkpoint was taken in it."""
+        if not self.entered:
+            if phase > 0:
+                self.cross_boundary(workspace)
+            self.restart_environments()
+            self.entered = True
+        elif self.observations is None:
+            self.play_again()
+
+    def cross_boundary(self, workspace: Workspace) -> None:
+        """Reset the network and make the target network follow; Adam's moments stay, as the domain has it, except where
+        a method brings new weights."""
+        row: Row = {"phase": self.phase, "env_step": self.step}
+        if before := self.sharpness():
+            row["reset/sharpness_before"] = before["plasticity/sharpness"]
+        row |= boundary.cross(self.method, self.learner.online, self.initial, self.scope)
+        self.learner.follow()
+        if self.method.resets_optimizer or self.cfg.optimizer_at_boundary == "reset":
+            self.learner.new_optimizer()
+        row |= self.evaluate() | self.plasticity() | self.sharpness()
+        workspace.log.append(row)
+
+    def restart_environments(self) -> None:
+        """Start the environments afresh; the episodes that were going on are truncated, and count in no return."""
+        self.started, self.played = self.step, []
+        self.observations = self.first_observations()
+        self.buffer.begin(self.observations[:, -1], torch.ones(self.cfg.dqn.environments, dtype=torch.bool))
+
+    def first_observations(self) -> Tensor:
+        """What the environments show when they are started with the seeds of step `started`."""
+        count = self.cfg.dqn.environments
+        self.episodes = envs.Episodes(count)
+        return torch.from_numpy(self.envs.reset(seed=envs.seeds(self.cfg.seed, "environment", self.started, count))[0])
+
+    def play_again(self) -> None:
+        """Bring the environments to where they were when the checkpoint was taken."""
+        observations = self.first_observations()
+        for actions in self.played:
+            stepped, rewards, terminated, truncated, _ = self.envs.step(actions.long().numpy())
+            self.episodes.step(rewards, terminated, truncated)
+            observations = torch.from_numpy(stepped)
+        self.observations = observations
+        if not torch.equal(observations[:, -1], self.buffer.newest().cpu()):
+            raise UserError(
+                f"game={self.cfg.game}: the actions since step {self.started} lead elsewhere than before; the "
+                "checkpoint is of another version of the environment"
+            )
+
+    def take_step(self) -> None:
+        """One step of all environments, and the updates that are due with it."""
+        cfg, budget, count = self.cfg, self.cfg.budget, self.cfg.dqn.environments
+        if self.step > self.started and self.step % budget.restart_every == 0:
+            self.restart_environments()
+        assert self.observations is not None
+        epsilon = protocol.epsilon(self.step, cfg)
+        # Without the network where every action is random anyway.
+        greedy = self.learner.act(self.observations) if epsilon < 1 else torch.zeros(count, dtype=torch.int64)
+        actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
+        self.envs.send(actions.numpy())
+        if updates := protocol.updates_due(self.step, cfg):
+            sampled = self.buffer.sample(updates * cfg.dqn.batch_size, self.drawing)
+            for batch in sampled.split(cfg.dqn.batch_size):
+                self.learner.update(batch)
+        stepped, rewards, terminated, truncated, _ = self.envs.recv()
+        ended_before = torch.from_numpy(self.episodes.ended.copy())
+        for _, total, length in self.episodes.step(rewards, terminated, truncated):
+            for key, value in (("return", total), ("length", length), ("episodes", 1)):
+                self.window[key] += value
+        self.observations = torch.from_numpy(stepped)
+        self.buffer.complete(actions, torch.from_numpy(rewards), torch.from_numpy(terminated))
+        self.buffer.begin(self.observations[:, -1], ended_before)
+        self.played.append(actions.to(torch.uint8))
+        self.step += count
+        self.timed_steps += count
+        self.timed_updates += updates
+        if self.step % budget.target_every == 0 and self.step >= budget.learning_starts:
+            self.learner.update_target()
+
+    def finish_step(self, workspace: Workspace, end: int, progress: Progress) -> None:
+        """Log, evaluate and checkpoint where that is due."""
+        budget, last = self.cfg.budget, self.step == end
+        evaluates = last or self.step % budget.eval_every == 0
+        if evaluates or self.step % budget.log_every == 0:
+            row = self.training_row(workspace)
+            if evaluates:
+                row |= self.evaluate()
+            if last:
+                row |= self.plasticity()
+            workspace.log.append(row)
+            names = {"return": "train/return", "eval": "eval/return", "loss": "train/loss"}
+            shown = {short: row[name] for short, name in names.items() if name in row}
+            progress.show(f"step {self.step:,}", **shown)
+            self.start_clock()
+        if workspace.save_due() and not last:
+            self.save(workspace)
+
+    def training_row(self, workspace: Workspace) -> Row:
+        """What the steps since the last row have been like."""
+        means = self.finite_totals(workspace)  # waits for the device
+        seconds = time.perf_counter() - self.clock
+        row: Row = {"phase": self.phase, "env_step": self.step, "train/epsilon": protocol.epsilon(self.step, self.cfg)}
+        row["train/episodes"] = int(self.window["episodes"])
+        if self.window["episodes"]:
+            row["train/return"] = self.window["return"] / self.window["episodes"]
+            row["train/episode_length"] = self.window["length"] / self.window["episodes"]
+        if means["updates"]:
+            row |= {"train/loss": means["loss"], "train/q": means["q"]}
+            row["plasticity/grad_norm"] = self.learner.gradient_norm()
+        row["speed/env_steps_per_second"] = self.timed_steps / seconds
+        row["speed/updates_per_second"] = self.timed_updates / seconds
+        self.window = dict.fromkeys(self.window, 0.0)
+        self.learner.totals.zero_()
+        return row
+
+    def finite_totals(self, workspace: Workspace) -> dict[str, float]:
+        """Means over the updates since the last row.
+
+        Raises:
+            UserError: the loss is not finite; such a state is never saved.
+        """
+        totals = dict(zip(TOTALS, self.learner.totals.tolist(), strict=True))
+        if not math.isfinite(totals["loss"]):
+            raise UserError(
+                f"the loss is not finite in phase {self.phase}, by step {self.step}; the last good checkpoint, if any, "
+                f"is in {workspace.path}"
+            )
+        count = max(totals["updates"], 1)
+        return {"loss": totals["loss"] / count, "q": totals["q"] / count, "updates": totals["updates"]}
+
+    def save(self, workspace: Workspace) -> None:
+        """Checkpoint, and stop here if a signal has asked for it."""
+        started = time.perf_counter()
+        self.finite_totals(workspace)
+        before = list(self.buffer.segments)
+        self.buffer.write(workspace.path)
+        workspace.save(self.state_dict())
+        # Two checkpoints are kept: what the one before this refers to stays too.
+        segments.remove_but(workspace.path, {*before, *self.buffer.segments})
+        workspace.stop_if_asked()
+        self.clock += time.perf_counter() - started  # which does not count as training
+
+    def evaluate(self) -> dict[str, float]:
+        """The return of the policy in environments of its own."""
+        cfg, started = self.cfg, time.perf_counter()
+        steps, epsilon = cfg.budget.eval_steps, cfg.dqn.eval_epsilon
+        result = envs.evaluate(self.learner.act, cfg.game, cfg.dqn.environments, steps, epsilon, cfg.seed, self.step)
+        self.clock += time.perf_counter() - started
+        return result
+
+    def probe(self, stream: str, count: int) -> Batch:
+        """A fixed sample of the replay buffer as it is at the boundary or the end of a phase."""
+        return self.buffer.sample(count, generator(self.cfg.seed, stream, self.step))
+
+    @torch.no_grad()
+    def plasticity(self) -> dict[str, float | int]:
+        """Plasticity of the network on a sample of states of the replay buffer."""
+        states = self.probe("probe", PROBE_STATES).frames[:, :STACK]
+        with fire.metrics.record_activations(self.learner.online) as activations:
+            self.learner.online(states)
+        return boundary.plasticity(self.learner.online, self.scope, activations[-1], activations)
+
+    def sharpness(self) -> dict[str, float]:
+        """Sharpness of the loss on a sample of the replay buffer; nothing where it is not asked for."""
+        if self.cfg.sharpness == 0:
+            return {}
+        sample = self.probe("sharpness", self.cfg.sharpness)
+        parts = list(sample.split(self.cfg.dqn.batch_size))
+        # The last part may be smaller; every transition counts the same.
+        weights = [len(part.actions) * len(parts) / len(sample.actions) for part in parts]
+        losses = [partial(self.weighted_loss, part, weight) for part, weight in zip(parts, weights, strict=True)]
+        return boundary.sharpness(self.learner.online, losses)
+
+    def weighted_loss(self, batch: Batch, weight: float) -> Tensor:
+        """`weight` times the mean loss of a batch."""
+        return weight * self.learner.loss(batch)[0]
+
+    def record(self, folder: Path) -> None:
+        """Write the video of an episode."""
+        path = folder / VIDEO
+        total = video.record(self.learner.act, self.cfg.game, self.cfg.dqn.eval_epsilon, self.cfg.seed, path)
+        logger.info("video of an episode with return %s: %s", f"{total:,.0f}", path)
+
+    def record_finished(self, folder: Path) -> None:
+        """The same for a run that was done before, with the weights it has left."""
+        content = checkpoint.read(checkpoint.kept(folder)[checkpoint.FINAL])
+        if content is None:
+            raise UserError(f"the final weights in {folder} are damaged; overwrite=true trains them again")
+        self.learner.restructure(self.method, self.initial, self.scope)
+        self.learner.online.load_state_dict(content["state"]["model"])
+        self.record(folder)
+
+    def summarise(self, rows: list[Row]) -> dict[str, Any]:
+        """Final numbers of a run."""
+        return protocol.summarise(rows, self.cfg.game)

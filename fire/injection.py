@@ -1,0 +1,62 @@
+"""Plasticity injection (Nikishin et al. 2023): new capacity beside a frozen head, without any change of its output."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fire.methods import Method, Scope, register
+from fire.report import Recorder
+
+
+class InjectedHead(nn.Module):
+    """frozen(x) + (new(x) - copy(x)), where `copy` is what `new` was at the injection: only `new` learns."""
+
+    def __init__(self, head: nn.Module, initial: Mapping[str, Tensor]) -> None:
+        """`initial`: the state_dict that the new head starts with, on any device."""
+        super().__init__()
+        self.copy = copy.deepcopy(head)
+        self.copy.load_state_dict(initial)
+        self.new = copy.deepcopy(self.copy)
+        self.frozen = head.requires_grad_(False)
+        self.copy.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output; the gradient reaches `x` through all three heads."""
+        frozen, at_injection = self.frozen(x), self.copy(x)
+        # The difference first: it is exactly zero at the injection. The new head last, where probes of a network's last
+        # activations find it.
+        return frozen + (self.new(x) - at_injection)
+
+
+@register("plasticity_injection")
+@dataclass
+class PlasticityInjection(Method):
+    """Freeze the head and add a new one minus a frozen copy of it (Nikishin et al. 2023). No weight and no output
+    changes; the new head starts from the initial weights, as every reset here does. The modules that are the head are
+    the scope's `inject`."""
+
+    resets_optimizer: ClassVar[bool] = True
+
+    def check(self, model: nn.Module, scope: Scope) -> None:
+        """Raise ValueError where the scope names no head."""
+        super().check(model, scope)
+        if not scope.inject:
+            raise ValueError("plasticity_injection needs the name of the network's head in the scope's `inject`")
+
+    @torch.no_grad()
+    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:
+        """Put an `InjectedHead` in the place of each head."""
+        for name, module in list(model.named_modules()):
+            if any(fnmatchcase(name, pattern) for pattern in scope.inject):
+                state = {key: initial[f"{name}.{key}"] for key in module.state_dict()}
+                parent, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, InjectedHead(module, state))
+
+    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
+        """Inject."""
+        self.restructure(model, initial, scope)
