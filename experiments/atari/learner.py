@@ -26,7 +26,8 @@ class Learner:
     """
 
     def __init__(self, network: nn.Module, cfg: DictConfig, runtime: Runtime) -> None:
-        self.cfg, self.runtime = cfg, runtime
+        self.runtime, self._discount = runtime, cfg.dqn.discount
+        self._rate, self._eps = cfg.optimizer.learning_rate, cfg.optimizer.eps
         self.online = network.to(runtime.device)
         self.target = deepcopy(self.online).requires_grad_(False)
         self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
@@ -36,9 +37,8 @@ class Learner:
     def new_optimizer(self) -> None:
         """Adam with empty moments, for the parameters that learn."""
         parameters = [p for p in self.online.parameters() if p.requires_grad]
-        rate, eps = self.cfg.optimizer.learning_rate, self.cfg.optimizer.eps
-        on_cuda = self.runtime.device == "cuda"
-        self.optimizer = torch.optim.Adam(parameters, lr=rate, eps=eps, fused=True, capturable=on_cuda)
+        graphs = self.runtime.compile == "graphs"
+        self.optimizer = torch.optim.Adam(parameters, self._rate, eps=self._eps, fused=True, capturable=graphs)
         self.forget_capture()
 
     def forget_capture(self) -> None:
@@ -54,7 +54,7 @@ class Learner:
             with torch.no_grad():
                 following = self.target(next_states).float().amax(1)
             values = self.online(states).float().gather(1, batch.actions[:, None])[:, 0]
-        goal = batch.rewards.clamp(-1, 1) + self.cfg.dqn.discount * (1 - batch.ends) * following
+        goal = batch.rewards.clamp(-1, 1) + self._discount * (1 - batch.ends) * following
         errors = F.smooth_l1_loss(values, goal, reduction="none")
         return (batch.weights * errors).mean(), values.detach().mean()
 

@@ -27,7 +27,7 @@ class QNetwork(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:  # (batch, 4, 84, 84) uint8 -> (batch, actions)
         # Channels last is what the convolutions are fast in, on CPUs above all.
-        pixels = states.to(torch.float32, memory_format=torch.channels_last) / 255
+        pixels = states.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
         return self.head(self.convolutions(pixels))
 
 

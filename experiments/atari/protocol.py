@@ -85,18 +85,44 @@ def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     )  # fmt: skip
 
 
-def epsilon(step: int, cfg: DictConfig) -> float:
-    """Probability of a random action at an agent step."""
-    first, last = cfg.dqn.epsilon
-    decay = cfg.dqn.exploration_fraction * sum(cfg.budget.steps)
-    return first + (last - first) * min(step / decay, 1.0) if decay else last
+class Schedule:
+    """What is due at which agent step, in plain numbers, since the loop asks at every step."""
 
+    def __init__(self, cfg: DictConfig) -> None:
+        budget, dqn = cfg.budget, cfg.dqn
+        self.ends = [budget.steps[0], sum(budget.steps)]
+        self.environments, self.batch_size = dqn.environments, dqn.batch_size
+        self._learning_starts, self._replay_ratio = budget.learning_starts, cfg.replay_ratio
+        self._epsilon, self._decay = tuple(dqn.epsilon), dqn.exploration_fraction * sum(budget.steps)
+        self._target, self._restart = budget.target_every, budget.restart_every
+        self._log, self._eval = budget.log_every, budget.eval_every
 
-def updates_due(step: int, cfg: DictConfig) -> int:
-    """How many updates come with the step that all environments take at agent step `step`."""
-    if step < cfg.budget.learning_starts:
-        return 0
-    return int((step + cfg.dqn.environments) * cfg.replay_ratio) - int(step * cfg.replay_ratio)
+    def epsilon(self, step: int) -> float:
+        """Probability of a random action at `step`."""
+        first, last = self._epsilon
+        return first + (last - first) * min(step / self._decay, 1.0) if self._decay else last
+
+    def updates(self, step: int) -> int:
+        """How many updates come with the step that all environments take at `step`."""
+        if step < self._learning_starts:
+            return 0
+        return int((step + self.environments) * self._replay_ratio) - int(step * self._replay_ratio)
+
+    def updates_target(self, step: int) -> bool:
+        """Whether the target network is updated after `step`."""
+        return step >= self._learning_starts and step % self._target == 0
+
+    def restarts(self, step: int) -> bool:
+        """Whether the environments are started afresh at `step`."""
+        return step % self._restart == 0
+
+    def logs(self, step: int) -> bool:
+        """Whether a row is written after `step`."""
+        return step % self._log == 0 or self.evaluates(step)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the policy is evaluated after `step`."""
+        return step % self._eval == 0 or step in self.ends
 
 
 def summarise(rows: list[dict[str, Any]], game: str) -> dict[str, Any]:

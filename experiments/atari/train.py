@@ -72,7 +72,7 @@ class AtariTraining:
 
     def __init__(self, cfg: DictConfig, runtime: config.Runtime, method: fire.Method) -> None:
         self.cfg, self.runtime, self.method = cfg, runtime, method
-        self.outputs = Path(cfg.outputs_dir)
+        self.outputs, self.schedule = Path(cfg.outputs_dir), protocol.Schedule(cfg)
         self.scope = config.build_scope(cfg.model.scope)
         count, budget = cfg.dqn.environments, cfg.budget
         capacity = min(budget.buffer, sum(budget.steps))
@@ -133,16 +133,15 @@ class AtariTraining:
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
         """Train from the current position to the end of phase `until_phase - 1`."""
-        budget = self.cfg.budget
         for phase in range(self.phase, until_phase):
-            end = sum(budget.steps[: phase + 1])
+            end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
             self.enter(workspace, phase)
             self.start_clock()
-            with Progress(f"phase {phase}", budget.steps[phase], budget.steps[phase] - end + self.step, "steps") as bar:
+            with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
                 while self.step < end:
                     self.take_step()
-                    bar.advance(self.cfg.dqn.environments)
-                    self.finish_step(workspace, end, bar)
+                    progress.advance(self.schedule.environments)
+                    self.finish_step(workspace, progress)
             self.phase, self.entered = phase + 1, False
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # for whoever saves the state next
@@ -200,18 +199,18 @@ class AtariTraining:
 
     def take_step(self) -> None:
         """One step of all environments, and the updates that are due with it."""
-        cfg, budget, count = self.cfg, self.cfg.budget, self.cfg.dqn.environments
-        if self.step > self.started and self.step % budget.restart_every == 0:
+        schedule, count = self.schedule, self.schedule.environments
+        if self.step > self.started and schedule.restarts(self.step):
             self.restart_environments()
         assert self.observations is not None
-        epsilon = protocol.epsilon(self.step, cfg)
+        epsilon = schedule.epsilon(self.step)
         # Without the network where every action is random anyway.
         greedy = self.learner.act(self.observations) if epsilon < 1 else torch.zeros(count, dtype=torch.int64)
         actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
         self.envs.send(actions.numpy())
-        if updates := protocol.updates_due(self.step, cfg):
-            sampled = self.buffer.sample(updates * cfg.dqn.batch_size, self.drawing)
-            for batch in sampled.split(cfg.dqn.batch_size):
+        if updates := schedule.updates(self.step):
+            sampled = self.buffer.sample(updates * schedule.batch_size, self.drawing)
+            for batch in sampled.split(schedule.batch_size):
                 self.learner.update(batch)
         stepped, rewards, terminated, truncated, _ = self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
@@ -225,16 +224,15 @@ class AtariTraining:
         self.step += count
         self.timed_steps += count
         self.timed_updates += updates
-        if self.step % budget.target_every == 0 and self.step >= budget.learning_starts:
+        if schedule.updates_target(self.step):
             self.learner.update_target()
 
-    def finish_step(self, workspace: Workspace, end: int, progress: Progress) -> None:
+    def finish_step(self, workspace: Workspace, progress: Progress) -> None:
         """Log, evaluate and checkpoint where that is due."""
-        budget, last = self.cfg.budget, self.step == end
-        evaluates = last or self.step % budget.eval_every == 0
-        if evaluates or self.step % budget.log_every == 0:
+        last = self.step in self.schedule.ends
+        if self.schedule.logs(self.step):
             row = self.training_row(workspace)
-            if evaluates:
+            if self.schedule.evaluates(self.step):
                 row |= self.evaluate()
             if last:
                 row |= self.plasticity()
@@ -250,7 +248,7 @@ class AtariTraining:
         """What the steps since the last row have been like."""
         means = self.finite_totals(workspace)  # waits for the device
         seconds = time.perf_counter() - self.clock
-        row: Row = {"phase": self.phase, "env_step": self.step, "train/epsilon": protocol.epsilon(self.step, self.cfg)}
+        row: Row = {"phase": self.phase, "env_step": self.step, "train/epsilon": self.schedule.epsilon(self.step)}
         row["train/episodes"] = int(self.window["episodes"])
         if self.window["episodes"]:
             row["train/return"] = self.window["return"] / self.window["episodes"]
