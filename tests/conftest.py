@@ -14,6 +14,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments.atari.config import AtariConfig
+from experiments.atari.train import run as atari_run
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
 from experiments.language.config import LanguageConfig
@@ -67,6 +69,7 @@ Command = Callable[..., tuple[int, str]]
 DOMAINS: dict[str, tuple[type[BaseConfig], Callable[..., Any]]] = {
     "vision": (VisionConfig, vision_run),
     "language": (LanguageConfig, language_run),
+    "atari": (AtariConfig, atari_run),
 }
 
 
@@ -112,6 +115,12 @@ def vision(command_line: Callable[..., Command], data_dir: Path) -> Command:
 def language(command_line: Callable[..., Command], text_dir: Path) -> Command:
     """The command line of the language domain."""
     return command_line("language", text_dir)
+
+
+@pytest.fixture
+def atari(command_line: Callable[..., Command], tmp_path: Path) -> Command:
+    """The command line of the Atari domain, whose games come with their emulator."""
+    return command_line("atari", tmp_path)
 
 
 def start(domain: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -13,8 +13,9 @@ from tests.conftest import REPOSITORY, run_dirs, start
 Vision = Callable[..., tuple[int, str]]
 
 CASES = {
-    "method=dash": "Could not find 'method/dash' Available options in 'method': fire full_reset none shrink_perturb",
+    "method=dash": "Could not find 'method/dash' Available options in 'method': fire full_reset none plasticity_injection",
     "benchmark=foo": "Could not find 'benchmark/foo' Available options in 'benchmark': continual warm_start",
+    "method=plasticity_injection": "plasticity_injection needs the name of the network's head",
     "scale=huge": "Could not find 'scale/huge' Available options in 'scale': laptop paper smoke",
     "experiment=fig4a_asterix": "Could not find 'experiment/fig4a_asterix'",
     "model=vgg": "Could not find 'model/vgg' Available options in 'model': resnet18",

@@ -1,0 +1,167 @@
+"""The learner on an environment whose action values are known, and what resets do to it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import smooth_l1_loss
+
+import fire
+from experiments.atari import envs, models
+from experiments.atari.config import AtariConfig
+from experiments.atari.learner import Learner
+from experiments.atari.replay import Batch
+from experiments.common import checkpoint
+from experiments.common.config import Runtime, build_scope, compose_domain
+from tests.conftest import run_dirs
+from tests.experiments.atari.scripted import DISCOUNT, VALUES, Scripted, frame
+
+Atari = Callable[..., tuple[int, str]]
+EAGER = Runtime("cpu", "fp32", "false", 1)
+
+
+def learner(*overrides: str, actions: int = 3) -> Learner:
+    cfg = compose_domain("atari", AtariConfig, ["scale=smoke", *overrides])
+    return Learner(models.build(cfg.budget, actions, seed=0), cfg, EAGER)
+
+
+def batch(size: int = 8, actions: int = 3) -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (size, 5, 84, 84), generator=rng, dtype=torch.uint8)
+    chosen = torch.randint(actions, (size,), generator=rng)
+    rewards, ends = 3 * torch.randn(size, generator=rng), (torch.arange(size) % 3 == 0).float()
+    return Batch(frames, chosen, rewards, ends, (torch.arange(size) != 5).float())
+
+
+def test_finds_the_values_of_a_scripted_environment(
+    atari: Atari, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(envs, "make", lambda _game, count: Scripted(count))
+    status, printed = atari(
+        "method=none", "replay_ratio=0.5", f"dqn.discount={DISCOUNT}", "optimizer.learning_rate=1e-3",
+        "budget.steps=[2000,1200]", "budget.target_every=80", "budget.buffer=1600", "budget.restart_every=36",
+        "budget.width=8", "budget.hidden=32", "budget.eval_every=4000", "budget.learning_starts=64",
+        "dqn.epsilon=[1.0,1.0]",
+    )  # fmt: skip
+    assert status == 0, printed
+    (run,) = run_dirs(tmp_path / "outputs")
+    network = models.QNetwork(8, 32, 2)
+    weights = checkpoint.read(checkpoint.kept(run)[checkpoint.FINAL])
+    assert weights is not None
+    network.load_state_dict(weights["state"]["model"])
+    # The value of the newest frame, whatever came before it.
+    for history in (["A", "A", "A"], ["A", "B", "A"], [None, None, "A"]):
+        for place, expected in VALUES.items():
+            stack = [torch.zeros(84, 84) if h is None else torch.from_numpy(frame(h)) for h in history]
+            state = torch.stack([*stack, torch.from_numpy(frame(place))])[None].to(torch.uint8)
+            with torch.no_grad():
+                assert network(state)[0].tolist() == pytest.approx(expected, abs=0.08), (history, place)
+
+
+def test_loss_is_that_of_the_paper() -> None:
+    """Against the formula, transition by transition, in float64."""
+    ours, transitions = learner(), batch()
+    with torch.no_grad():
+        for parameter in ours.target.parameters():
+            parameter.mul_(1.5)
+    expected, values = 0.0, []
+    online, target = ours.online.double(), ours.target.double()
+    pixels = transitions.frames.double() / 255
+
+    def q(network: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+        return network.head(network.convolutions(states[None]))[0]  # type: ignore[operator, union-attr]
+
+    for i in range(8):
+        value = q(online, pixels[i, :4])[transitions.actions[i]]
+        goal = transitions.rewards[i].double().clip(-1, 1)
+        if not transitions.ends[i]:
+            goal = goal + 0.99 * q(target, pixels[i, 1:]).max()
+        values.append(value.item())
+        expected += smooth_l1_loss(value, goal).item() / 8 if i != 5 else 0.0
+    online.float(), target.float()
+    loss, value = ours.loss(transitions)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(value) == pytest.approx(sum(values) / 8, rel=1e-4)
+
+
+def test_updates_change_the_online_network_alone() -> None:
+    ours = learner()
+    before = {name: tensor.clone() for name, tensor in ours.target.state_dict().items()}
+    for _ in range(3):
+        ours.update(batch())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.target.state_dict().items())
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in ours.online.state_dict().items())
+    assert ours.totals[2] == 3
+    ours.update_target()
+    for name, tensor in ours.online.state_dict().items():
+        assert torch.equal(tensor, ours.target.state_dict()[name])
+
+
+@pytest.mark.parametrize("method", ["none", "shrink_perturb", "full_reset", "fire", "plasticity_injection"])
+def test_what_a_reset_changes(method: str) -> None:
+    """Paper, section 4.3: convolutions projected or moved, linear layers back to their initial weights."""
+    cfg = compose_domain("atari", AtariConfig, ["scale=smoke", f"method={method}"])
+    ours = learner(f"method={method}")
+    initial = {name: tensor.clone() for name, tensor in ours.online.state_dict().items()}
+    for _ in range(5):
+        ours.update(batch())
+    old = {name: tensor.clone() for name, tensor in ours.online.state_dict().items()}
+    states = batch().frames[:, :4]
+    values = ours.online(states).detach()
+    built = fire.build(method, **({"coefficient": 0.8} if method == "shrink_perturb" else {}))
+    built.reset(ours.online, initial, build_scope(cfg.model.scope))
+    ours.follow()
+    new = ours.online.state_dict()
+    assert {name: tensor.tolist() for name, tensor in ours.target.state_dict().items()} == {
+        name: tensor.tolist() for name, tensor in new.items()
+    }
+    linear = [name for name in initial if name.startswith("head")]
+    convolutions = [name for name in initial if name.startswith("convolutions")]
+    if method == "none":
+        assert all(torch.equal(new[name], old[name]) for name in initial)
+    elif method == "plasticity_injection":
+        assert torch.equal(ours.online(states), values)
+        assert all(torch.equal(new[name], old[name]) for name in convolutions)
+        ours.new_optimizer()
+        ours.update(batch())
+        assert not torch.equal(ours.online(states), values)
+        after = ours.online.state_dict()
+        for name in linear:
+            short = name.removeprefix("head.")
+            assert torch.equal(after[f"head.frozen.{short}"], old[name])
+            assert torch.equal(after[f"head.copy.{short}"], initial[name])
+            assert not torch.equal(after[f"head.new.{short}"], initial[name])
+    else:
+        assert all(torch.equal(new[name], initial[name]) for name in linear)
+        for name in convolutions:
+            if method == "full_reset":
+                assert torch.equal(new[name], initial[name])
+            elif method == "shrink_perturb":
+                torch.testing.assert_close(new[name], 0.2 * old[name] + 0.8 * initial[name])
+            elif name.endswith("bias"):
+                assert torch.equal(new[name], old[name])
+            else:
+                per_position = old[name].permute(2, 3, 0, 1).double()
+                out, fan_in = per_position.shape[-2:]
+                expected = fire.polar(per_position, steps=10) * (out / fan_in) ** 0.5 / per_position[..., 0, 0].numel()
+                torch.testing.assert_close(new[name].permute(2, 3, 0, 1).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_initial_weights_are_xavier_uniform() -> None:
+    cfg = compose_domain("atari", AtariConfig, ["scale=paper"])
+    network = models.build(cfg.budget, 9, seed=3).requires_grad_(False)
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim > 1] == [
+        (32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 3136), (9, 512),
+    ]  # fmt: skip
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1:
+            assert not parameter.any(), name
+        else:
+            out, fan_in = parameter.shape[:2]
+            positions = parameter[0, 0].numel()
+            bound = (6 / ((out + fan_in) * positions)) ** 0.5
+            assert 0.9 * bound < parameter.abs().max() <= bound, name
+            assert parameter.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+    assert torch.equal(models.build(cfg.budget, 9, seed=3).head[0].weight, network.head[0].weight)
+    assert not torch.equal(models.build(cfg.budget, 9, seed=4).head[0].weight, network.head[0].weight)

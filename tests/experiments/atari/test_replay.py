@@ -1,0 +1,149 @@
+"""The replay buffer against a list of stacked transitions."""
+
+from collections import Counter, deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.atari import replay
+from experiments.atari.replay import ReplayBuffer
+from experiments.common.errors import UserError
+
+ENVIRONMENTS, CAPACITY = 3, 60
+Transition = tuple[tuple[int, ...], int, float, float, tuple[int, ...]]
+
+
+class Naive:
+    """Plays random episodes into a buffer, and keeps every transition with its two stacks.
+
+    Each frame is uniform and known by its brightness, 1 to 255, so it must not play longer than those last.
+    """
+
+    def __init__(self, buffer: ReplayBuffer, seed: int) -> None:
+        self.buffer, self.rng = buffer, np.random.default_rng(seed)
+        self.transitions: deque[tuple[int, Transition]] = deque()
+        self.stacks = [deque([0] * 4, maxlen=4) for _ in range(ENVIRONMENTS)]
+        self.shade, self.over = 0, [True] * ENVIRONMENTS
+        self.begin([True] * ENVIRONMENTS)
+
+    def begin(self, begins: list[bool]) -> None:
+        shades = []
+        for stack, first in zip(self.stacks, begins, strict=True):
+            if first:
+                stack.extend([0] * 4)
+            self.shade = self.shade % 255 + 1
+            shades.append(self.shade)
+            stack.append(self.shade)
+        frames = torch.tensor(shades, dtype=torch.uint8)[:, None, None].expand(-1, 84, 84)
+        self.buffer.begin(frames, torch.tensor(begins))
+        self.over = [False] * ENVIRONMENTS
+
+    def restart(self) -> None:
+        self.begin([True] * ENVIRONMENTS)
+
+    def step(self) -> None:
+        actions, rewards = self.rng.integers(0, 9, ENVIRONMENTS), self.rng.integers(-5, 6, ENVIRONMENTS)
+        slot, before, was_over = self.buffer.stop - 1, [tuple(stack) for stack in self.stacks], self.over
+        terminated = (self.rng.random(ENVIRONMENTS) < 0.15) & ~np.array(was_over)
+        truncated = (self.rng.random(ENVIRONMENTS) < 0.1) & ~terminated & ~np.array(was_over)
+        self.buffer.complete(torch.tensor(actions), torch.tensor(rewards).float(), torch.tensor(terminated))
+        self.begin(was_over)
+        for i in range(ENVIRONMENTS):
+            if not was_over[i]:
+                after = (before[i], int(actions[i]), float(rewards[i]), float(terminated[i]), tuple(self.stacks[i]))
+                self.transitions.append((slot, after))
+        self.over = list(terminated | truncated)
+
+    def there(self) -> set[Transition]:
+        """The transitions that can be drawn: a stack must not reach beyond the oldest frame."""
+        oldest = self.buffer.oldest
+        low = oldest + 3 if oldest else 0
+        return {transition for slot, transition in self.transitions if slot >= low}
+
+
+def drawn(batch: replay.Batch) -> list[Transition]:
+    assert (batch.frames == batch.frames[:, :, :1, :1]).all()
+    shades = batch.frames[:, :, 0, 0].tolist()
+    rest = zip(batch.actions.tolist(), batch.rewards.tolist(), batch.ends.tolist(), strict=True)
+    return [(tuple(s[:4]), *r, tuple(s[1:])) for s, r, w in zip(shades, rest, batch.weights, strict=True) if w]
+
+
+@pytest.mark.parametrize("steps", [4, 15, 70])
+def test_draws_exactly_the_transitions_there_are(steps: int) -> None:
+    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    naive = Naive(buffer, seed=steps)
+    for step in range(steps):
+        if step % 13 == 12:
+            naive.restart()
+        naive.step()
+    batch = buffer.sample(6000, torch.Generator().manual_seed(0))
+    counts = Counter(drawn(batch))
+    assert set(counts) == naive.there()
+    assert (batch.weights == 1).float().mean() > 0.99
+    expected = sum(counts.values()) / len(counts)
+    assert max(abs(count - expected) for count in counts.values()) < 6 * expected**0.5  # uniformly
+    if steps == 70:
+        assert buffer.oldest > 0  # it has gone round
+
+
+def test_same_generator_same_batch() -> None:
+    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    naive = Naive(buffer, seed=0)
+    for _ in range(40):
+        naive.step()
+    one, other = (buffer.sample(32, torch.Generator().manual_seed(5)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    parts = list(one.split(8))
+    assert len(parts) == 4
+    assert torch.equal(torch.cat([part.frames for part in parts]), one.frames)
+
+
+@pytest.mark.parametrize("checkpoints", [(30,), (5, 11, 50), (10, 12, 65, 66)])
+def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
+    """Written piece by piece while it goes round, then read into another buffer, which goes on in the same way."""
+    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    naive = Naive(buffer, seed=1)
+    for step in range(max(checkpoints) + 1):
+        naive.step()
+        if step in checkpoints:
+            buffer.write(tmp_path / ".")
+    state = buffer.state_dict(tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    other = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    other.load_state_dict(state, tmp_path)
+    naive.buffer = other
+    for _ in range(7):
+        naive.step()
+    assert set(drawn(other.sample(6000, torch.Generator().manual_seed(0)))) == naive.there()
+    other.write(tmp_path)
+    assert {path: path.read_bytes() for path in files} == files  # nothing is changed that was written
+    assert len(list(tmp_path.iterdir())) == len(files) + 1
+
+
+def test_damaged_and_missing_segments(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    naive = Naive(buffer, seed=1)
+    for _ in range(10):
+        naive.step()
+    with pytest.raises(ValueError, match="10 slots are in no segment"):
+        buffer.state_dict(tmp_path)
+    buffer.write(tmp_path)
+    state, (path,) = buffer.state_dict(tmp_path), tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged segment"):
+        ReplayBuffer(CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="is missing, which a checkpoint refers to"):
+        ReplayBuffer(CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
+
+
+def test_a_million_transitions_fit() -> None:
+    assert 1_000_000 * replay.BYTES_PER_TRANSITION <= 7.5e9
+    buffer = ReplayBuffer(4000, 4)
+    tensors = (buffer.frames, buffer.begins, buffer.actions, buffer.rewards, buffer.ends)
+    total = sum(t.numel() * t.element_size() for t in tensors)
+    assert total == pytest.approx(4000 * replay.BYTES_PER_TRANSITION, rel=2e-3)
