@@ -1,6 +1,7 @@
 """The protocol of the environments, on real games."""
 
 import inspect
+import itertools
 
 import numpy as np
 import pytest
@@ -54,11 +55,12 @@ def test_the_step_after_an_end_only_resets() -> None:
     assert first[:, 3].any()
     taken = play(env, 600)
     found = 0
-    for before, after in zip(taken, taken[1:], strict=False):
+    for before, after in itertools.pairwise(taken):
         for i in np.flatnonzero(before[2] | before[3]):
             found += 1
             assert after[1][i] == 0
-            assert not (after[2][i] or after[3][i])
+            assert not after[2][i]
+            assert not after[3][i]
             assert after[4][i] == 0
             assert np.array_equal(after[0][i], first[i])
             assert before[0][i][:3].any()
