@@ -1,4 +1,4 @@
-"""Curves and tables of finished runs: `python -m scripts.report vision|language [run directories]`.
+"""Curves and tables of finished runs: `python -m scripts.report vision|language|atari [run directories]`.
 
 For each benchmark and scale it writes into `outputs/report/`: a tidy CSV of every metric of every run, a figure and a
 Markdown table. Results of different scales, machines or settings are never pooled.
@@ -31,8 +31,10 @@ def write(domain: Domain, title: str, difference: str, members: list[Run], out: 
     data.to_csv(out / f"{title}.csv", index=False)
     figure(data, domain, out / f"{title}.png")
     versions = members[0].info["versions"]
+    short = domain.warning and data.scale.iloc[0] != "paper"
+    warning = [f"**{domain.warning.capitalize()}**; for the paper's protocol add scale=paper.", ""] if short else []
     lines = [
-        f"# {domain.name}: {title}", "", table(data, domain).to_markdown(index=False), "",
+        f"# {domain.name}: {title}", "", *warning, table(data, domain).to_markdown(index=False), "",
         f"{domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are paired by "
         "seed: all methods of a seed continue from the same phase 0.", "",
         *([f"Settings that differ from those of other runs: {difference}.", ""] if difference else []),

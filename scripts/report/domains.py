@@ -1,14 +1,18 @@
 """What the report shows of each domain."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from experiments.atari.games import human_normalised
+
 # One colour and one place for each method, everywhere (Okabe and Ito's palette, safe for colour-blind readers), and its
-# name in the paper's figures.
+# names in the paper's figures.
 METHODS = {
-    "none": ("No reset", "#000000", "Base"),
-    "shrink_perturb": ("Shrink & perturb", "#E69F00", "S&P"),
-    "full_reset": ("Full reset", "#56B4E9", "Full"),
-    "fire": ("FIRE", "#D55E00", "FIRE"),
+    "none": ("No reset", "#000000", ("Base",)),
+    "shrink_perturb": ("Shrink & perturb", "#E69F00", ("S&P",)),
+    "full_reset": ("Full reset", "#56B4E9", ("Full", "Reset")),
+    "plasticity_injection": ("Plasticity injection", "#CC79A7", ("PI",)),
+    "fire": ("FIRE", "#D55E00", ("FIRE",)),
 }
 
 
@@ -19,32 +23,45 @@ class Domain:
     Attributes:
         name: of the domain.
         metric, title: the key of its rows that matters most, and the same in words.
-        step: the key that counts training.
+        step, steps: the key that counts training, and the same in words.
         panels: the paper's panel (results/paper/figures.csv) for the benchmarks that have one.
         figure: the paper's figure.
-        whole: benchmarks whose curves are drawn from the run's start; the others from the last boundary.
+        paper_step: how many steps 1 on the x-axis of the paper's figure is.
+        whole: benchmarks whose curves are drawn from the run's start, all for None; the others from the last boundary.
         apart: further metrics, each with a panel and a column of its own: key -> (panel's title, column).
         before: metrics of phase 0 to be shown in a panel: key -> label.
+        decimals: of the metric in tables.
+        normalised: by the benchmark's name, the metric on a scale of its own, in its own column; None: not known.
+        warning: what to know before reading results of any scale but the paper's.
     """
 
     name: str
     metric: str
     title: str
     step: str
+    steps: str
     panels: dict[str, str]
     figure: str
-    whole: tuple[str, ...] = ()
+    paper_step: float = 1
+    whole: tuple[str, ...] | None = ()
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
+    decimals: int = 3
+    normalised: tuple[str, Callable[[str, float], float | None]] | None = None
+    warning: str = ""
+
+    def since_boundary(self, benchmark: str) -> bool:
+        """Whether a benchmark's curves begin at the last boundary."""
+        return self.whole is not None and benchmark not in self.whole
 
 
 DOMAINS = {
     "vision": Domain(
-        "vision", "test/accuracy", "test accuracy", "epoch",
+        "vision", "test/accuracy", "test accuracy", "epoch", "epochs",
         {"warm_start": "warm_cifar10_resnet18", "continual": "cont_cifar10_resnet18"}, "Figure 2", whole=("continual",),
     ),
     "language": Domain(
-        "language", "val/loss", "validation loss", "iteration",
+        "language", "val/loss", "validation loss", "iteration", "iterations",
         {f"{data}-{branch}": f"llm_{branch}"
          for data in ("wikitext103_openwebtext", "wikitext2_imdb") for branch in ("best", "30k", "60k")}, "Figure 3",
         apart={
@@ -52,6 +69,12 @@ DOMAINS = {
             "val/loss_first": ("first corpus alone: retained knowledge", "first corpus"),
         },
         before={"train/loss": "training", "val/loss": "validation"},
+    ),
+    "atari": Domain(
+        "atari", "train/return", "return of training episodes", "env_step", "agent steps",
+        {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
+        paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, decimals=0,
+        normalised=("human-normalised", human_normalised), warning="too short to rank methods",
     ),
 }  # fmt: skip
 

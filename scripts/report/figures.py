@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
 
 from scripts.report.domains import METHODS, Domain, colour, name, order
 from scripts.report.tables import PAPER
@@ -21,17 +22,18 @@ LOSS_RANGE = 0.9  # share of all points a panel of losses shows: what a reset do
 def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
     """Our curves; the paper's over them at its own scale, in a panel of their own otherwise."""
     benchmark, scale = data.benchmark.iloc[0], data.scale.iloc[0]
-    since = benchmark not in domain.whole
+    since = domain.since_boundary(benchmark)
     data = data.assign(x=data.step - (origins(data) if since else 0))
     panel = domain.panels.get(benchmark)
     seeds = data.seed.nunique()
     ours = f"ours, scale={scale}, {seeds} seed{'s' if seeds > 1 else ''}"
+    ours += f"\n{domain.warning}" if domain.warning and scale != "paper" else ""
     drawn: list[tuple[str, Callable[[Axes], None]]] = [(ours, partial(draw, data, domain.metric, since))]
     if panel and scale == "paper":
-        drawn[0] = (ours, partial(draw_over, data, domain.metric, since, panel))
+        drawn[0] = (ours, partial(draw_over, data, domain.metric, since, panel, domain.paper_step))
     elif panel:
-        title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "llm" not in panel else "")
-        drawn.append((title, partial(draw_paper, panel, linewidth=1.5)))
+        title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "warm" in panel else "")
+        drawn.append((title, partial(draw_paper, panel, domain.paper_step, linewidth=1.5)))
     for metric, (title, _) in domain.apart.items():
         drawn.append((f"ours, {title}", partial(draw, data, metric, since)))
     if domain.before:
@@ -46,12 +48,13 @@ def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
     for axes, (title, action) in zip(grid.flat, drawn, strict=False):
         action(axes)
         axes.set_title(title, fontsize=10)
-        counted = f"{domain.step}s" + (" since the new data came" if since and "before" not in title else "")
+        counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
         axes.set(xlabel=counted, ylabel=domain.title if "before" not in title else "loss")
         axes.grid(alpha=0.25)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
         axes.spines[["top", "right"]].set_visible(False)
     lines, labels = grid[0, 0].get_legend_handles_labels()
-    canvas.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     canvas.savefig(path, dpi=130)
     plt.close(canvas)
 
@@ -75,6 +78,10 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
         for _, one in seeds.groupby("seed"):
             axes.plot(one.x, one.value, color=colour(method), alpha=0.25, linewidth=0.8)
         axes.plot(curve.x, curve.value, color=colour(method), label=name(method), linewidth=2)
+    boundaries = data[data.at_boundary].x.unique()
+    if len(boundaries) == 1 and not since:
+        axes.axvline(boundaries[0], color="#888888", linewidth=1, linestyle=":")
+        axes.annotate(" reset", (boundaries[0], 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     if "loss" in metric:
         low, high = tests.value.min(), tests.value.quantile(LOSS_RANGE)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
@@ -90,19 +97,19 @@ def draw_before(data: pd.DataFrame, metrics: dict[str, str], axes: Axes) -> None
     axes.legend(frameon=False, fontsize=9)
 
 
-def draw_paper(panel: str, axes: Axes, **style: Any) -> None:
-    """The paper's curves of a panel."""
+def draw_paper(panel: str, step: float, axes: Axes, **style: Any) -> None:
+    """The paper's curves of a panel, in which 1 on the x-axis is `step` steps."""
     figures = pd.read_csv(PAPER / "figures.csv").query(f"panel == '{panel}'")
     first = axes.figure.axes[0]
     for _, (label, tint, published) in METHODS.items():
-        curve = figures[figures.method == published].sort_values("x")
+        curve = figures[figures.method.isin(published)].sort_values("x")
         constant = len(curve) == 2 and curve.y.nunique() == 1  # the figure gives only its final value
-        axes.plot(curve.x, curve.y, color=tint, **{**style, **({"linestyle": ":"} if constant else {})})
-        if not any(line.get_label() == label for line in first.lines):
+        axes.plot(step * curve.x, curve.y, color=tint, **{**style, **({"linestyle": ":"} if constant else {})})
+        if len(curve) and not any(line.get_label() == label for line in first.lines):
             first.plot([], [], color=tint, label=label, linewidth=2)
 
 
-def draw_over(data: pd.DataFrame, metric: str, since: bool, panel: str, axes: Axes) -> None:
+def draw_over(data: pd.DataFrame, metric: str, since: bool, panel: str, step: float, axes: Axes) -> None:
     """Our curves with the paper's over them, dashed."""
     draw(data, metric, since, axes)
-    draw_paper(panel, axes, linestyle="--", linewidth=1)
+    draw_paper(panel, step, axes, linestyle="--", linewidth=1)

@@ -100,7 +100,7 @@ def tidy(runs: list[Run], domain: Domain) -> pd.DataFrame:
                 if metric not in (domain.step, "phase"):
                     lines.append(
                         (domain.name, benchmark, labels[run.path], run.values["seed"], scale, run.info["machine"],
-                         row["phase"], domain.step, row[domain.step], metric, value, "train/loss" not in row)
+                         row["phase"], domain.step, row[domain.step], metric, value, "reset/sfe" in row)
                     )  # fmt: skip
     columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase"]
     return pd.DataFrame(lines, columns=[*columns, "step_name", "step", "metric", "value", "at_boundary"])

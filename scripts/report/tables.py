@@ -1,5 +1,6 @@
 """Final numbers by method, with intervals and differences paired by seed."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,27 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
     final, mean = by_seed(data, domain.metric)
     paper = pd.read_csv(PAPER / "final.csv")
     published = paper[paper.panel == domain.panels.get(data.benchmark.iloc[0])].set_index("method").final
-    rows = []
+    say, rows = partial(spread, decimals=domain.decimals), []
     for method in sorted(final.index, key=order):
         values = final.loc[method].dropna()
         row = {
-            "method": name(method), "seeds": len(values), "final": spread(values.to_numpy()),
-            "mean of last phase": spread(mean.loc[method].dropna().to_numpy()),
-            "final minus no reset": difference(final, method), "mean minus no reset": difference(mean, method),
+            "method": name(method), "seeds": len(values), "final": say(values.to_numpy()),
+            "mean of last phase": say(mean.loc[method].dropna().to_numpy()),
+            "final minus no reset": say(difference(final, method), sign=True),
+            "mean minus no reset": say(difference(mean, method), sign=True),
         }  # fmt: skip
+        if domain.normalised:
+            column, scaled = domain.normalised
+            values_scaled = [scaled(data.benchmark.iloc[0], value) for value in values]
+            if None not in values_scaled:
+                row[f"final, {column}"] = spread(np.array(values_scaled))
         for metric, (_, column) in domain.apart.items():
             apart, _ = by_seed(data, metric)
-            row[f"final, {column}"] = spread(apart.loc[method].dropna().to_numpy())
-            row[f"{column} minus no reset"] = difference(apart, method)
-        row["paper's final (scale=paper)"] = f"{published[method]:.3f}" if method in published else ""
+            row[f"final, {column}"] = say(apart.loc[method].dropna().to_numpy())
+            row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
+        row["paper's final (scale=paper)"] = f"{published[method]:.{domain.decimals}f}" if method in published else ""
         if len(values) >= 5:
-            row["IQM of final"] = iqm(values.to_numpy())
+            row["IQM of final"] = iqm(values.to_numpy(), domain.decimals)
         rows.append(row)
     columns = pd.DataFrame(rows).fillna("")
     return columns.loc[:, (columns != "").any()]
@@ -45,11 +52,11 @@ def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame
     return final, last.groupby(["method", "seed"]).value.mean().unstack("seed")
 
 
-def difference(values: pd.DataFrame, method: str) -> str:
-    """How far a method is from `none` in the same seeds."""
+def difference(values: pd.DataFrame, method: str) -> np.ndarray:
+    """How far a method is from `none` in each seed that both have."""
     if "none" not in values.index or method == "none":
-        return ""
-    return spread((values.loc[method] - values.loc["none"]).dropna().to_numpy(), sign=True)
+        return np.array([])
+    return (values.loc[method] - values.loc["none"]).dropna().to_numpy()
 
 
 def interval(sample: np.ndarray) -> float:
@@ -59,16 +66,16 @@ def interval(sample: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
 
 
-def spread(sample: np.ndarray, sign: bool = False) -> str:
-    """Mean and 95 % t-interval."""
+def spread(sample: np.ndarray, sign: bool = False, decimals: int = 3) -> str:
+    """Mean and 95 % t-interval; nothing for no values."""
     if not len(sample):
         return ""
-    mean = f"{sample.mean():+.3f}" if sign else f"{sample.mean():.3f}"
-    return mean + ("" if len(sample) < 2 else f" ± {interval(sample):.3f}")
+    mean = f"{sample.mean():{'+' if sign else ''}.{decimals}f}"
+    return mean + ("" if len(sample) < 2 else f" ± {interval(sample):.{decimals}f}")
 
 
-def iqm(sample: np.ndarray) -> str:
+def iqm(sample: np.ndarray, decimals: int = 3) -> str:
     """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021)."""
     middle = lambda values, axis=-1: stats.trim_mean(values, 0.25, axis=axis)  # noqa: E731
     low, high = stats.bootstrap((sample,), middle, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval
-    return f"{middle(sample):.3f} [{low:.3f}, {high:.3f}]"
+    return f"{middle(sample):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
