@@ -1,0 +1,160 @@
+"""Configuration: the paper's protocol, what makes two runs the same, and bad input in one line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from experiments.atari import estimate, replay
+from experiments.atari.config import AtariConfig
+from experiments.atari.protocol import Schedule, check, describe
+from experiments.common.config import compose_domain, resolve_runtime
+from tests.conftest import run_dirs
+
+Atari = Callable[..., tuple[int, str]]
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose_domain("atari", AtariConfig, [*overrides, "outputs_dir=outputs", "device=cpu"])
+
+
+def directories(*overrides: str) -> tuple[Path, Path]:
+    cfg = composed(*overrides)
+    check(cfg)
+    job = describe(cfg, resolve_runtime(cfg))
+    return job.run_dir, job.phase_dir
+
+
+def test_paper_scale_is_the_papers_protocol() -> None:
+    cfg = composed("experiment=fig4a", "scale=paper", "method=shrink_perturb")
+    check(cfg)
+    budget = cfg.budget
+    assert list(budget.steps) == [1_250_000, 1_250_000]
+    assert (budget.width, budget.hidden, budget.buffer, budget.learning_starts) == (32, 512, 1_000_000, 20_000)
+    assert (budget.target_every, budget.log_every, budget.eval_every, budget.eval_steps) == (
+        2000, 50_000, 250_000, 125_000,
+    )  # fmt: skip
+    assert (cfg.replay_ratio, budget.restart_every) == (1, 100_000)
+    assert dict(cfg.optimizer) == {"learning_rate": 6.25e-5, "eps": 1.5e-4}
+    assert cfg.dqn == {
+        "environments": 4, "batch_size": 32, "discount": 0.99, "epsilon": [1.0, 0.01], "exploration_fraction": 0.1,
+        "eval_epsilon": 0.001,
+    }  # fmt: skip
+    assert (cfg.optimizer_at_boundary, cfg.method.coefficient, cfg.precision) == ("keep", 0.8, "fp32")
+    fire = composed("scale=paper").method
+    assert (fire.name, fire.solver, fire.steps) == ("fire", "newton_schulz", 10)
+
+
+def test_schedule_of_the_paper() -> None:
+    schedule = Schedule(composed("scale=paper"))
+    assert schedule.epsilon(0) == 1
+    assert schedule.epsilon(125_000) == pytest.approx(0.505)
+    assert schedule.epsilon(250_000) == schedule.epsilon(2_000_000) == pytest.approx(0.01)
+    assert (schedule.updates(19_996), schedule.updates(20_000)) == (0, 4)
+    assert [step for step in range(0, 2_500_001, 4) if schedule.evaluates(step)] == list(range(0, 2_500_001, 250_000))
+    assert schedule.logs(1_250_000)
+    assert not schedule.updates_target(18_000)
+    assert schedule.updates_target(22_000)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [("0.25", {1}), ("0.1", {0, 1}), ("1", {4}), ("0.3", {1, 2})])
+def test_replay_ratio_is_updates_a_step(ratio: str, expected: set[int]) -> None:
+    schedule = Schedule(composed("scale=smoke", f"replay_ratio={ratio}"))
+    due = [schedule.updates(step) for step in range(200, 1200, 4)]
+    assert sum(due) == pytest.approx(float(ratio) * 1000, abs=1)
+    assert set(due) == expected
+
+
+def test_identity() -> None:
+    run, phase = directories("method=fire")
+    assert run.parts[:3] == ("outputs", "atari", "asterix-laptop")
+    for same in ("record_video=true", "checkpoint_seconds=5", "game=Asterix", "wandb.mode=offline"):
+        assert directories("method=fire", same) == (run, phase)
+    for other in ("method.steps=5", "optimizer_at_boundary=reset", "sharpness=32"):
+        assert directories("method=fire", other)[0] != run
+        assert directories("method=fire", other)[1] == phase
+    assert directories("method=plasticity_injection")[1] == phase
+    for other in ("game=breakout", "seed=1", "replay_ratio=0.5", "budget.steps=[30_000,40_000]", "threads=7"):
+        assert directories("method=fire", other)[0] != run
+        assert directories("method=fire", other)[1] != phase
+
+
+def test_environments_version_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, phase = directories("method=fire")
+    monkeypatch.setattr("experiments.atari.envs.metadata.version", lambda _: "9.9.9")
+    other_run, other_phase = directories("method=fire")
+    assert run != other_run
+    assert phase != other_phase
+
+
+def test_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "updates_per_second", lambda *_: 1000.0)
+    monkeypatch.setattr(estimate, "environment_steps_per_second", lambda *_: 10_000.0)
+    cfg = composed("scale=paper")
+    said = estimate.describe_cost(cfg, resolve_runtime(cfg))
+    # 2.5 million updates, and 2.5 million steps with 11 evaluations of 125,000.
+    assert said.startswith("estimated: 0.8 hours here (2.50 million updates at 1,000 and 3.88 million agent steps")
+    assert "7.1 GB of memory" in said
+
+
+CASES = {
+    "game=asterics": "game=asterics is unknown; did you mean asteroids, asterix",
+    "replay_ratio=-1": "replay_ratio=-1.0 must lie in [0, 1024]",
+    "budget.steps=[800]": "must be 2 positive numbers, one for each phase",
+    "budget.steps=[801,800]": "budget.steps=801 is not a positive multiple of dqn.environments=4",
+    "budget.log_every=6": "budget.log_every=6 is not a positive multiple of dqn.environments=4",
+    "budget.buffer=20": "budget.buffer=20 must be at least 32, two stacks of every environment",
+    "budget.learning_starts=0": "budget.learning_starts=0 must be at least 32",
+    "dqn.epsilon=[0.5]": "must be 2 numbers",
+    "dqn.discount=1.5": "dqn.discount=1.5 must lie in [0, 1]",
+    "dqn.environments=0": "dqn.environments=0 must lie in [1, 1024]",
+    "optimizer.learning_rate=0": "optimizer.learning_rate=0.0 must be positive",
+    "model=resnet18": "Could not find 'model/resnet18' Available options in 'model': nature_cnn",
+    "model.scope.inject=[tail]": "inject pattern 'tail' matches no module; there are: convolutions",
+    "model.scope.inject=[]": "plasticity_injection needs the name of the network's head",
+    "precision=fp16": "precision=fp16 needs",
+    "benchmark=continual": "unknown key 'benchmark'",
+}
+
+
+@pytest.mark.parametrize("argument", CASES)
+def test_bad_argument(atari: Atari, tmp_path: Path, argument: str) -> None:
+    status, printed = atari("method=plasticity_injection", argument)
+    assert status != 0
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert CASES[argument] in errors[0]
+    assert "Traceback" not in printed
+    assert not (tmp_path / "outputs" / "atari").exists()
+
+
+def test_buffer_larger_than_memory(atari: Atari, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "available", lambda _: 3 << 30)
+    status, printed = atari("scale=paper", "method=none")
+    assert status == 1
+    assert (
+        "replay buffer of 1,000,000 transitions (budget.buffer) takes 7.06 GB, but this machine has 3.22 GB" in printed
+    )
+    assert f"lower budget.buffer to at most {(2 << 30) // replay.BYTES_PER_TRANSITION:,}" in printed
+    assert not (tmp_path / "outputs" / "atari").exists()
+
+
+def test_midpoint_of_another_identity(atari: Atari, tmp_path: Path) -> None:
+    """A midpoint that was put in the place of another."""
+    for seed in (0, 1):
+        status, printed = atari("until=phase0", f"seed={seed}", f"outputs_dir={tmp_path / str(seed)}")
+        assert status == 0, printed
+    (own,), (other,) = (list((tmp_path / str(seed)).glob("phases/*/kept-end-*.pt")) for seed in (0, 1))
+    own.unlink()
+    (own.parent / other.name).write_bytes(other.read_bytes())
+    status, printed = atari("method=fire", f"outputs_dir={tmp_path / '0'}")
+    assert status == 1
+    assert "is of another configuration" in printed
+    assert not run_dirs(tmp_path / "0")
+
+
+def test_not_finite_loss(atari: Atari, tmp_path: Path) -> None:
+    status, printed = atari("method=none", "optimizer.learning_rate=1e30")
+    assert status == 1
+    assert "the loss is not finite in phase 0, by step 400" in printed
