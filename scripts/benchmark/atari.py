@@ -176,7 +176,7 @@ def _processes(device: str) -> pd.DataFrame:
     rates = {}
     for count in PROCESSES[device]:
         threads = max(1, (os.cpu_count() or 1) // count)
-        command = [sys.executable, "-m", "scripts.benchmark.atari", device, str(threads)]
+        command = [sys.executable, "-m", "scripts.benchmark.atari", device, str(threads), str(PROCESS_SECONDS)]
         started = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
         ]
@@ -204,14 +204,14 @@ def _processes(device: str) -> pd.DataFrame:
     )
 
 
-def measure_alone(device: str, threads: int) -> None:
+def measure_alone(device: str, threads: int, seconds: float) -> None:
     """One of several processes: says when it is ready, waits for the word, prints its steps a second."""
     cfg = composed([*CASES["the paper's network"], f"threads={threads}"], device)
     training = ours(cfg)
     print("ready", flush=True)
     sys.stdin.readline()
     started, first = time.perf_counter(), training.step
-    while time.perf_counter() - started < PROCESS_SECONDS:
+    while time.perf_counter() - started < seconds:
         training.take_step()
     training.learner.totals.tolist()  # waits for the device
     print((training.step - first) / (time.perf_counter() - started))
@@ -231,4 +231,4 @@ def table(results: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    measure_alone(sys.argv[1], int(sys.argv[2]))
+    measure_alone(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

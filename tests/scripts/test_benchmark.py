@@ -3,13 +3,15 @@
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
-from scripts.benchmark import core, vision
+from scripts.benchmark import atari, core, vision
 from scripts.benchmark.memory import peak_of_new_storage
 from scripts.benchmark.timing import alternate, ratio
 
@@ -57,6 +59,34 @@ def test_vision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: Path)
     assert set(whole.index) == set(training.index)
     assert (whole.seconds > 0).all()
     assert set(results[results.case.str.startswith("sweep")].loop) == {"shared phase", "four separate runs"}
+
+
+@pytest.mark.slow
+def test_atari(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(atari, "CASES", {"the paper's network": ["scale=smoke", "replay_ratio=1"]})
+    monkeypatch.setattr(atari, "STEPS", {"cpu": 40})
+    monkeypatch.setattr(atari, "PROCESSES", {"cpu": (1, 2)})
+    monkeypatch.setattr(atari, "PROCESS_SECONDS", 0.5)
+    results = measure("atari", monkeypatch, tmp_path)
+    assert list(results.loop[:3]) == ["ours", *(f"plain, {name}" for name in atari.VECTORS)]
+    assert list(results.loop[3:]) == ["ours, 1 process", "ours, 2 processes"]
+    assert (results.steps_per_second > 0).all()
+
+
+def test_plain_atari_loop_is_the_same_learner() -> None:
+    """The same values from the same weights, and a loss that falls on the transitions it has."""
+    cfg = atari.composed(["scale=smoke", "budget.buffer=400"], "cpu")
+    cfg.optimizer.learning_rate = 1e-3
+    plain = atari.PlainLoop(cfg, gym.vector.SyncVectorEnv, "cpu")
+    states = torch.from_numpy(plain.states[:8, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(plain.q(states), atari.models.build(cfg.budget, 9, 0)(states))
+    assert plain.observations.shape == (4, 4, 84, 84)
+    assert np.array_equal(plain.next_states[7, 0], plain.states[8, 0])
+    before = [parameter.clone() for parameter in plain.q.parameters()]
+    plain.advance(8)
+    assert plain.step == 8
+    assert not any(torch.equal(a, b) for a, b in zip(before, plain.q.parameters(), strict=True))
 
 
 def test_standard_loop_sees_the_same_images(data_dir: Path) -> None:
