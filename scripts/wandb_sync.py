@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from experiments.common.metric_log import read_rows
-from experiments.common.wandb_mirror import open_mirror
+from experiments.common.wandb_mirror import VIDEO, open_mirror
 from experiments.common.workspace import run_directories
 
 X_AXES = ("epoch", "iteration", "env_step")
@@ -31,6 +31,8 @@ def sync(run_dir: Path, mode: str) -> bool:
         mirror.log(number, row)
         if not mirror.working:
             return False
+    if (run_dir / VIDEO).exists():
+        mirror.video(run_dir / VIDEO)
     done = run_dir / "done"
     mirror.finish(json.loads(done.read_text()) if done.exists() else None)
     return True

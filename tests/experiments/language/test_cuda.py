@@ -23,7 +23,7 @@ def losses(log: list[dict]) -> list[float]:
 
 
 @needs_cuda
-@pytest.mark.parametrize("method", fire.METHODS)
+@pytest.mark.parametrize("method", [m for m in fire.METHODS if m != "plasticity_injection"])
 def test_equals_the_cpu_within_rounding(method: str, language: Command, tmp_path: Path) -> None:
     coefficient = ["method.coefficient=0.5"] if method == "shrink_perturb" else []
     on_gpu = rows(language, tmp_path / "gpu", f"method={method}", "compile=false", *coefficient)
