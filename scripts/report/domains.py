@@ -30,6 +30,7 @@ class Domain:
         whole: benchmarks whose curves are drawn from the run's start, all for None; the others from the last boundary.
         apart: further metrics, each with a panel and a column of its own: key -> (panel's title, column).
         before: metrics of phase 0 to be shown in a panel: key -> label.
+        axis: what figures name the y-axis; the title if empty.
         decimals: of the metric in tables.
         normalised: by the benchmark's name, the metric on a scale of its own, in its own column; None: not known.
         warning: what to know before reading results of any scale but the paper's.
@@ -46,6 +47,7 @@ class Domain:
     whole: tuple[str, ...] | None = ()
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
+    axis: str = ""
     decimals: int = 3
     normalised: tuple[str, Callable[[str, float], float | None]] | None = None
     warning: str = ""
@@ -73,8 +75,8 @@ DOMAINS = {
     "atari": Domain(
         "atari", "train/return", "return of training episodes", "env_step", "agent steps",
         {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
-        paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, decimals=0,
-        normalised=("human-normalised", human_normalised), warning="too short to rank methods",
+        paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, axis="return",
+        decimals=0, normalised=("human-normalised", human_normalised), warning="too short to rank methods",
     ),
 }  # fmt: skip
 

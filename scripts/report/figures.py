@@ -49,7 +49,7 @@ def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
         action(axes)
         axes.set_title(title, fontsize=10)
         counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
-        axes.set(xlabel=counted, ylabel=domain.title if "before" not in title else "loss")
+        axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
         axes.spines[["top", "right"]].set_visible(False)
@@ -69,19 +69,22 @@ def origins(data: pd.DataFrame) -> pd.Series:
 def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
     """A metric over `x`: each seed faint, their mean strong."""
     tests = data[(data.metric == metric) & (data.x >= 0)]
-    for method in sorted(tests.method.unique(), key=order):
+    boundaries = data[data.at_boundary].x.unique()
+    shared = boundaries[0] if len(boundaries) == 1 and not since else None
+    for number, method in enumerate(sorted(tests.method.unique(), key=order)):
         # At a boundary there are two tests at one step, before and after the reset: the curve drops there.
         seeds = tests[tests.method == method].sort_values(["x", "at_boundary"], kind="stable")
         if since:
             seeds = seeds[(seeds.x > 0) | seeds.at_boundary]
+        elif shared is not None and number > 0:  # before it all methods are one
+            seeds = seeds[seeds.x >= shared]
         curve = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
         for _, one in seeds.groupby("seed"):
             axes.plot(one.x, one.value, color=colour(method), alpha=0.25, linewidth=0.8)
         axes.plot(curve.x, curve.value, color=colour(method), label=name(method), linewidth=2)
-    boundaries = data[data.at_boundary].x.unique()
-    if len(boundaries) == 1 and not since:
-        axes.axvline(boundaries[0], color="#888888", linewidth=1, linestyle=":")
-        axes.annotate(" reset", (boundaries[0], 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
+    if shared is not None:
+        axes.axvline(shared, color="#888888", linewidth=1, linestyle=":")
+        axes.annotate(" reset", (shared, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     if "loss" in metric:
         low, high = tests.value.min(), tests.value.quantile(LOSS_RANGE)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))

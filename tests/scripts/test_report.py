@@ -65,6 +65,25 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
     assert f"left out, not finished: {directory}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_atari_has_returns_and_human_scores(atari: Vision, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atari("-m", "method=none,fire", "seed=0,1")
+    report(DOMAINS["atari"], [tmp_path / "outputs"], tmp_path / "report")
+    printed = capsys.readouterr().out
+    assert "**Too short to rank methods**" in printed
+    assert (tmp_path / "report" / "asterix-smoke.png").stat().st_size > 30_000
+    fire = [numbers(d) for d in run_dirs(tmp_path / "outputs") if d.name.startswith("fire")]
+    final = [[row["train/return"] for row in rows if "train/return" in row][-1] for rows in fire]
+    evaluated = [rows[-1]["eval/return"] for rows in fire]
+    header, line = (next(line for line in printed.splitlines() if start in line) for start in ("| method", "| FIRE"))
+    cells = dict(zip(*([c.strip() for c in row.split("|")] for row in (header, line)), strict=True))
+    assert cells["final"].startswith(f"{sum(final) / 2:.0f} ± ")
+    assert cells["final, evaluation"].startswith(f"{sum(evaluated) / 2:.0f} ± ")
+    # Random 210, human 8503.3 (Wang et al. 2016).
+    assert cells["final, human-normalised"].startswith(f"{(sum(final) / 2 - 210) / 8293.3:.3f} ± ")
+    assert cells["paper's final (scale=paper)"] == "2250"
+
+
 def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:
     language("-m", "method=none,fire", "seed=0,1", "checkpoint=best")
     report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
