@@ -63,7 +63,8 @@ class ReplayBuffer:
         """
         self.device = device
         self.slots, self.environments = capacity // environments + 1, environments  # the newest is not complete
-        self.frames = torch.empty((self.slots, environments, *FRAME), dtype=torch.uint8, device=frames_on)
+        # Written to, so that the memory is taken now and not in the middle of a run.
+        self.frames = torch.empty((self.slots, environments, *FRAME), dtype=torch.uint8, device=frames_on).zero_()
         shape = (self.slots, environments)
         self.begins = torch.zeros(shape, dtype=torch.bool)
         self.actions = torch.zeros(shape, dtype=torch.uint8)
