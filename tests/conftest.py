@@ -18,6 +18,7 @@ from experiments.atari.config import AtariConfig
 from experiments.atari.train import run as atari_run
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
+from experiments.common.metric_log import read_rows
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
 from experiments.language.train import run as language_run
@@ -142,6 +143,20 @@ def stopped_when(
 ) -> tuple[int, str]:
     """Start a run, send it the signal `how` once `condition` holds; its exit status and output."""
     return interrupt(start(domain, *arguments), lambda: condition(outputs), how)
+
+
+def undisturbed(domain: str, outputs: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The metric rows of a run in a process of its own that nothing stops."""
+    process = start(domain, *arguments, f"outputs_dir={outputs}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return numbers(run_dirs(outputs)[0])
+
+
+def rows_so_far(outputs: Path, folders: str) -> list[dict[str, Any]]:
+    """The metric rows in the first of the folders, a pattern below `outputs`; none if there is none yet."""
+    logs = list(outputs.glob(f"{folders}/metrics.jsonl"))
+    return read_rows(logs[0]) if logs else []
 
 
 def interrupt(process: subprocess.Popen[str], condition: Callable[[], bool], how: int) -> tuple[int, str]:

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
-from experiments.common.metric_log import read_rows
-from tests.conftest import numbers, run_dirs, start, stopped_when
+from tests.conftest import numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
 
 pytestmark = pytest.mark.slow
 # Environments start afresh every 400 steps; a checkpoint comes at every moment in between.
@@ -19,21 +18,15 @@ SETTINGS = ("scale=smoke", "method=fire", "wandb.mode=disabled", "threads=1")
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The numbers of the run that nothing disturbed."""
-    outputs = tmp_path_factory.mktemp("reference")
-    process = start("atari", *SETTINGS, f"outputs_dir={outputs}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return numbers(run_dirs(outputs)[0])
+    return undisturbed("atari", tmp_path_factory.mktemp("reference"), *SETTINGS)
 
 
 def in_phase_0(outputs: Path) -> bool:
-    logs = list(outputs.glob("phases/*/metrics.jsonl"))
-    return bool(logs) and len(read_rows(logs[0])) >= 2
+    return len(rows_so_far(outputs, "phases/*")) >= 2
 
 
 def in_phase_1(outputs: Path) -> bool:
-    logs = list(outputs.glob("atari/*/*/metrics.jsonl"))
-    return bool(logs) and len(read_rows(logs[0])) >= 6  # 4 rows of phase 0, the boundary, one of phase 1
+    return len(rows_so_far(outputs, "atari/*/*")) >= 6  # 4 rows of phase 0, the boundary, one of phase 1
 
 
 @pytest.mark.parametrize("moment", [in_phase_0, in_phase_1])

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.metric_log import read_rows
-from tests.conftest import REPOSITORY, numbers, run_dirs, start, stopped_when
+from tests.conftest import REPOSITORY, numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
 
 SETTINGS = (
     "scale=smoke", "method=fire", "checkpoint=best", "budget.iterations=[200,60]", "wandb.mode=disabled", "threads=1",
@@ -21,21 +20,15 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def reference(text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The numbers of the run that nothing disturbed."""
-    outputs = tmp_path_factory.mktemp("reference")
-    process = start("language", *SETTINGS, f"outputs_dir={outputs}", f"data_dir={text_dir}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return numbers(run_dirs(outputs)[0])
+    return undisturbed("language", tmp_path_factory.mktemp("reference"), *SETTINGS, f"data_dir={text_dir}")
 
 
 def in_phase_0(outputs: Path) -> bool:
-    logs = list(outputs.glob("phases/*/metrics.jsonl"))
-    return bool(logs) and len(read_rows(logs[0])) >= 20
+    return len(rows_so_far(outputs, "phases/*")) >= 20
 
 
 def in_phase_1(outputs: Path) -> bool:
-    logs = list(outputs.glob("language/*/*/metrics.jsonl"))
-    return bool(logs) and any(row["phase"] == 1 and "train/loss" in row for row in read_rows(logs[0]))
+    return any(row["phase"] == 1 and "train/loss" in row for row in rows_so_far(outputs, "language/*/*"))
 
 
 def writing_a_checkpoint(outputs: Path) -> bool:

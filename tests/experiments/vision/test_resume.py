@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.metric_log import read_rows
-from tests.conftest import numbers, run_dirs, start, stopped_when
+from tests.conftest import numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
 
 # Enough steps in each phase to be interrupted in; a checkpoint after every one of them.
 SETTINGS = (
@@ -19,21 +18,15 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def reference(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The numbers of the run that nothing disturbed."""
-    outputs = tmp_path_factory.mktemp("reference")
-    process = start("vision", *SETTINGS, f"outputs_dir={outputs}", f"data_dir={data_dir}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    return numbers(run_dirs(outputs)[0])
+    return undisturbed("vision", tmp_path_factory.mktemp("reference"), *SETTINGS, f"data_dir={data_dir}")
 
 
 def in_phase_0(outputs: Path) -> bool:
-    logs = list(outputs.glob("phases/*/metrics.jsonl"))
-    return bool(logs) and len(read_rows(logs[0])) >= 2
+    return len(rows_so_far(outputs, "phases/*")) >= 2
 
 
 def in_phase_1(outputs: Path) -> bool:
-    logs = list(outputs.glob("vision/*/*/metrics.jsonl"))
-    return bool(logs) and len(read_rows(logs[0])) >= 8  # 6 epochs of phase 0, the boundary, one of phase 1
+    return len(rows_so_far(outputs, "vision/*/*")) >= 8  # 6 epochs of phase 0, the boundary, one of phase 1
 
 
 def writing_a_checkpoint(outputs: Path) -> bool:
