@@ -24,6 +24,8 @@ class InjectedHead(nn.Module):
         self.new = copy.deepcopy(self.copy)
         self.frozen = head.requires_grad_(False)
         self.copy.requires_grad_(False)
+        for parameter in self.frozen.parameters():
+            parameter.grad = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The output; the gradient reaches `x` through all three heads."""
@@ -51,8 +53,11 @@ class PlasticityInjection(Method):
     @torch.no_grad()
     def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:
         """Put an `InjectedHead` in the place of each head."""
+        injected: list[str] = []
         for name, module in list(model.named_modules()):
-            if any(fnmatchcase(name, pattern) for pattern in scope.inject):
+            inside = any(name.startswith(f"{head}.") for head in injected)
+            if name and not inside and any(fnmatchcase(name, pattern) for pattern in scope.inject):
+                injected.append(name)
                 state = {key: initial[f"{name}.{key}"] for key in module.state_dict()}
                 parent, _, attribute = name.rpartition(".")
                 setattr(model.get_submodule(parent), attribute, InjectedHead(module, state))

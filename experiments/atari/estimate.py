@@ -5,12 +5,11 @@ from omegaconf import DictConfig
 
 from experiments.atari import envs, models
 from experiments.atari.learner import Learner
-from experiments.atari.replay import BYTES_PER_TRANSITION, FRAME, STACK, Batch
+from experiments.atari.replay import BYTES_PER_TRANSITION, FRAME, STACK, Batch, bytes_on_disk
 from experiments.common.config import Runtime
 from experiments.common.throughput import steps_per_second
 
 SECONDS = 5.0
-COMPRESSION = 20  # at least, of the games' frames
 
 
 def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
@@ -23,13 +22,14 @@ def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
     evaluations = 1 + sum(-(-phase // cfg.budget.eval_every) for phase in cfg.budget.steps)
     updates, acted = steps * cfg.replay_ratio, steps + evaluations * cfg.budget.eval_steps
     learning, acting = updates_per_second(cfg, runtime), environment_steps_per_second(cfg, runtime)
-    buffer = min(cfg.budget.buffer, steps) * BYTES_PER_TRANSITION
+    capacity = min(cfg.budget.buffer, steps)
+    memory, disk = capacity * BYTES_PER_TRANSITION / 1e9, 2 * bytes_on_disk(capacity) / 1e9
     hours = (updates / learning + acted / acting) / 3600
     return (
         f"estimated: {hours:.1f} hours here ({updates / 1e6:.2f} million updates "
         f"at {learning:,.0f} and {acted / 1e6:.2f} million agent steps at {acting:,.0f} a second, measured; a shared "
-        f"phase 0 makes it less), {buffer / 1e9:.1f} GB of memory for the replay buffer, up to "
-        f"{buffer / COMPRESSION * 2 / 1e9:.1f} GB of checkpoints, no download"
+        f"phase 0 makes it less), {memory:.1f} GB of memory for the replay buffer, up to {disk:.1f} GB of "
+        f"checkpoints, no download"
     )
 
 

@@ -1,5 +1,6 @@
 """The learner of DQN (Mnih et al. 2015): Q-network, target network, optimiser, and the update."""
 
+import gc
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -13,7 +14,23 @@ import fire
 from experiments.atari.replay import STACK, Batch
 from experiments.common.config import Runtime
 
-TOTALS = ("loss", "q", "updates")  # sums since the last row: of the loss and of the mean value of the actions taken
+# Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm.
+TOTALS = ("loss", "q", "grad_norm", "updates")
+
+
+def temporal_difference(
+    online: nn.Module, target: nn.Module, batch: Batch, discount: float, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Huber loss of the temporal-difference error with rewards clipped to [-1, 1], and the mean value of the actions
+    taken."""
+    states, next_states = batch.frames[:, :STACK], batch.frames[:, 1:]
+    with runtime.autocast:
+        with torch.no_grad():
+            following = target(next_states).float().amax(1)
+        values = online(states).float().gather(1, batch.actions[:, None])[:, 0]
+    goal = batch.rewards.clamp(-1, 1) + discount * (1 - batch.ends) * following
+    errors = F.smooth_l1_loss(values, goal, reduction="none")
+    return (batch.weights * errors).mean(), values.detach().mean()
 
 
 class Learner:
@@ -22,7 +39,7 @@ class Learner:
     Attributes:
         online: the network that acts and learns.
         target: the copy of it that values of next states come from.
-        totals: (3,) float64, as in `TOTALS`, kept on the device so that no update waits for it.
+        totals: (4,) float64, as in `TOTALS`, kept on the device so that no update waits for it.
     """
 
     def __init__(self, network: nn.Module, cfg: DictConfig, runtime: Runtime) -> None:
@@ -31,7 +48,8 @@ class Learner:
         self.online = network.to(runtime.device)
         self.target = deepcopy(self.online).requires_grad_(False)
         self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
-        self.compiled_loss = torch.compile(self.loss) if runtime.compile == "true" else self.loss
+        # A plain function, because a method kept here would keep the learner, and its graph, alive after its use.
+        self._loss = torch.compile(temporal_difference) if runtime.compile == "true" else temporal_difference
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -47,16 +65,8 @@ class Learner:
         self._inputs: Batch | None = None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Huber loss of the temporal-difference error with rewards clipped to [-1, 1], and the mean value of the
-        actions taken."""
-        states, next_states = batch.frames[:, :STACK], batch.frames[:, 1:]
-        with self.runtime.autocast:
-            with torch.no_grad():
-                following = self.target(next_states).float().amax(1)
-            values = self.online(states).float().gather(1, batch.actions[:, None])[:, 0]
-        goal = batch.rewards.clamp(-1, 1) + self._discount * (1 - batch.ends) * following
-        errors = F.smooth_l1_loss(values, goal, reduction="none")
-        return (batch.weights * errors).mean(), values.detach().mean()
+        """`temporal_difference` of a batch, uncompiled."""
+        return temporal_difference(self.online, self.target, batch, self._discount, self.runtime)
 
     def update(self, batch: Batch) -> None:
         """One step of the optimiser."""
@@ -71,16 +81,20 @@ class Learner:
         self._graph.replay()
 
     def _update(self, batch: Batch) -> None:
-        loss, value = self.compiled_loss(batch)
+        loss, value = self._loss(self.online, self.target, batch, self._discount, self.runtime)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         self.optimizer.step()
-        self.totals += torch.stack([loss.detach().double(), value.double(), torch.ones_like(value.double())])
+        self.totals += torch.stack([loss.detach(), value, norm, torch.ones_like(value)])
 
     def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """The whole update as a CUDA graph that reads `batch`'s memory. What the warm-up that this takes has changed is
         put back, in place."""
-        before = [tensor.clone() for tensor in (*self.online.parameters(), self.totals)]
+        gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
+        # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
+        before = [tensor.detach().clone() for tensor in (*self.online.parameters(), self.totals)]
         moments = deepcopy(self.optimizer.state_dict()["state"])
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -99,11 +113,6 @@ class Learner:
                 for key, tensor in self.optimizer.state[parameter].items():
                     tensor.copy_(moments[index][key]) if index in moments else tensor.zero_()
         return graph
-
-    def gradient_norm(self) -> float:
-        """Norm of the gradient of the last update; 0 before the first."""
-        gradients = [p.grad for p in self.online.parameters() if p.grad is not None]
-        return float(nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     @torch.no_grad()
     def act(self, states: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ FRAME = (84, 84)
 CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
 BYTES_PER_TRANSITION = FRAME[0] * FRAME[1] + 7  # a frame; action, reward, two flags
 GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
+COMPRESSION = 20  # of frames on disk, at least; 22 to 36 was measured on the paper's games
 SEGMENT_SLOTS = 8192  # at most, so that writing one takes little memory
 
 
@@ -122,8 +123,11 @@ class ReplayBuffer:
         alive[:, : STACK - 1] = (~begins).flip(1).cumprod(1).flip(1)
         frames = self.frames.view(-1, *FRAME).index_select(0, to(window.view(-1), self.frames.device.type))
         frames = to(frames.view(len(positions), STACK + 1, *FRAME), self.device)
+        short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
+        if len(short):
+            frames[to(short, self.device)] *= to(alive[short], self.device)[:, :, None, None]
         return Batch(
-            frames * to(alive, self.device)[:, :, None, None],
+            frames,
             to(self.actions.view(-1)[flat].long(), self.device),
             to(self.rewards.view(-1)[flat], self.device),
             to(self.ends.view(-1)[flat].float(), self.device),
@@ -135,7 +139,7 @@ class ReplayBuffer:
         return self.frames[(self.stop - 1) % self.slots]
 
     def write(self, folder: Path) -> None:
-        """Write the slots completed since the last time as segments into `folder`."""
+        """Write the slots since the last time, without the newest, as segments into `folder`."""
         first = max(self.written, self.oldest)
         while first < self.stop - 1:
             last = min(first + SEGMENT_SLOTS, self.stop - 1)
@@ -144,8 +148,12 @@ class ReplayBuffer:
             self.segments.append(segments.write(folder, first, arrays))
             first = last
         self.written = self.stop - 1
-        # One more than there are slots, because the last is not complete.
+        # Those of which every slot has been overwritten are let go.
         self.segments = [path for path in self.segments if segments.rows(path).stop > self.oldest]
+
+    def adopt(self, folder: Path) -> None:
+        """Bring the segments of the midpoint that lie elsewhere into `folder` too, so that it depends on nothing."""
+        self.segments = [segments.link(path, folder) for path in self.segments]
 
     def _tensors(self) -> Iterable[tuple[str, Tensor]]:
         names = ("frames", "begins", "actions", "rewards", "ends")
@@ -179,6 +187,11 @@ class ReplayBuffer:
         self.stop -= 1
         self.begin(state["frames"], state["begins"])
         self.written = self.stop - 1
+
+
+def bytes_on_disk(capacity: int) -> int:
+    """What the segments of a full buffer take, at most."""
+    return capacity * BYTES_PER_TRANSITION // COMPRESSION
 
 
 def place(capacity: int, device: str) -> str:

@@ -54,7 +54,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and cfg.until == "end" and not (job.run_dir / VIDEO).exists():
-        prepare().record_finished(job.run_dir)
+        record_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, job.run_dir)
     return {"run": job.name, **ended}
 
 
@@ -94,9 +94,9 @@ class AtariTraining:
         self.episodes = envs.Episodes(count)
         self.window = {"return": 0.0, "length": 0.0, "episodes": 0.0}  # of the episodes that ended since the last row
         self.start_clock()
-        # Frames at a twentieth of their size or less; weights, target and moments in six checkpoints.
+        # The frames of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
-        self.disk_bytes = capacity * replay.BYTES_PER_TRANSITION // 10 + 6 * 4 * size
+        self.disk_bytes = 2 * replay.bytes_on_disk(capacity) + 6 * 4 * size
 
     def start_clock(self) -> None:
         """Count speed from here."""
@@ -146,7 +146,7 @@ class AtariTraining:
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # for whoever saves the state next
         elif self.cfg.record_video:
-            self.record(workspace.path)
+            record_video(self.learner, self.cfg, workspace.path)
 
     def enter(self, workspace: Workspace, phase: int) -> None:
         """Begin a phase, with a reset if it is not the first, or go on where a checkpoint was taken in it."""
@@ -254,8 +254,7 @@ class AtariTraining:
             row["train/return"] = self.window["return"] / self.window["episodes"]
             row["train/episode_length"] = self.window["length"] / self.window["episodes"]
         if means["updates"]:
-            row |= {"train/loss": means["loss"], "train/q": means["q"]}
-            row["plasticity/grad_norm"] = self.learner.gradient_norm()
+            row |= {"train/loss": means["loss"], "train/q": means["q"], "plasticity/grad_norm": means["grad_norm"]}
         row["speed/env_steps_per_second"] = self.timed_steps / seconds
         row["speed/updates_per_second"] = self.timed_updates / seconds
         self.window = dict.fromkeys(self.window, 0.0)
@@ -275,12 +274,13 @@ class AtariTraining:
                 f"is in {workspace.path}"
             )
         count = max(totals["updates"], 1)
-        return {"loss": totals["loss"] / count, "q": totals["q"] / count, "updates": totals["updates"]}
+        return {key: value if key == "updates" else value / count for key, value in totals.items()}
 
     def save(self, workspace: Workspace) -> None:
         """Checkpoint, and stop here if a signal has asked for it."""
         started = time.perf_counter()
         self.finite_totals(workspace)
+        self.buffer.adopt(workspace.path)
         before = list(self.buffer.segments)
         self.buffer.write(workspace.path)
         workspace.save(self.state_dict())
@@ -324,21 +324,27 @@ class AtariTraining:
         """`weight` times the mean loss of a batch."""
         return weight * self.learner.loss(batch)[0]
 
-    def record(self, folder: Path) -> None:
-        """Write the video of an episode."""
-        path = folder / VIDEO
-        total = video.record(self.learner.act, self.cfg.game, self.cfg.dqn.eval_epsilon, self.cfg.seed, path)
-        logger.info("video of an episode with return %s: %s", f"{total:,.0f}", path)
-
-    def record_finished(self, folder: Path) -> None:
-        """The same for a run that was done before, with the weights it has left."""
-        content = checkpoint.read(checkpoint.kept(folder)[checkpoint.FINAL])
-        if content is None:
-            raise UserError(f"the final weights in {folder} are damaged; overwrite=true trains them again")
-        self.learner.restructure(self.method, self.initial, self.scope)
-        self.learner.online.load_state_dict(content["state"]["model"])
-        self.record(folder)
-
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final numbers of a run."""
         return protocol.summarise(rows, self.cfg.game)
+
+
+def finished_learner(cfg: DictConfig, runtime: config.Runtime, method: fire.Method, run_dir: Path) -> Learner:
+    """The Q-network that a finished run has left."""
+    content = checkpoint.read(checkpoint.kept(run_dir)[checkpoint.FINAL])
+    if content is None:
+        raise UserError(f"the final weights in {run_dir} are damaged; overwrite=true trains them again")
+    network = models.build(cfg.budget, int(envs.make(cfg.game, 1).single_action_space.n), cfg.seed)
+    method.restructure(network, dict(network.state_dict()), config.build_scope(cfg.model.scope))
+    network.load_state_dict(content["state"]["model"])
+    return Learner(network, cfg, runtime)
+
+
+def record_video(learner: Learner, cfg: DictConfig, folder: Path) -> None:
+    """Write the video of an episode; what goes wrong is a warning, since the run is worth more."""
+    path = folder / VIDEO
+    try:
+        total = video.record(learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed, path)
+        logger.info("video of an episode with return %s: %s", f"{total:,.0f}", path)
+    except (OSError, RuntimeError) as error:
+        logger.warning("warning: no video: %s; the run goes on", str(error).strip().splitlines()[0])

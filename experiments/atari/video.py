@@ -1,5 +1,6 @@
 """The video of an episode."""
 
+import os
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -23,10 +24,11 @@ def record(policy: envs.Policy, game: str, epsilon: float, seed: int, path: Path
     shown = envs.make(game, 1, grayscale=False, stack_num=1, img_height=HEIGHT, img_width=WIDTH)
     start, rng = envs.seeds(seed, "evaluation", 0, 1), generator(seed, "evaluation", 0, 1)
     observations, colours = env.reset(seed=start)[0], shown.reset(seed=start)[0]
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     writer = imageio_ffmpeg.write_frames(
-        str(temporary), (WIDTH, HEIGHT), fps=FRAMES_PER_SECOND, macro_block_size=2, ffmpeg_log_level="error"
-    )
+        str(temporary), (WIDTH, HEIGHT), fps=FRAMES_PER_SECOND, macro_block_size=2, ffmpeg_log_level="error",
+        output_params=["-f", "mp4"],
+    )  # fmt: skip
     writer.send(None)
     total, steps, ended = 0.0, 0, False
     while not ended and steps < LONGEST:

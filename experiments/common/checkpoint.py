@@ -35,14 +35,7 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
     # that it has been kept.
     for name in keep:
         target = folder / f"kept-{name}-{digits}.pt"
-        try:
-            os.link(temporary, target)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            copy = folder / f".kept-{os.getpid()}.tmp"
-            shutil.copyfile(temporary, copy)
-            move(copy, target)
+        link(temporary, target)
         _drop_others(folder, name, target)
     path = move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
     for _, old in found[: len(found) - 1]:
@@ -85,6 +78,18 @@ def move(path: Path, target: Path) -> Path:
     path.replace(target)
     sync_folder(target.parent)
     return target
+
+
+def link(path: Path, target: Path) -> None:
+    """Give a file a second name; on a file system without links, a copy."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        pass
+    except OSError:
+        copy = target.parent / f".{target.stem}-{os.getpid()}.tmp"
+        shutil.copyfile(path, copy)
+        move(copy, target)
 
 
 def _drop_others(folder: Path, name: str, path: Path) -> None:

@@ -12,7 +12,8 @@ MEMINFO = Path("/proc/meminfo")
 def available(device: str) -> int:
     """Bytes that can still be taken on `device`, cpu or cuda; on the CPU within the limit of a container."""
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
+        # What PyTorch holds but does not use is free to it too.
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     if not MEMINFO.exists():  # not Linux: what the machine has
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())

@@ -49,11 +49,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
         UserError: it is missing or damaged.
     """
     if not path.exists():
-        raise UserError(f"{path} is missing, which a checkpoint refers to; delete what refers to it to start over")
+        raise UserError(f"{path} is missing, which a checkpoint refers to; delete {path.parent} to start over")
     if not checkpoint.intact(path):
         raise UserError(f"damaged segment {path}; delete {path.parent} to start over")
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def link(path: Path, folder: Path) -> Path:
+    """The segment under the same name in `folder` too: the same file, or a copy where links cannot be."""
+    target = folder / path.name
+    if not target.exists():
+        checkpoint.link(path, target)
+    return target
 
 
 def remove_but(folder: Path, needed: Collection[Path]) -> None:

@@ -31,6 +31,7 @@ from experiments.common import checkpoint, metric_log
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.seeding import rng_state, set_rng_state
+from experiments.common.wandb_mirror import VIDEO
 
 logger = logging.getLogger("fire")
 
@@ -224,7 +225,7 @@ class Workspace:
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
         checkpoint.write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
-        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json"):
+        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", VIDEO):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)

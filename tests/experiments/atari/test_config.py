@@ -35,7 +35,7 @@ def test_paper_scale_is_the_papers_protocol() -> None:
     assert (budget.target_every, budget.log_every, budget.eval_every, budget.eval_steps) == (
         2000, 50_000, 250_000, 125_000,
     )  # fmt: skip
-    assert (cfg.replay_ratio, budget.restart_every) == (1, 100_000)
+    assert (cfg.replay_ratio, budget.restart_every) == (1, 250_000)
     assert dict(cfg.optimizer) == {"learning_rate": 6.25e-5, "eps": 1.5e-4}
     assert cfg.dqn == {
         "environments": 4, "batch_size": 32, "discount": 0.99, "epsilon": [1.0, 0.01], "exploration_fraction": 0.1,

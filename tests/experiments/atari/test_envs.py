@@ -97,7 +97,7 @@ def test_evaluation_counts_whole_episodes() -> None:
     assert result == envs.evaluate(policy, "asterix", 2, steps=600, epsilon=0.2, seed=0, at=100)
     assert result != envs.evaluate(policy, "asterix", 2, steps=600, epsilon=0.2, seed=0, at=200)
     assert result["eval/episodes"] >= 2
-    assert result["eval/return"] % 50 / result["eval/episodes"] < 50
+    assert result["eval/return"] * result["eval/episodes"] % 50 == pytest.approx(0)  # Asterix counts in fifties
     assert calls[0] == (2, 4, 84, 84)
     # Every environment has played its half of the steps, and its last episode to the end.
     assert result["eval/episodes"] * result["eval/episode_length"] > 590
@@ -137,7 +137,7 @@ def test_usual_names(name: str, game: str) -> None:
 def test_unknown_game_suggests_near_ones() -> None:
     with pytest.raises(UserError, match=r"game=asterics is unknown; did you mean .*asterix"):
         games.resolve("asterics")
-    with pytest.raises(UserError, match=r"game=chess960xyz is unknown; there are: adventure, .*zaxxon|did you mean"):
+    with pytest.raises(UserError, match=r"game=chess960xyz is unknown; there are: adventure, .*zaxxon"):
         games.resolve("chess960xyz")
 
 

@@ -26,8 +26,8 @@ def learner(*overrides: str, actions: int = 3) -> Learner:
     return Learner(models.build(cfg.budget, actions, seed=0), cfg, EAGER)
 
 
-def batch(size: int = 8, actions: int = 3) -> Batch:
-    rng = torch.Generator().manual_seed(0)
+def batch(size: int = 8, actions: int = 3, seed: int = 0) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
     frames = torch.randint(256, (size, 5, 84, 84), generator=rng, dtype=torch.uint8)
     chosen = torch.randint(actions, (size,), generator=rng)
     rewards, ends = 3 * torch.randn(size, generator=rng), (torch.arange(size) % 3 == 0).float()
@@ -92,7 +92,11 @@ def test_updates_change_the_online_network_alone() -> None:
         ours.update(batch())
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.target.state_dict().items())
     assert not any(torch.equal(tensor, before[name]) for name, tensor in ours.online.state_dict().items())
-    assert ours.totals[2] == 3
+    assert ours.totals[-1] == 3
+    last = ours.totals[2].clone()
+    ours.update(batch())
+    norms = [p.grad.norm() ** 2 for p in ours.online.parameters() if p.grad is not None]
+    assert float(ours.totals[2] - last) == pytest.approx(float(sum(norms)) ** 0.5, rel=1e-5)
     ours.update_target()
     for name, tensor in ours.online.state_dict().items():
         assert torch.equal(tensor, ours.target.state_dict()[name])

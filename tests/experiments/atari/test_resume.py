@@ -1,5 +1,6 @@
 """kill -9 and signals: resumed runs end with the very same numbers, though environments cannot be saved."""
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,17 @@ def test_kill_9_and_resume(moment: Callable[[Path], bool], reference: list[dict]
     assert numbers(directory) == reference
 
 
+def test_injection_resumes_too(tmp_path: Path) -> None:
+    """After which the network has other modules; and with updates so rare that rows come between them."""
+    arguments = [*SETTINGS[:1], *SETTINGS[2:], "method=plasticity_injection", "replay_ratio=0.02"]
+    whole = undisturbed("atari", tmp_path / "whole", *arguments)
+    often = [*arguments, "checkpoint_seconds=0.05"]
+    stopping = [*often, f"outputs_dir={tmp_path / 'parts'}"]
+    status, printed = stopped_when("atari", in_phase_1, signal.SIGKILL, stopping, tmp_path / "parts")
+    assert status == -signal.SIGKILL, printed
+    assert undisturbed("atari", tmp_path / "parts", *often) == whole
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_at_once(how: int, reference: list[dict], tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}"]
@@ -71,3 +83,10 @@ def test_old_segments_go_and_the_midpoints_stay(tmp_path: Path) -> None:
     assert set(directory.glob("segment-*")) <= referred
     slots = sum(int(path.name.split("-")[2]) - int(path.name.split("-")[1]) for path in midpoint.glob("segment-*"))
     assert slots < 160  # of the 203 there were; 76 are needed
+    # The run has all it needs: `scripts.clean --free` may take the midpoint from it.
+    shutil.rmtree(tmp_path / "phases")
+    process = start("atari", *arguments)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert not (tmp_path / "phases").exists()
+    assert not list(directory.glob("segment-*"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import fire
 from experiments.atari import models
 from experiments.atari.config import AtariConfig
 from experiments.common import checkpoint
@@ -63,10 +64,13 @@ def test_five_methods_go_on_from_one_midpoint(atari: Atari, tmp_path: Path) -> N
 
 def test_branched_equals_uninterrupted(atari: Atari, tmp_path: Path) -> None:
     for cached in ("true", "false"):
-        status, printed = atari(
-            "method=plasticity_injection", f"phase_cache={cached}", f"outputs_dir={tmp_path / cached}"
-        )
-        assert status == 0, printed
+        # The phase cache is filled first, so that the run starts from what lies on disk.
+        for until in ("phase0", "end") if cached == "true" else ("end",):
+            status, printed = atari(
+                "method=plasticity_injection", f"phase_cache={cached}", f"until={until}",
+                f"outputs_dir={tmp_path / cached}",
+            )  # fmt: skip
+            assert status == 0, printed
     (branched,), (whole,) = run_dirs(tmp_path / "true"), run_dirs(tmp_path / "false")
     assert branched.name == whole.name
     assert numbers(branched) == numbers(whole)
@@ -96,6 +100,7 @@ def test_video_of_an_episode(atari: Atari, tmp_path: Path) -> None:
     assert status == 0, printed
     assert "done before" in printed
     assert "video of an episode with return" in printed
+    assert not list(run.glob(".*.tmp"))
     reader = imageio_ffmpeg.read_frames(str(run / "video.mp4"))
     meta = next(reader)
     assert meta["source_size"] == (160, 210)
@@ -107,6 +112,16 @@ def test_video_of_an_episode(atari: Atari, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_injection_goes_where_the_pattern_says() -> None:
+    """A pattern that fits a head and what lies in it injects the head alone."""
+    cfg = compose_domain("atari", AtariConfig, ["scale=smoke"])
+    for pattern in ("head", "head*"):
+        network = models.build(cfg.budget, 9, 0)
+        fire.build("plasticity_injection").reset(network, network.state_dict(), fire.Scope(inject=[pattern]))
+        assert isinstance(network.head, fire.InjectedHead)
+        assert len(list(network.parameters())) == 6 + 3 * 4
+
+
 def test_sharpness_is_measured_and_changes_nothing_else(atari: Atari, tmp_path: Path) -> None:
     status, printed = atari("--multirun", "method=plasticity_injection,fire", "sharpness=48")
     assert status == 0, printed
