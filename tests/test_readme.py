@@ -78,6 +78,7 @@ def test_table_of_keys_is_complete() -> None:
     for group, line_key in (
         ("vision/benchmark", "benchmark"), ("shared/method", "method"), ("vision/scale", "scale"),
         ("vision/experiment", "experiment"), ("language/scale", "scale"), ("language/experiment", "experiment"),
+        ("atari/experiment", "experiment"), ("atari/scale", "scale"),
         ("language/data", "data"), ("language/checkpoint", "checkpoint"),
     ):  # fmt: skip
         line = next(line for line in README.splitlines() if line.startswith(f"| `{line_key}`"))
@@ -85,14 +86,17 @@ def test_table_of_keys_is_complete() -> None:
             assert f"`{config.stem}`" in line
 
 
-@pytest.mark.parametrize("results", ["vision/warm_start-laptop", "language/wikitext2_imdb-60k-laptop"])
-def test_results_are_those_of_the_report(results: str) -> None:
+@pytest.mark.parametrize(
+    ("results", "methods"),
+    [("vision/warm_start-laptop", 4), ("language/wikitext2_imdb-60k-laptop", 4), ("atari/asterix-laptop", 5)],
+)
+def test_results_are_those_of_the_report(results: str, methods: int) -> None:
     table = [line for line in (REPOSITORY / f"results/{results}.md").read_text().splitlines() if "|" in line]
-    assert len(table) == 6
+    assert len(table) == 2 + methods
     assert "\n".join(table) in README
 
 
-@pytest.mark.parametrize("benchmark", ["core", "vision", "language"])
+@pytest.mark.parametrize("benchmark", ["core", "vision", "language", "atari"])
 def test_speed_is_that_of_the_benchmark(benchmark: str) -> None:
     where, _, *table = (REPOSITORY / f"results/benchmark/{benchmark}-cpu.md").read_text().splitlines()
     assert "\n".join(table) in README
