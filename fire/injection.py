@@ -48,7 +48,9 @@ class PlasticityInjection(Method):
         """Raise ValueError where the scope names no head."""
         super().check(model, scope)
         if not scope.inject:
-            raise ValueError("plasticity_injection needs the name of the network's head in the scope's `inject`")
+            raise ValueError(
+                "plasticity_injection needs a scope whose `inject` names the network's head; this one has none"
+            )
 
     @torch.no_grad()
     def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:

@@ -27,7 +27,8 @@ def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
     hours = (updates / learning + acted / acting) / 3600
     return (
         f"estimated: {hours:.1f} hours here ({updates / 1e6:.2f} million updates "
-        f"at {learning:,.0f} and {acted / 1e6:.2f} million agent steps at {acting:,.0f} a second, measured; a shared "
+        f"at {learning:,.0f} and {acted / 1e6:.2f} million agent steps, those of evaluations "
+        f"included, at {acting:,.0f} a second, measured; a shared "
         f"phase 0 makes it less), {memory:.1f} GB of memory for the replay buffer, up to {disk:.1f} GB of "
         f"checkpoints, no download"
     )

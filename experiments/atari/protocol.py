@@ -43,6 +43,10 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"budget.buffer={budget.buffer} must be at least {smallest}, two stacks of every environment")
     if budget.learning_starts < smallest:
         raise UserError(f"budget.learning_starts={budget.learning_starts} must be at least {smallest}")
+    if budget.learning_starts >= sum(budget.steps):
+        raise UserError(
+            f"budget.learning_starts={budget.learning_starts} lies beyond the run's {sum(budget.steps)} steps"
+        )
     if not 0 <= cfg.replay_ratio <= 1024:
         raise UserError(f"replay_ratio={cfg.replay_ratio} must lie in [0, 1024]")
     if not 1 <= cfg.dqn.batch_size <= 65_536:
@@ -76,7 +80,7 @@ def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
     logger.info(
-        "atari %s, method=%s seed=%d, scale=%s: %s agent steps, %s updates a step, network of width %d, buffer of %s, "
+        "atari %s, method=%s seed=%d, scale=%s: %s agent steps, replay ratio %s, network of width %d, buffer of %s, "
         "%s on %s.%s",
         cfg.game, cfg.method.name, cfg.seed, cfg.scale, "+".join(f"{steps:,}" for steps in budget.steps),
         f"{cfg.replay_ratio:g}", budget.width, f"{budget.buffer:,}", runtime.precision, runtime.device,

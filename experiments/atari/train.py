@@ -42,6 +42,8 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     """One run from its composed configuration: validate everything, then train what is missing."""
     protocol.check(cfg)
     method = config.build_method(cfg)
+    if method.resets_optimizer:
+        cfg.optimizer_at_boundary = "reset"
     runtime = config.resolve_runtime(cfg, compile_on_cuda="graphs")
     job = protocol.describe(cfg, runtime)
     protocol.announce(cfg, runtime)
@@ -53,8 +55,10 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
         return training
 
     ended = carry_out(job, prepare, stop)
-    if cfg.record_video and cfg.until == "end" and not (job.run_dir / VIDEO).exists():
-        record_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, job.run_dir)
+    if cfg.record_video and ended["status"] == "done before":
+        if not (job.run_dir / VIDEO).exists():
+            record_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, job.run_dir)
+        logger.info("video: %s", job.run_dir / VIDEO)
     return {"run": job.name, **ended}
 
 
@@ -166,7 +170,7 @@ class AtariTraining:
             row["reset/sharpness_before"] = before["plasticity/sharpness"]
         row |= boundary.cross(self.method, self.learner.online, self.initial, self.scope)
         self.learner.follow()
-        if self.method.resets_optimizer or self.cfg.optimizer_at_boundary == "reset":
+        if self.cfg.optimizer_at_boundary == "reset":
             self.learner.new_optimizer()
         row |= self.evaluate() | self.plasticity() | self.sharpness()
         workspace.log.append(row)
@@ -345,6 +349,6 @@ def record_video(learner: Learner, cfg: DictConfig, folder: Path) -> None:
     path = folder / VIDEO
     try:
         total = video.record(learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed, path)
-        logger.info("video of an episode with return %s: %s", f"{total:,.0f}", path)
+        logger.info("wrote %s, an episode with return %s", path, f"{total:,.0f}")
     except (OSError, RuntimeError) as error:
         logger.warning("warning: no video: %s; the run goes on", str(error).strip().splitlines()[0])

@@ -82,10 +82,12 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
         for _, one in seeds.groupby("seed"):
             axes.plot(one.x, one.value, color=colour(method), alpha=0.25, linewidth=0.8)
         axes.plot(curve.x, curve.value, color=colour(method), label=name(method), linewidth=2)
+    if tests.empty:
+        axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center")
     if shared is not None:
         axes.axvline(shared, color="#888888", linewidth=1, linestyle=":")
         axes.annotate(" reset", (shared, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
-    if "loss" in metric:
+    if "loss" in metric and len(tests):
         low, high = tests.value.min(), tests.value.quantile(LOSS_RANGE)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
 

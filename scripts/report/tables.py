@@ -19,10 +19,14 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
     paper = pd.read_csv(PAPER / "final.csv")
     published = paper[paper.panel == domain.panels.get(data.benchmark.iloc[0])].set_index("method").final
     say, rows = partial(spread, decimals=domain.decimals), []
-    for method in sorted(final.index, key=order):
+    methods = sorted(data.method.unique(), key=order)
+    final, mean = final.reindex(methods), mean.reindex(methods)  # of a short run there may be no value
+    for method in methods:
         values = final.loc[method].dropna()
         row = {
-            "method": name(method), "seeds": len(values), "final": say(values.to_numpy()),
+            "method": name(method),
+            "seeds": data[data.method == method].seed.nunique(),
+            "final": say(values.to_numpy()),
             "mean of last phase": say(mean.loc[method].dropna().to_numpy()),
             "final minus no reset": say(difference(final, method), sign=True),
             "mean minus no reset": say(difference(mean, method), sign=True),
@@ -30,10 +34,10 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
         if domain.normalised:
             column, scaled = domain.normalised
             values_scaled = [scaled(data.benchmark.iloc[0], value) for value in values]
-            if None not in values_scaled:
+            if values_scaled and None not in values_scaled:
                 row[f"final, {column}"] = spread(np.array(values_scaled))
         for metric, (_, column) in domain.apart.items():
-            apart, _ = by_seed(data, metric)
+            apart = by_seed(data, metric)[0].reindex(methods)
             row[f"final, {column}"] = say(apart.loc[method].dropna().to_numpy())
             row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
         row["paper's final (scale=paper)"] = f"{published[method]:.{domain.decimals}f}" if method in published else ""

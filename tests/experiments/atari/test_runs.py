@@ -99,7 +99,7 @@ def test_video_of_an_episode(atari: Atari, tmp_path: Path) -> None:
     status, printed = atari("method=plasticity_injection", "record_video=true")
     assert status == 0, printed
     assert "done before" in printed
-    assert "video of an episode with return" in printed
+    assert f"wrote {run / 'video.mp4'}, an episode with return" in printed
     assert not list(run.glob(".*.tmp"))
     reader = imageio_ffmpeg.read_frames(str(run / "video.mp4"))
     meta = next(reader)
