@@ -14,21 +14,23 @@ import fire
 from experiments.atari.replay import STACK, Batch
 from experiments.common.config import Runtime
 
-# Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm.
+# Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm; and the updates.
 TOTALS = ("loss", "q", "grad_norm", "updates")
 
 
-def temporal_difference(
-    online: nn.Module, target: nn.Module, batch: Batch, discount: float, runtime: Runtime
-) -> tuple[Tensor, Tensor]:
-    """Huber loss of the temporal-difference error with rewards clipped to [-1, 1], and the mean value of the actions
-    taken."""
-    states, next_states = batch.frames[:, :STACK], batch.frames[:, 1:]
+@torch.no_grad()
+def goals(target: nn.Module, batch: Batch, discount: float, runtime: Runtime) -> Tensor:
+    """What the value of each action should be, (batch,): the reward, clipped to [-1, 1], plus the discounted value that
+    the target network gives the next state."""
     with runtime.autocast:
-        with torch.no_grad():
-            following = target(next_states).float().amax(1)
-        values = online(states).float().gather(1, batch.actions[:, None])[:, 0]
-    goal = batch.rewards.clamp(-1, 1) + discount * (1 - batch.ends) * following
+        following = target(batch.frames[:, 1:]).float().amax(1)
+    return batch.rewards.clamp(-1, 1) + discount * (1 - batch.ends) * following
+
+
+def huber_loss(online: nn.Module, batch: Batch, goal: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
+    """Huber loss of the temporal-difference errors, and the mean value of the actions taken."""
+    with runtime.autocast:
+        values = online(batch.frames[:, :STACK]).float().gather(1, batch.actions[:, None])[:, 0]
     errors = F.smooth_l1_loss(values, goal, reduction="none")
     return (batch.weights * errors).mean(), values.detach().mean()
 
@@ -43,13 +45,14 @@ class Learner:
     """
 
     def __init__(self, network: nn.Module, cfg: DictConfig, runtime: Runtime) -> None:
-        self.runtime, self._discount = runtime, cfg.dqn.discount
+        self.runtime, self._discount, self._batch_size = runtime, cfg.dqn.discount, cfg.dqn.batch_size
         self._rate, self._eps = cfg.optimizer.learning_rate, cfg.optimizer.eps
         self.online = network.to(runtime.device)
         self.target = deepcopy(self.online).requires_grad_(False)
         self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
-        # A plain function, because a method kept here would keep the learner, and its graph, alive after its use.
-        self._loss = torch.compile(temporal_difference) if runtime.compile == "true" else temporal_difference
+        # Plain functions, because a method kept here would keep the learner, and its graphs, alive after its use.
+        compiled = torch.compile if runtime.compile == "true" else lambda function: function
+        self._goals, self._huber_loss = compiled(goals), compiled(huber_loss)
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -60,37 +63,46 @@ class Learner:
         self.forget_capture()
 
     def forget_capture(self) -> None:
-        """The captured update is of other memory: capture it again when it is needed."""
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: Batch | None = None
+        """The captured updates are of other memory: capture them again when they are needed."""
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch]] = {}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`temporal_difference` of a batch, uncompiled."""
-        return temporal_difference(self.online, self.target, batch, self._discount, self.runtime)
+        """Loss of a batch, and the mean value of its actions; uncompiled."""
+        goal = goals(self.target, batch, self._discount, self.runtime)
+        return huber_loss(self.online, batch, goal, self.runtime)
 
-    def update(self, batch: Batch) -> None:
-        """One step of the optimiser."""
+    def update(self, batches: Batch) -> None:
+        """A step of the optimiser for every `dqn.batch_size` transitions."""
         if self.runtime.compile != "graphs":
-            self._update(batch)
+            self._update(batches)
             return
-        if self._graph is None or self._inputs is None:
-            self._inputs = Batch(*(tensor.clone() for tensor in batch))
-            self._graph = self._capture(self._inputs)
-        for there, new in zip(self._inputs, batch, strict=True):
+        count = len(batches.actions)
+        if count not in self._graphs:
+            inputs = Batch(*(tensor.clone() for tensor in batches))
+            self._graphs[count] = self._capture(inputs), inputs
+        graph, inputs = self._graphs[count]
+        for there, new in zip(inputs, batches, strict=True):
             there.copy_(new, non_blocking=True)
-        self._graph.replay()
+        graph.replay()
 
-    def _update(self, batch: Batch) -> None:
-        loss, value = self._loss(self.online, self.target, batch, self._discount, self.runtime)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _update(self, batches: Batch) -> None:
+        # For all batches at once: the target network does not change between them.
+        goal = self._goals(self.target, batches, self._discount, self.runtime)
+        parts = list(zip(batches.split(self._batch_size), goal.split(self._batch_size), strict=True))
+        for batch, batch_goal in parts:
+            loss, value = self._huber_loss(self.online, batch, batch_goal, self.runtime)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.totals[0] += loss.detach()
+            self.totals[1] += value
+        # The last gradient stands for those of the other batches: a norm is as dear as a twentieth of an update.
         gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        self.optimizer.step()
-        self.totals += torch.stack([loss.detach(), value, norm, torch.ones_like(value)])
+        self.totals[2] += len(parts) * nn.utils.get_total_norm(gradients)
+        self.totals[3] += len(parts)
 
-    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
-        """The whole update as a CUDA graph that reads `batch`'s memory. What the warm-up that this takes has changed is
+    def _capture(self, batches: Batch) -> torch.cuda.CUDAGraph:
+        """The updates as one CUDA graph that reads `batches`' memory. What the warm-up that this takes has changed is
         put back, in place."""
         gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
         # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
@@ -100,12 +112,12 @@ class Learner:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self._update(batch)
+                self._update(batches)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)  # so that the gradients are of the graph's own memory
         with torch.cuda.graph(graph):
-            self._update(batch)
+            self._update(batches)
         with torch.no_grad():
             for tensor, value in zip((*self.online.parameters(), self.totals), before, strict=True):
                 tensor.copy_(value)

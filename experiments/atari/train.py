@@ -213,9 +213,7 @@ class AtariTraining:
         actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
         self.envs.send(actions.numpy())
         if updates := schedule.updates(self.step):
-            sampled = self.buffer.sample(updates * schedule.batch_size, self.drawing)
-            for batch in sampled.split(schedule.batch_size):
-                self.learner.update(batch)
+            self.learner.update(self.buffer.sample(updates * schedule.batch_size, self.drawing))
         stepped, rewards, terminated, truncated, _ = self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):

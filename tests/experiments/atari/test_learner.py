@@ -85,6 +85,19 @@ def test_loss_is_that_of_the_paper() -> None:
     assert float(value) == pytest.approx(sum(values) / 8, rel=1e-4)
 
 
+def test_updates_of_one_step_are_those_of_several() -> None:
+    """All batches at once, or one after another."""
+    one, other = learner(), learner()
+    batches = batch(96)
+    one.update(batches)
+    for part in batches.split(32):
+        other.update(part)
+    for a, b in zip(one.online.parameters(), other.online.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert one.totals[[0, 1, 3]].tolist() == pytest.approx(other.totals[[0, 1, 3]].tolist(), rel=1e-5)
+    assert one.totals[3] == 3
+
+
 def test_updates_change_the_online_network_alone() -> None:
     ours = learner()
     before = {name: tensor.clone() for name, tensor in ours.target.state_dict().items()}
