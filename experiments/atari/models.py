@@ -18,12 +18,14 @@ class QNetwork(nn.Module):
     def __init__(self, width: int, hidden: int, actions: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv2d(STACK, width, 8, stride=4), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 4, stride=2), nn.ReLU(),
-            nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(),
+            nn.Conv2d(STACK, width, 8, stride=4), nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 4, stride=2), nn.ReLU(inplace=True),
+            nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(inplace=True),
             nn.Flatten(),
         )  # fmt: skip
-        self.head = nn.Sequential(nn.Linear(2 * width * 7 * 7, hidden), nn.ReLU(), nn.Linear(hidden, actions))
+        self.head = nn.Sequential(
+            nn.Linear(2 * width * 7 * 7, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, actions)
+        )
 
     def forward(self, states: Tensor) -> Tensor:  # (batch, 4, 84, 84) uint8 -> (batch, actions)
         # Channels last is what the convolutions are fast in, on CPUs above all.

@@ -5,8 +5,8 @@ Asterix: none 1271, shrink and perturb 1814, full reset 1846, plasticity injecti
 scale=paper). What a run is, and what is due when, is in `protocol`.
 
 One step of all environments goes so: act with the network as it is, send the actions to the environments, learn from
-what was stored before while they play, store what came of it. So acting overlaps learning with a lag of one step that
-is always there, and results do not depend on timing.
+what was stored before (on a GPU while they play), store what came of it. The lag of one step is always there, so
+results do not depend on timing.
 """
 
 import logging
@@ -212,9 +212,11 @@ class AtariTraining:
         greedy = self.learner.act(self.observations) if epsilon < 1 else torch.zeros(count, dtype=torch.int64)
         actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
         self.envs.send(actions.numpy())
+        # They play while a GPU learns; on a CPU both would only be in each other's way.
+        came = self.envs.recv() if self.runtime.device == "cpu" else None
         if updates := schedule.updates(self.step):
             self.learner.update(self.buffer.sample(updates * schedule.batch_size, self.drawing))
-        stepped, rewards, terminated, truncated, _ = self.envs.recv()
+        stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
             for key, value in (("return", total), ("length", length), ("episodes", 1)):

@@ -130,11 +130,14 @@ class PlainLoop:
 
 
 class PlainNetwork(nn.Module):
-    """The same layers, in PyTorch's usual memory format."""
+    """The same layers, in PyTorch's usual memory format and with its usual ReLU."""
 
     def __init__(self, network: models.QNetwork) -> None:
         super().__init__()
         self.layers = nn.Sequential(network.convolutions, network.head).to(memory_format=torch.contiguous_format)
+        for module in self.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:  # (batch, 4, 84, 84) uint8 -> (batch, actions)
         return self.layers(states / 255.0)
