@@ -256,7 +256,7 @@ def test_best_at_the_very_end_survives_a_kill(language: Command, tmp_path: Path)
     assert status == 0, printed
     whole = numbers(run_dirs(tmp_path / "whole")[0])
     assert [row["iteration"] for row in whole if "reset/sfe" in row] == [10]
-    move = checkpoint._move
+    move = checkpoint.move
 
     def killed(path: Path, target: Path) -> Path:
         if target.name.startswith("checkpoint-") and list(target.parent.glob("kept-best-*")):
@@ -264,7 +264,7 @@ def test_best_at_the_very_end_survives_a_kill(language: Command, tmp_path: Path)
         return move(path, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_move", killed)
+        patch.setattr(checkpoint, "move", killed)
         assert language(*arguments)[0] == 130
     status, printed = language(*arguments)
     assert status == 0, printed
