@@ -67,7 +67,9 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
 
 @pytest.mark.slow
 def test_atari_has_returns_and_human_scores(atari: Vision, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    atari("-m", "method=none,fire", "seed=0,1")
+    # Long enough for training episodes, at random, to end.
+    long = ("budget.steps=[800,1600]", "budget.restart_every=8000", "dqn.epsilon=[1,1]", "budget.eval_every=2400")
+    atari("-m", "method=none,fire", "seed=0,1", *long)
     report(DOMAINS["atari"], [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     assert "**Too short to rank methods**" in printed
@@ -82,6 +84,18 @@ def test_atari_has_returns_and_human_scores(atari: Vision, tmp_path: Path, capsy
     # Random 210, human 8503.3 (Wang et al. 2016).
     assert cells["final, human-normalised"].startswith(f"{(sum(final) / 2 - 210) / 8293.3:.3f} ± ")
     assert cells["paper's final (scale=paper)"] == "2250"
+
+
+def test_atari_without_a_finished_training_episode(atari: Vision, tmp_path: Path, capsys) -> None:
+    """The table and the figure then tell of evaluations alone."""
+    atari("method=none")
+    (directory,) = run_dirs(tmp_path / "outputs")
+    rows = numbers(directory)
+    assert not any("train/return" in row for row in rows)
+    report(DOMAINS["atari"], [tmp_path / "outputs"], tmp_path / "report")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| No reset"))
+    assert f" {rows[-1]['eval/return']:.0f} |" in line
+    assert (tmp_path / "report" / "asterix-smoke.png").stat().st_size > 20_000
 
 
 def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:
