@@ -4,9 +4,10 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.atari import envs, models
+from experiments.atari.envs import FRAME, STACK, STORED, bytes_on_disk
 from experiments.atari.learner import Learner
-from experiments.atari.replay import BYTES_PER_TRANSITION, FRAME, STACK, Batch, bytes_on_disk
 from experiments.common.config import Runtime
+from experiments.common.replay import Batch
 from experiments.common.throughput import steps_per_second
 
 SECONDS = 5.0
@@ -23,7 +24,7 @@ def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
     updates, acted = steps * cfg.replay_ratio, steps + evaluations * cfg.budget.eval_steps
     learning, acting = updates_per_second(cfg, runtime), environment_steps_per_second(cfg, runtime)
     capacity = min(cfg.budget.buffer, steps)
-    memory, disk = capacity * BYTES_PER_TRANSITION / 1e9, 2 * bytes_on_disk(capacity) / 1e9
+    memory, disk = capacity * STORED.bytes / 1e9, 2 * bytes_on_disk(capacity) / 1e9
     hours = (updates / learning + acted / acting) / 3600
     return (
         f"estimated: {hours:.1f} hours here ({updates / 1e6:.2f} million updates "

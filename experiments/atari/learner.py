@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fire
-from experiments.atari.replay import STACK, Batch
+from experiments.atari.envs import STACK
 from experiments.common.config import Runtime
+from experiments.common.replay import Batch
 
 # Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm; and the updates.
 TOTALS = ("loss", "q", "grad_norm", "updates")

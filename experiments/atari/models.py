@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.atari.replay import STACK
+from experiments.atari.envs import STACK
 
 
 class QNetwork(nn.Module):

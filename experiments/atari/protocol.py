@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.atari import envs, games, replay
+from experiments.atari import envs, games
 from experiments.common import config
 from experiments.common.errors import UserError
 from experiments.common.job import Job
@@ -38,7 +38,7 @@ def check(cfg: DictConfig) -> None:
     for key in ("width", "hidden", "eval_steps"):
         if not 1 <= budget[key] <= 1e9:
             raise UserError(f"budget.{key}={budget[key]} must be positive")
-    smallest = 2 * replay.STACK * count
+    smallest = 2 * envs.STACK * count
     if budget.buffer < smallest:
         raise UserError(f"budget.buffer={budget.buffer} must be at least {smallest}, two stacks of every environment")
     if budget.learning_starts < smallest:

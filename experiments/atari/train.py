@@ -21,14 +21,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import fire
-from experiments.atari import envs, estimate, models, protocol, replay, video
+from experiments.atari import envs, estimate, models, protocol, video
+from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import TOTALS, Learner
-from experiments.atari.replay import STACK, Batch, ReplayBuffer
-from experiments.common import boundary, checkpoint, config, segments
+from experiments.common import boundary, checkpoint, config, replay
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
+from experiments.common.replay import Batch, ReplayBuffer
 from experiments.common.seeding import generator, seed_everything
 from experiments.common.wandb_mirror import VIDEO
 from experiments.common.workspace import Workspace
@@ -80,7 +81,7 @@ class AtariTraining:
         self.scope = config.build_scope(cfg.model.scope)
         count, budget = cfg.dqn.environments, cfg.budget
         capacity = min(budget.buffer, sum(budget.steps))
-        frames_on = replay.place(capacity, runtime.device)
+        frames_on = replay.place(STORED, capacity, runtime.device)
         seed_everything(cfg.seed)
         self.envs = envs.make(cfg.game, count)
         self.actions = int(self.envs.single_action_space.n)
@@ -88,7 +89,7 @@ class AtariTraining:
         boundary.check_scope(method, network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.learner = Learner(network, cfg, runtime)
-        self.buffer = ReplayBuffer(capacity, count, runtime.device, frames_on)
+        self.buffer = ReplayBuffer(STORED, capacity, count, runtime.device, frames_on)
         self.exploration = generator(cfg.seed, "exploration")
         self.drawing = generator(cfg.seed, "replay")
         self.phase, self.step, self.entered = 0, 0, False
@@ -100,7 +101,7 @@ class AtariTraining:
         self.start_clock()
         # The frames of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
-        self.disk_bytes = 2 * replay.bytes_on_disk(capacity) + 6 * 4 * size
+        self.disk_bytes = 2 * envs.bytes_on_disk(capacity) + 6 * 4 * size
 
     def start_clock(self) -> None:
         """Count speed from here."""
@@ -284,12 +285,8 @@ class AtariTraining:
         """Checkpoint, and stop here if a signal has asked for it."""
         started = time.perf_counter()
         self.finite_totals(workspace)
-        self.buffer.adopt(workspace.path)
-        before = list(self.buffer.segments)
-        self.buffer.write(workspace.path)
-        workspace.save(self.state_dict())
-        # Two checkpoints are kept: what the one before this refers to stays too.
-        segments.remove_but(workspace.path, {*before, *self.buffer.segments})
+        with self.buffer.writing(workspace.path):
+            workspace.save(self.state_dict())
         workspace.stop_if_asked()
         self.clock += time.perf_counter() - started  # which does not count as training
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from experiments.atari import estimate, replay
+from experiments.atari import estimate
 from experiments.atari.config import AtariConfig
+from experiments.atari.envs import STORED
 from experiments.atari.protocol import Schedule, check, describe
+from experiments.common import replay
 from experiments.common.config import compose_domain, resolve_runtime
 from tests.conftest import run_dirs
 
@@ -137,7 +139,7 @@ def test_buffer_larger_than_memory(atari: Atari, tmp_path: Path, monkeypatch: py
     assert (
         "replay buffer of 1,000,000 transitions (budget.buffer) takes 7.06 GB, but this machine has 3.22 GB" in printed
     )
-    assert f"lower budget.buffer to at most {(2 << 30) // replay.BYTES_PER_TRANSITION:,}" in printed
+    assert f"lower budget.buffer to at most {(2 << 30) // STORED.bytes:,}" in printed
     assert not (tmp_path / "outputs" / "atari").exists()
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import fire
-from experiments.atari import models, replay
+from experiments.atari import models
 from experiments.atari.config import AtariConfig
+from experiments.atari.envs import STORED
 from experiments.atari.learner import Learner
-from experiments.atari.replay import ReplayBuffer
 from experiments.common.config import Runtime, build_scope, compose_domain
+from experiments.common.replay import Batch, ReplayBuffer
 from tests.conftest import needs_cuda, numbers, run_dirs
 from tests.experiments.atari.test_learner import batch
 from tests.experiments.atari.test_replay import CAPACITY, ENVIRONMENTS, Naive
@@ -24,8 +25,8 @@ def learner(compiled: str) -> Learner:
     return Learner(models.build(cfg.budget, 3, seed=0), cfg, Runtime("cuda", "fp32", compiled, 0))
 
 
-def on_cuda(seed: int) -> replay.Batch:
-    return replay.Batch(*(tensor.cuda() for tensor in batch(32 * (1 + seed % 2), seed=seed)))  # one or two updates
+def on_cuda(seed: int) -> Batch:
+    return Batch(*(tensor.cuda() for tensor in batch(32 * (1 + seed % 2), seed=seed)))  # one or two updates
 
 
 @needs_cuda
@@ -72,7 +73,7 @@ def test_going_on_from_a_checkpoint_captures_again(tmp_path: Path) -> None:
 def test_frames_on_the_gpu_give_the_same_batches() -> None:
     drawn = []
     for device, frames_on in (("cpu", "cpu"), ("cuda", "cuda"), ("cuda", "cpu")):
-        buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS, device, frames_on)
+        buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS, device, frames_on)
         naive = Naive(buffer, seed=3)
         for _ in range(70):
             naive.step()

@@ -11,9 +11,9 @@ import fire
 from experiments.atari import envs, models
 from experiments.atari.config import AtariConfig
 from experiments.atari.learner import Learner
-from experiments.atari.replay import Batch
 from experiments.common import checkpoint
 from experiments.common.config import Runtime, build_scope, compose_domain
+from experiments.common.replay import Batch
 from tests.conftest import run_dirs
 from tests.experiments.atari.scripted import DISCOUNT, VALUES, Scripted, frame
 

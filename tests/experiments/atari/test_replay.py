@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.atari import replay
-from experiments.atari.replay import ReplayBuffer
+from experiments.atari.envs import STORED
+from experiments.common import replay
 from experiments.common.errors import UserError
+from experiments.common.replay import ReplayBuffer
 
 ENVIRONMENTS, CAPACITY = 3, 60
 Transition = tuple[tuple[int, ...], int, float, float, tuple[int, ...]]
@@ -72,7 +73,7 @@ def drawn(batch: replay.Batch) -> list[Transition]:
 
 @pytest.mark.parametrize("steps", [4, 15, 70])
 def test_draws_exactly_the_transitions_there_are(steps: int) -> None:
-    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
     naive = Naive(buffer, seed=steps)
     for step in range(steps):
         if step % 13 == 12:
@@ -89,7 +90,7 @@ def test_draws_exactly_the_transitions_there_are(steps: int) -> None:
 
 
 def test_same_generator_same_batch() -> None:
-    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
     naive = Naive(buffer, seed=0)
     for _ in range(40):
         naive.step()
@@ -103,7 +104,7 @@ def test_same_generator_same_batch() -> None:
 @pytest.mark.parametrize("checkpoints", [(30,), (5, 11, 50), (10, 12, 65, 66)])
 def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
     """Written piece by piece while it goes round, then read into another buffer, which goes on in the same way."""
-    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
     naive = Naive(buffer, seed=1)
     for step in range(max(checkpoints) + 1):
         naive.step()
@@ -111,7 +112,7 @@ def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, 
             buffer.write(tmp_path / ".")
     state = buffer.state_dict(tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    other = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    other = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
     other.load_state_dict(state, tmp_path)
     naive.buffer = other
     for _ in range(7):
@@ -123,7 +124,7 @@ def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, 
 
 
 def test_damaged_and_missing_segments(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(CAPACITY, ENVIRONMENTS)
+    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
     naive = Naive(buffer, seed=1)
     for _ in range(10):
         naive.step()
@@ -135,15 +136,15 @@ def test_damaged_and_missing_segments(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="damaged segment"):
-        ReplayBuffer(CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
+        ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
     path.unlink()
     with pytest.raises(UserError, match="is missing, which a checkpoint refers to"):
-        ReplayBuffer(CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
+        ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS).load_state_dict(state, tmp_path)
 
 
 def test_a_million_transitions_fit() -> None:
-    assert 1_000_000 * replay.BYTES_PER_TRANSITION <= 7.5e9
-    buffer = ReplayBuffer(4000, 4)
+    assert 1_000_000 * STORED.bytes <= 7.5e9
+    buffer = ReplayBuffer(STORED, 4000, 4)
     tensors = (buffer.frames, buffer.begins, buffer.actions, buffer.rewards, buffer.ends)
     total = sum(t.numel() * t.element_size() for t in tensors)
-    assert total == pytest.approx(4000 * replay.BYTES_PER_TRANSITION, rel=2e-3)
+    assert total == pytest.approx(4000 * STORED.bytes, rel=2e-3)

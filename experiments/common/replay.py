@@ -1,11 +1,15 @@
-"""The replay buffer: every frame once, stacked when it is sampled.
+"""The replay buffer: every observation once, stacked when it is sampled.
 
-A *slot* is one step of all environments: the newest frame of each observation, whether an episode begins with it, and
-what was done and came of it. Observations follow one another slot by slot, so the state and the next state of a
-transition are five frames in a row; 1M transitions take 7.1 GB where stacked ones take 56 GB.
+A *slot* is one step of all environments: the newest frame of each observation (all of it, where nothing is stacked),
+whether an episode begins with it, and what was done and came of it. Slots follow one another, so the state and the next
+state of a transition lie in a row: of Atari's four stacked frames five, and 1M transitions take 7.1 GB where stacked
+ones take 56 GB.
 """
 
+import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +20,41 @@ from experiments.common import segments
 from experiments.common.errors import UserError
 from experiments.common.memory import available
 
-STACK = 4
-FRAME = (84, 84)
 CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
-BYTES_PER_TRANSITION = FRAME[0] * FRAME[1] + 7  # a frame; action, reward, two flags
 GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
-COMPRESSION = 20  # of frames on disk, at least; 22 to 36 was measured on the paper's games
 SEGMENT_SLOTS = 8192  # at most, so that writing one takes little memory
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a buffer keeps of each step.
+
+    Attributes:
+        frame, dtype: shape and type of a frame.
+        stack: how many frames a state is.
+        action, action_dtype: shape and type of an action.
+    """
+
+    frame: tuple[int, ...]
+    dtype: torch.dtype
+    stack: int
+    action: tuple[int, ...]
+    action_dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of a transition: a frame, an action, a float32 reward, two flags."""
+        action = math.prod(self.action) * self.action_dtype.itemsize
+        return math.prod(self.frame) * self.dtype.itemsize + action + 6
 
 
 class Batch(NamedTuple):
     """Transitions.
 
     Attributes:
-        frames: (batch, 5, 84, 84) uint8: the first four are the state, the last four the next state.
-        actions: (batch,) int64.
-        rewards: (batch,) float32, as the game gave them.
+        frames: (batch, stack + 1, *frame): all but the last are the state, all but the first the next state.
+        actions: (batch, *action), of int64 where they are integers.
+        rewards: (batch,) float32, as the environment gave them.
         ends: (batch,) float32, 1 where the episode terminated, so that there is no next state.
         weights: (batch,) float32: 1, or 0 in the rare case that no candidate could be used.
     """
@@ -54,21 +77,26 @@ class ReplayBuffer:
     it was the last frame of an episode, and the environment's reset came next.
     """
 
-    def __init__(self, capacity: int, environments: int, device: str = "cpu", frames_on: str = "cpu") -> None:
+    def __init__(
+        self, stored: Stored, capacity: int, environments: int, device: str = "cpu", frames_on: str = "cpu"
+    ) -> None:
         """
         Args:
+            stored: what is kept of a step.
             capacity: in transitions of all environments.
             environments: how many there are.
             device: where batches are needed.
             frames_on: where the frames are kept; all else is on the CPU.
         """
-        self.device = device
+        self.stored, self.device = stored, device
         self.slots, self.environments = capacity // environments + 1, environments  # the newest is not complete
         # Written to, so that the memory is taken now and not in the middle of a run.
-        self.frames = torch.empty((self.slots, environments, *FRAME), dtype=torch.uint8, device=frames_on).zero_()
+        self.frames = torch.empty(
+            (self.slots, environments, *stored.frame), dtype=stored.dtype, device=frames_on
+        ).zero_()
         shape = (self.slots, environments)
         self.begins = torch.zeros(shape, dtype=torch.bool)
-        self.actions = torch.zeros(shape, dtype=torch.uint8)
+        self.actions = torch.zeros((*shape, *stored.action), dtype=stored.action_dtype)
         self.rewards = torch.zeros(shape, dtype=torch.float32)
         self.ends = torch.zeros(shape, dtype=torch.bool)
         self.stop = 0
@@ -79,7 +107,7 @@ class ReplayBuffer:
         """A new slot.
 
         Args:
-            frames: (environments, 84, 84) uint8, the newest frame of each observation.
+            frames: (environments, *frame), the newest frame of each observation.
             begins: (environments,) bool, whether it is the first of an episode.
         """
         row = self.stop % self.slots
@@ -90,7 +118,8 @@ class ReplayBuffer:
         self.stop += 1
 
     def complete(self, actions: Tensor, rewards: Tensor, ends: Tensor) -> None:
-        """What was done in the newest slot, the reward of it, and where it terminated the episode; (environments,)."""
+        """What was done in the newest slot, (environments, *action), the reward of it and where it terminated the
+        episode, (environments,)."""
         row = (self.stop - 1) % self.slots
         self.actions[row], self.rewards[row], self.ends[row] = actions, rewards, ends
 
@@ -104,7 +133,7 @@ class ReplayBuffer:
 
         A slot whose stack reaches back beyond the oldest frame is left out.
         """
-        low = self.oldest + (STACK - 1 if self.oldest else 0)
+        low = self.oldest + (self.stored.stack - 1 if self.oldest else 0)
         drawn = torch.randint(
             low * self.environments, (self.stop - 1) * self.environments, (CANDIDATES, count), generator=generator
         )
@@ -114,28 +143,30 @@ class ReplayBuffer:
 
     def gather(self, positions: Tensor, weights: Tensor) -> Batch:
         """The transitions at `positions`, (batch,), counted slot by slot and in it environment by environment."""
+        stack, frame = self.stored.stack, self.stored.frame
         flat = positions % self.begins.numel()
-        window = positions[:, None] + self.environments * torch.arange(1 - STACK, 2)  # (batch, 5)
+        window = positions[:, None] + self.environments * torch.arange(1 - stack, 2)  # (batch, stack + 1)
         window = window % self.begins.numel()
-        begins = self.begins.view(-1)[window[:, 1:STACK]]
+        begins = self.begins.view(-1)[window[:, 1:stack]]
         # A frame belongs to the stack unless an episode begins after it, up to the state's own frame.
         alive = torch.ones_like(window, dtype=torch.uint8)
-        alive[:, : STACK - 1] = (~begins).flip(1).cumprod(1).flip(1)
-        frames = self.frames.view(-1, *FRAME).index_select(0, to(window.view(-1), self.frames.device.type))
-        frames = to(frames.view(len(positions), STACK + 1, *FRAME), self.device)
+        alive[:, : stack - 1] = (~begins).flip(1).cumprod(1).flip(1)
+        frames = self.frames.view(-1, *frame).index_select(0, to(window.view(-1), self.frames.device.type))
+        frames = to(frames.view(len(positions), stack + 1, *frame), self.device)
         short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
         if len(short):
-            frames[to(short, self.device)] *= to(alive[short], self.device)[:, :, None, None]
+            frames[to(short, self.device)] *= to(alive[short], self.device)[(..., *(None,) * len(frame))]
+        actions = self.actions.flatten(0, 1)[flat]
         return Batch(
             frames,
-            to(self.actions.view(-1)[flat].long(), self.device),
+            to(actions if actions.is_floating_point() else actions.long(), self.device),
             to(self.rewards.view(-1)[flat], self.device),
             to(self.ends.view(-1)[flat].float(), self.device),
             to(weights.float(), self.device),
         )
 
     def newest(self) -> Tensor:
-        """The newest frames, (environments, 84, 84)."""
+        """The newest frames, (environments, *frame)."""
         return self.frames[(self.stop - 1) % self.slots]
 
     def write(self, folder: Path) -> None:
@@ -151,9 +182,16 @@ class ReplayBuffer:
         # Those of which every slot has been overwritten are let go.
         self.segments = [path for path in self.segments if segments.rows(path).stop > self.oldest]
 
-    def adopt(self, folder: Path) -> None:
-        """Bring the segments of the midpoint that lie elsewhere into `folder` too, so that it depends on nothing."""
+    @contextmanager
+    def writing(self, folder: Path) -> Iterator[None]:
+        """Write what a checkpoint saved in the block refers to into `folder`, and delete there what none needs then."""
+        # Those of the midpoint, that lie elsewhere, too, so that the folder depends on nothing.
         self.segments = [segments.link(path, folder) for path in self.segments]
+        before = list(self.segments)
+        self.write(folder)
+        yield
+        # Two checkpoints are kept: what the one before this refers to stays.
+        segments.remove_but(folder, {*before, *self.segments})
 
     def _tensors(self) -> Iterable[tuple[str, Tensor]]:
         names = ("frames", "begins", "actions", "rewards", "ends")
@@ -189,25 +227,20 @@ class ReplayBuffer:
         self.written = self.stop - 1
 
 
-def bytes_on_disk(capacity: int) -> int:
-    """What the segments of a full buffer take, at most."""
-    return capacity * BYTES_PER_TRANSITION // COMPRESSION
-
-
-def place(capacity: int, device: str) -> str:
+def place(stored: Stored, capacity: int, device: str) -> str:
     """Where the frames of a buffer of `capacity` transitions go: `device` if they fit beside everything else, or RAM.
 
     Raises:
         UserError: they fit nowhere.
     """
-    needed = capacity * BYTES_PER_TRANSITION
+    needed = capacity * stored.bytes
     if device == "cuda" and needed + GPU_RESERVE < available("cuda"):
         return "cuda"
     if needed + RAM_RESERVE > (free := available("cpu")):
         raise UserError(
             f"the replay buffer of {capacity:,} transitions (budget.buffer) takes {needed / 1e9:.2f} GB, but this "
             f"machine has {free / 1e9:.2f} GB of memory left; lower budget.buffer to at most "
-            f"{max(0, free - RAM_RESERVE) // BYTES_PER_TRANSITION:,}"
+            f"{max(0, free - RAM_RESERVE) // stored.bytes:,}"
         )
     return "cpu"
 
