@@ -7,18 +7,23 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable, Sized
 from pathlib import Path
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.common.config import DEFAULT_DATA, compose_domain, data_folder
+from experiments.common.config import compose_domain, data_folder
 from experiments.common.errors import UserError
+from experiments.common.fetch import DEFAULT_DATA, default_data_dir
 from experiments.common.launch import composition_error
+from experiments.humanoid import assets
 from experiments.language import protocol
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
-from experiments.vision.data import DATASETS
+from experiments.vision.data import prepare_cifar10
+
+DATASETS: dict[str, Callable[[Path], Sized]] = {"cifar10": prepare_cifar10, "humanoid": assets.prepare}
 
 
 def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) -> str:
@@ -53,7 +58,7 @@ def main() -> int:
         elif arguments.overrides:
             raise UserError(f"{arguments.dataset} takes no settings: {' '.join(arguments.overrides)}")
         else:
-            folder = Path(arguments.data_dir or os.environ.get("FIRE_DATA") or DEFAULT_DATA).expanduser()
+            folder = (arguments.data_dir or default_data_dir()).expanduser()
             done = f"{arguments.dataset}: {len(DATASETS[arguments.dataset](folder))} files in {folder}, checksums right"
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,14 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from experiments.common.config import BaseConfig, ScopeConfig
-
-
-@dataclass
-class QScopeConfig(ScopeConfig):
-    """The reset scope with the head that plasticity injection concerns."""
-
-    inject: list[str] = field(default_factory=list)
+from experiments.common.config import BaseConfig, InjectScopeConfig
 
 
 @dataclass
@@ -19,7 +12,7 @@ class ModelConfig:
     """The Q-network, and what resets touch in it."""
 
     name: str = MISSING
-    scope: QScopeConfig = field(default_factory=QScopeConfig)
+    scope: InjectScopeConfig = field(default_factory=InjectScopeConfig)
 
 
 @dataclass

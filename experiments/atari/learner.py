@@ -1,7 +1,6 @@
 """The learner of DQN (Mnih et al. 2015): Q-network, target network, optimiser, and the update."""
 
-import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 import fire
 from experiments.atari.envs import STACK
 from experiments.common.config import Runtime
+from experiments.common.cuda_graphs import UpdateGraphs
 from experiments.common.replay import Batch
 
 # Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm; and the updates.
@@ -54,6 +54,7 @@ class Learner:
         # Plain functions, because a method kept here would keep the learner, and its graphs, alive after its use.
         compiled = torch.compile if runtime.compile == "true" else lambda function: function
         self._goals, self._huber_loss = compiled(goals), compiled(huber_loss)
+        self._graphs = UpdateGraphs()
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -61,11 +62,7 @@ class Learner:
         parameters = [p for p in self.online.parameters() if p.requires_grad]
         graphs = self.runtime.compile == "graphs"
         self.optimizer = torch.optim.Adam(parameters, self._rate, eps=self._eps, fused=True, capturable=graphs)
-        self.forget_capture()
-
-    def forget_capture(self) -> None:
-        """The captured updates are of other memory: capture them again when they are needed."""
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch]] = {}
+        self._graphs.forget()
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a batch, and the mean value of its actions; uncompiled."""
@@ -77,16 +74,11 @@ class Learner:
         if self.runtime.compile != "graphs":
             self._update(batches)
             return
-        count = len(batches.actions)
-        if count not in self._graphs:
-            inputs = Batch(*(tensor.clone() for tensor in batches))
-            self._graphs[count] = self._capture(inputs), inputs
-        graph, inputs = self._graphs[count]
-        for there, new in zip(inputs, batches, strict=True):
-            there.copy_(new, non_blocking=True)
-        graph.replay()
+        changed = [*self.online.parameters(), self.totals]
+        self._graphs.run(self._update, batches, changed, [self.optimizer])
 
-    def _update(self, batches: Batch) -> None:
+    def _update(self, given: Sequence[Tensor]) -> None:
+        batches = Batch(*given)
         # For all batches at once: the target network does not change between them.
         goal = self._goals(self.target, batches, self._discount, self.runtime)
         parts = list(zip(batches.split(self._batch_size), goal.split(self._batch_size), strict=True))
@@ -101,31 +93,6 @@ class Learner:
         gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
         self.totals[2] += len(parts) * nn.utils.get_total_norm(gradients)
         self.totals[3] += len(parts)
-
-    def _capture(self, batches: Batch) -> torch.cuda.CUDAGraph:
-        """The updates as one CUDA graph that reads `batches`' memory. What the warm-up that this takes has changed is
-        put back, in place."""
-        gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
-        # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
-        before = [tensor.detach().clone() for tensor in (*self.online.parameters(), self.totals)]
-        moments = deepcopy(self.optimizer.state_dict()["state"])
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._update(batches)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self.optimizer.zero_grad(set_to_none=True)  # so that the gradients are of the graph's own memory
-        with torch.cuda.graph(graph):
-            self._update(batches)
-        with torch.no_grad():
-            for tensor, value in zip((*self.online.parameters(), self.totals), before, strict=True):
-                tensor.copy_(value)
-            for index, parameter in enumerate(self.optimizer.param_groups[0]["params"]):
-                for key, tensor in self.optimizer.state[parameter].items():
-                    tensor.copy_(moments[index][key]) if index in moments else tensor.zero_()
-        return graph
 
     @torch.no_grad()
     def act(self, states: Tensor) -> Tensor:
@@ -151,7 +118,7 @@ class Learner:
             self.update_target()
         else:
             self.target = deepcopy(self.online).requires_grad_(False)
-            self.forget_capture()
+            self._graphs.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs."""
@@ -168,4 +135,4 @@ class Learner:
         self.target.load_state_dict(state["target"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.totals.copy_(state["totals"])
-        self.forget_capture()
+        self._graphs.forget()

@@ -21,10 +21,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 import fire
-from experiments.atari import envs, estimate, models, protocol, video
+from experiments.atari import envs, estimate, models, protocol
 from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import TOTALS, Learner
-from experiments.common import boundary, checkpoint, config, replay
+from experiments.atari.video import play
+from experiments.common import boundary, checkpoint, config, replay, video
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
 from experiments.common.metric_log import Row
@@ -58,7 +59,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and ended["status"] == "done before":
         if not (job.run_dir / VIDEO).exists():
-            record_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, job.run_dir)
+            video.record(partial(play_video, finished_learner(cfg, runtime, method, job.run_dir), cfg), job.run_dir)
         logger.info("video: %s", job.run_dir / VIDEO)
     return {"run": job.name, **ended}
 
@@ -151,7 +152,7 @@ class AtariTraining:
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # for whoever saves the state next
         elif self.cfg.record_video:
-            record_video(self.learner, self.cfg, workspace.path)
+            video.record(partial(play_video, self.learner, self.cfg), workspace.path)
 
     def enter(self, workspace: Workspace, phase: int) -> None:
         """Begin a phase, with a reset if it is not the first, or go on where a checkpoint was taken in it."""
@@ -332,20 +333,13 @@ class AtariTraining:
 
 def finished_learner(cfg: DictConfig, runtime: config.Runtime, method: fire.Method, run_dir: Path) -> Learner:
     """The Q-network that a finished run has left."""
-    content = checkpoint.read(checkpoint.kept(run_dir)[checkpoint.FINAL])
-    if content is None:
-        raise UserError(f"the final weights in {run_dir} are damaged; overwrite=true trains them again")
+    weights = checkpoint.final_weights(run_dir)
     network = models.build(cfg.budget, int(envs.make(cfg.game, 1).single_action_space.n), cfg.seed)
     method.restructure(network, dict(network.state_dict()), config.build_scope(cfg.model.scope))
-    network.load_state_dict(content["state"]["model"])
+    network.load_state_dict(weights)
     return Learner(network, cfg, runtime)
 
 
-def record_video(learner: Learner, cfg: DictConfig, folder: Path) -> None:
-    """Write the video of an episode; what goes wrong is a warning, since the run is worth more."""
-    path = folder / VIDEO
-    try:
-        total = video.record(learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed, path)
-        logger.info("wrote %s, an episode with return %s", path, f"{total:,.0f}")
-    except (OSError, RuntimeError) as error:
-        logger.warning("warning: no video: %s; the run goes on", str(error).strip().splitlines()[0])
+def play_video(learner: Learner, cfg: DictConfig, path: Path) -> float:
+    """Play an episode and write its video; its return."""
+    return play(learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed, path)

@@ -124,6 +124,19 @@ def read(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def final_weights(run_dir: Path) -> dict[str, Any]:
+    """The weights that a finished run has left.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    path = kept(run_dir).get(FINAL)
+    content = read(path) if path else None
+    if content is None:
+        raise UserError(f"the final weights in {run_dir} are missing or damaged; overwrite=true trains them again")
+    return content["state"]["model"]
+
+
 def intact(path: Path) -> bool:
     """Whether a file's content is what the digits in its name say."""
     return _sha256(path)[:16] == path.stem.rpartition("-")[2]

@@ -17,6 +17,7 @@ from torch import nn
 
 import fire
 from experiments.common.errors import UserError
+from experiments.common.fetch import DEFAULT_DATA
 
 
 @dataclass
@@ -27,6 +28,13 @@ class ScopeConfig:
     exclude: list[str] | None = None
     reset: list[str] = field(default_factory=list)
     fused: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass
+class InjectScopeConfig(ScopeConfig):
+    """The same, of a network whose heads are named, so that plasticity injection can be used."""
+
+    inject: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -63,7 +71,6 @@ class BaseConfig:
 
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-DEFAULT_DATA = "~/.cache/fire"
 
 # What cannot change a number of a run. Everything else is part of its identity, new keys included.
 NOT_IDENTITY = (
@@ -199,11 +206,6 @@ def identity_values(cfg: DictConfig, runtime: Runtime, phase_version: int) -> di
 def digest(values: dict[str, Any]) -> str:
     """Identity as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def default_data_dir() -> str:
-    """`data_dir` where nothing is set."""
-    return os.environ.get("FIRE_DATA", DEFAULT_DATA)
 
 
 def data_folder(cfg: DictConfig) -> Path:

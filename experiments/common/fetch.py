@@ -18,7 +18,13 @@ from tqdm import tqdm
 
 from experiments.common.errors import UserError
 
+DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
+
+
+def default_data_dir() -> Path:
+    """The user's data folder where no configuration says otherwise."""
+    return Path(os.environ.get("FIRE_DATA") or DEFAULT_DATA).expanduser()
 
 
 def download(url: str, target: Path) -> None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import config
 from experiments.common.errors import UserError
+from experiments.common.fetch import default_data_dir
 from experiments.common.job import Job
 from experiments.language import corpora, model, tokenizers
 from experiments.language.corpora import Corpus
@@ -97,7 +98,7 @@ def prepare_command(cfg: DictConfig) -> str:
         if OmegaConf.is_missing(named, key) or list(data[key]) != list(named[key]):
             words.append(shlex.quote(f"data.{key}=[{','.join(data[key])}]"))
     words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
-    words += [shlex.quote(f"data_dir={cfg.data_dir}")] if cfg.data_dir != config.default_data_dir() else []
+    words += [shlex.quote(f"data_dir={cfg.data_dir}")] if config.data_folder(cfg) != default_data_dir() else []
     return f"python -m scripts.prepare_data language {' '.join(words)}"
 
 

@@ -1,0 +1,80 @@
+"""An update of a learner as a captured CUDA graph."""
+
+import gc
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
+
+
+class UpdateGraphs:
+    """The graphs of an update, one for each size of its input.
+
+    A graph reads and writes the memory it was captured with: forget them when parameters, or the optimisers' moments,
+    come to lie elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
+
+    def forget(self) -> None:
+        """Capture again when an update is next needed."""
+        self._graphs.clear()
+
+    # The update is given anew every time: one that is kept here would keep its learner alive, in a circle.
+    def run(
+        self,
+        update: Callable[[Sequence[Tensor]], None],
+        given: Sequence[Tensor],
+        changed: Sequence[Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:
+        """Do an update.
+
+        Args:
+            update: it, a function of the tensors given that neither waits for the device nor draws random numbers.
+            given: tensors with one first dimension, which tells inputs of different sizes apart.
+            changed: what the update changes besides the optimisers' moments.
+            optimizers: capturable ones, whose steps are part of it.
+        """
+        size = len(given[0])
+        if size not in self._graphs:
+            inputs = [tensor.clone() for tensor in given]
+            self._graphs[size] = _capture(lambda: update(inputs), changed, optimizers), inputs
+        graph, inputs = self._graphs[size]
+        for there, new in zip(inputs, given, strict=True):
+            there.copy_(new, non_blocking=True)
+        graph.replay()
+
+
+def _capture(
+    update: Callable[[], None], changed: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> torch.cuda.CUDAGraph:
+    """The update as one graph. What the warm-up that this takes has changed is put back, in place."""
+    gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
+    # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
+    before = [tensor.detach().clone() for tensor in changed]
+    moments = [deepcopy(optimizer.state_dict()["state"]) for optimizer in optimizers]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            update()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)  # so that the gradients are of the graph's own memory
+    with torch.cuda.graph(graph):
+        update()
+    with torch.no_grad():
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+        for optimizer, kept in zip(optimizers, moments, strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, parameter in enumerate(parameters):
+                for key, tensor in optimizer.state[parameter].items():
+                    tensor.copy_(kept[index][key]) if index in kept else tensor.zero_()
+    return graph

@@ -1,0 +1,41 @@
+"""The video of an episode."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+
+from experiments.common.wandb_mirror import VIDEO
+
+logger = logging.getLogger("fire")
+
+
+def write(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:
+    """Write pictures, (height, width, 3) uint8, to `path` (MP4, H.264), whole or not at all.
+
+    `size` is (width, height).
+    """
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
+    writer = imageio_ffmpeg.write_frames(
+        str(temporary), size, fps=frames_per_second, macro_block_size=2, ffmpeg_log_level="error",
+        output_params=["-f", "mp4"],
+    )  # fmt: skip
+    writer.send(None)
+    for frame in frames:
+        writer.send(np.ascontiguousarray(frame))
+    writer.close()
+    temporary.replace(path)
+
+
+def record(play: Callable[[Path], float], folder: Path) -> None:
+    """Record an episode in a run's folder: `play` writes the file and returns the return. What goes wrong is a warning,
+    since the run is worth more."""
+    path = folder / VIDEO
+    try:
+        total = play(path)
+        logger.info("wrote %s, an episode with return %s", path, f"{total:,.0f}")
+    except (OSError, RuntimeError) as error:
+        logger.warning("warning: no video: %s; the run goes on", str(error).strip().splitlines()[0])

@@ -1,0 +1,167 @@
+"""The tasks, whichever package they come from: repeated actions, bounded episodes, and a state that can be saved."""
+
+import importlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.common.errors import UserError
+from experiments.common.seeding import derive
+from experiments.humanoid import assets
+from experiments.humanoid.native import MAX_STEPS, H1Env
+
+logger = logging.getLogger("fire")
+
+BACKENDS = ("auto", "native", "humanoid_bench")
+UPSTREAM_HINT = (
+    "install its pins (uv pip install '.[humanoid-bench]'), then HumanoidBench itself (github.com/carlosferrazza/"
+    "humanoid-bench) with: uv pip install --no-deps <its folder>"
+)
+STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything the next step depends on, the solver's first guess included
+FATAL = (  # MuJoCo goes on from a reset state after these
+    mujoco.mjtWarning.mjWARN_BADQPOS,
+    mujoco.mjtWarning.mjWARN_BADQVEL,
+    mujoco.mjtWarning.mjWARN_BADQACC,
+    mujoco.mjtWarning.mjWARN_BADCTRL,
+)
+
+
+def resolve_backend(asked: str) -> str:
+    """`native` or `humanoid_bench`.
+
+    Raises:
+        UserError: not known, or not installed.
+    """
+    if asked not in BACKENDS:
+        raise UserError(f"env.backend={asked} is unknown; valid: {', '.join(BACKENDS)}")
+    if asked == "native":
+        return asked
+    try:
+        importlib.import_module("humanoid_bench")
+        return "humanoid_bench"
+    except ImportError as error:
+        if asked == "humanoid_bench":
+            raise UserError(f"env.backend=humanoid_bench cannot be imported ({error}); {UPSTREAM_HINT}") from error
+        if error.name != "humanoid_bench":  # it is there, but something else is wrong
+            logger.info("humanoid_bench cannot be imported (%s): env.backend=native", error)
+    except Exception as error:  # other versions of MuJoCo than its own make it fail in many ways
+        if asked == "humanoid_bench":
+            raise UserError(f"env.backend=humanoid_bench fails to import ({error}); {UPSTREAM_HINT}") from error
+        logger.info("humanoid_bench fails to import (%s): env.backend=native", error)
+    return "native"
+
+
+def describe(backend: str) -> dict[str, str]:
+    """What numbers depend on beyond the settings; part of a run's identity."""
+    return {"name": backend, "mujoco": metadata.version("mujoco")}
+
+
+def make(task: str, backend: str, data_dir: Path) -> Any:
+    """An environment of a task, without Gymnasium's wrappers."""
+    if backend == "native":
+        return H1Env(task, assets.folder(data_dir))
+    import gymnasium
+
+    return gymnasium.make(f"{task}-v0", render_mode=None).unwrapped
+
+
+class Outcome(NamedTuple):
+    """What came of an action: the next observation, the sum of the rewards, whether and how the episode ended, and the
+    environment steps it took."""
+
+    observation: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    steps: int
+
+
+class Player:
+    """One environment in which every action is repeated, with episodes of at most `MAX_STEPS` steps.
+
+    Attributes:
+        env: the environment.
+        taken: steps of the episode so far.
+    """
+
+    def __init__(self, env: Any, repeat: int) -> None:
+        self.env, self.repeat, self.taken = env, repeat, 0
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """Begin an episode; its first observation."""
+        self.taken = 0
+        return self.env.reset(seed=seed)[0]
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """Take an action.
+
+        Raises:
+            FloatingPointError: the simulation has come to values that are not finite.
+        """
+        total, steps = 0.0, 0
+        while True:
+            observation, reward, terminated, *_ = self.env.step(action)
+            total += float(reward)
+            steps += 1
+            truncated = self.taken + steps >= MAX_STEPS
+            if terminated or truncated or steps == self.repeat:
+                break
+        self.taken += steps
+        if any(self.env.data.warning[kind].number for kind in FATAL) or not np.isfinite(observation).all():
+            raise FloatingPointError("the simulation has values that are not finite")
+        return Outcome(observation, total, bool(terminated), truncated and not terminated, steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a checkpoint needs to go on in the middle of an episode."""
+        env = self.env
+        physics = np.empty(mujoco.mj_stateSize(env.model, STATE))
+        mujoco.mj_getState(env.model, env.data, physics, STATE)
+        # As text, because the generator's integers are larger than what a tensor holds.
+        random = json.dumps(env.np_random.bit_generator.state)
+        return {"physics": torch.from_numpy(physics), "taken": self.taken, "random": random}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        env = self.env
+        env.reset(seed=0)  # so that there is a generator, and nothing is left of another episode
+        mujoco.mj_setState(env.model, env.data, state["physics"].numpy(), STATE)
+        env.np_random.bit_generator.state = json.loads(state["random"])
+        self.taken = state["taken"]
+
+
+Policy = Callable[[Tensor], Tensor]  # (count, observation) -> (count, action), both float32 on the CPU
+
+
+def evaluate(
+    policy: Policy, players: Sequence[Player], pool: ThreadPoolExecutor, seed: int, at: int
+) -> dict[str, float]:
+    """Mean return of an episode of each of `players`; `at`, the training step, chooses the seeds."""
+    seeds = [derive(seed, "evaluation", at, number) % 2**31 for number in range(len(players))]
+    observations = np.stack([player.reset(one) for player, one in zip(players, seeds, strict=True)])
+    returns, lengths = np.zeros(len(players)), np.zeros(len(players), dtype=np.int64)
+    playing = list(range(len(players)))
+    while playing:
+        actions = policy(torch.from_numpy(observations).float()).numpy()
+        outcomes = pool.map(Player.step, [players[i] for i in playing], actions[playing])
+        ended = set()
+        for number, outcome in zip(playing, list(outcomes), strict=True):
+            observations[number] = outcome.observation
+            returns[number] += outcome.reward
+            lengths[number] += outcome.steps
+            if outcome.terminated or outcome.truncated:
+                ended.add(number)
+        playing = [number for number in playing if number not in ended]
+    return {
+        "eval/return": float(returns.mean()),
+        "eval/episodes": len(players),
+        "eval/episode_length": float(lengths.mean()),
+    }
