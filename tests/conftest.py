@@ -19,6 +19,9 @@ from experiments.atari.train import run as atari_run
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
+from experiments.humanoid import assets
+from experiments.humanoid.config import HumanoidConfig
+from experiments.humanoid.train import run as humanoid_run
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
 from experiments.language.train import run as language_run
@@ -66,11 +69,19 @@ def text_dir(cache: Path) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session")
+def robot_dir(cache: Path) -> Path:
+    """HumanoidBench's models."""
+    assets.prepare(cache)
+    return cache
+
+
 Command = Callable[..., tuple[int, str]]
 DOMAINS: dict[str, tuple[type[BaseConfig], Callable[..., Any]]] = {
     "vision": (VisionConfig, vision_run),
     "language": (LanguageConfig, language_run),
     "atari": (AtariConfig, atari_run),
+    "humanoid": (HumanoidConfig, humanoid_run),
 }
 
 
@@ -122,6 +133,13 @@ def language(command_line: Callable[..., Command], text_dir: Path) -> Command:
 def atari(command_line: Callable[..., Command], tmp_path: Path) -> Command:
     """The command line of the Atari domain, whose games come with their emulator."""
     return command_line("atari", tmp_path)
+
+
+@pytest.fixture
+def humanoid(command_line: Callable[..., Command], robot_dir: Path) -> Command:
+    """The command line of the humanoid domain, with the environment that needs nothing but MuJoCo."""
+    call = command_line("humanoid", robot_dir)
+    return lambda *arguments: call(*arguments, "env.backend=native")
 
 
 def start(domain: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

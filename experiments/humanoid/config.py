@@ -30,6 +30,7 @@ class BudgetConfig:
         steps: of each phase.
         actor_width, actor_blocks: of the actor; critic_width, critic_blocks: of each critic.
         batch_size: transitions of an update.
+        learning_rate: the default of `optimizer.learning_rate`.
         buffer: transitions in the replay buffer.
         random_actions: actions at random before the first update.
         log_every: steps between rows; they tell of the training episodes that ended since the last.
@@ -43,6 +44,7 @@ class BudgetConfig:
     critic_width: int = MISSING
     critic_blocks: int = MISSING
     batch_size: int = MISSING
+    learning_rate: float = MISSING
     buffer: int = MISSING
     random_actions: int = MISSING
     log_every: int = MISSING

@@ -174,11 +174,14 @@ class Learner:
     def _update(self, given: Sequence[Tensor]) -> None:
         batches, noise = Batch(*given[:-1]), given[-1]
         states = self.normaliser(batches.frames)  # (count, 2, observation)
-        parts = zip(
-            batches.split(self.batch_size), states.split(self.batch_size), noise.split(self.batch_size), strict=True
-        )
+        size = self.batch_size
+        parts = list(zip(batches.split(size), states.split(size), noise.split(size), strict=True))
         for batch, both, drawn in parts:
             self._update_once(batch, *both.unbind(1), *drawn.unbind(1))
+        # The last gradient stands for those of the other batches.
+        gradients = [p.grad for p in self.critic_optimizer.param_groups[0]["params"]]
+        self.totals[4] += len(parts) * nn.utils.get_total_norm(gradients)
+        self.totals[5] += len(parts)
 
     def _update_once(
         self, batch: Batch, states: Tensor, next_states: Tensor, noise: Tensor, next_noise: Tensor
@@ -203,16 +206,7 @@ class Learner:
         self.critic_optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(list(self.target.parameters()), list(agent.critic.parameters()), self._tau)
-        gradients = [p.grad for p in self.critic_optimizer.param_groups[0]["params"]]
-        new = (
-            error.detach(),
-            loss.detach(),
-            value,
-            entropy,
-            nn.utils.get_total_norm(gradients),
-            torch.ones_like(value),
-        )
-        self.totals += torch.stack(new)
+        self.totals[:4] += torch.stack((error.detach(), loss.detach(), value, entropy))
 
     @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 LOG_STD = (-10.0, 2.0)
 NORM_EPS = 1e-6
-HEADS = ("actor.mean", "actor.log_std", "critic.head")
 
 
 class StackedLinear(nn.Module):

@@ -87,6 +87,7 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         mujoco.mj_resetDataKeyframe(self.model, self.data, 0)
         mujoco.mj_forward(self.model, self.data)  # twice, since the solver's first guess comes from it
         self.data.qpos += self.np_random.uniform(-RANDOMNESS, RANDOMNESS, self.model.nq)
+        mujoco.mj_normalizeQuat(self.model, self.data.qpos)  # as MuJoCo 3.1.6 does in the next line, later ones not
         mujoco.mj_forward(self.model, self.data)
         return self.observation(), {}
 

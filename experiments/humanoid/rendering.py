@@ -41,6 +41,8 @@ class Renderer:
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         self._model, self._size = model, (width, height)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
+        # Shadows as fine as these models ask for are nearly all of the time where no GPU draws.
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._camera, self._options = mujoco.MjvCamera(), mujoco.MjvOption()

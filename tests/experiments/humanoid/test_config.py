@@ -1,0 +1,179 @@
+"""Configuration: the paper's protocol, what makes two runs the same, and bad input in one line."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from omegaconf import DictConfig
+
+from experiments.common import replay
+from experiments.common.config import compose_domain, resolve_runtime
+from experiments.common.errors import UserError
+from experiments.humanoid import envs, estimate
+from experiments.humanoid.config import HumanoidConfig
+from experiments.humanoid.protocol import Schedule, check, describe
+from tests.conftest import Command, run_dirs
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose_domain("humanoid", HumanoidConfig, [*overrides, "outputs_dir=outputs", "device=cpu"])
+
+
+def directories(data_dir: Path, *overrides: str) -> tuple[Path, Path]:
+    cfg = composed("env.backend=native", f"data_dir={data_dir}", *overrides)
+    check(cfg)
+    job = describe(cfg, resolve_runtime(cfg))
+    return job.run_dir, job.phase_dir
+
+
+def test_paper_scale_is_the_papers_protocol() -> None:
+    cfg = composed("experiment=fig4b", "scale=paper", "method=shrink_perturb")
+    budget = cfg.budget
+    assert list(budget.steps) == [500_000, 500_000]
+    assert (budget.actor_width, budget.actor_blocks, budget.critic_width, budget.critic_blocks) == (128, 1, 512, 2)
+    assert (budget.batch_size, budget.buffer, budget.random_actions) == (256, 1_000_000, 5000)
+    assert (budget.eval_every, budget.eval_episodes) == (50_000, 10)
+    assert dict(cfg.optimizer) == {"learning_rate": 1e-4, "weight_decay": 1e-2}
+    assert cfg.sac == {
+        "action_repeat": 2, "replay_ratio": 2, "discount": 0.99, "temperature": 0.01, "target_entropy": -0.5,
+        "tau": 0.005,
+    }  # fmt: skip
+    assert (cfg.method.coefficient, cfg.optimizer_at_boundary, cfg.precision) == (0.8, "reset", "fp32")
+    assert composed("method=none").optimizer_at_boundary == "keep"
+    assert composed("method=none", "optimizer_at_boundary=reset").optimizer_at_boundary == "reset"
+    fire = composed("scale=paper")
+    assert (fire.method.name, fire.method.solver, fire.method.steps) == ("fire", "newton_schulz", 10)
+    assert list(fire.model.scope.inject) == ["actor.mean", "actor.log_std", "critic.head"]
+
+
+def test_discount_is_simbas_heuristic() -> None:
+    actions = envs.MAX_STEPS / composed().sac.action_repeat
+    assert composed().sac.discount == min(max((actions / 5 - 1) / (actions / 5), 0.95), 0.995)
+
+
+def test_schedule_of_the_paper() -> None:
+    schedule = Schedule(composed("scale=paper"))
+    assert schedule.explores(9998)
+    assert not schedule.explores(10_000)
+    assert (schedule.updates(9998), schedule.updates(10_000)) == (0, 2)
+    steps = range(2, 1_000_001, 2)
+    assert [step for step in steps if schedule.evaluates(step)] == list(range(50_000, 1_000_001, 50_000))
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [("0.5", {0, 1}), ("2", {2}), ("1.5", {1, 2})])
+def test_replay_ratio_is_updates_an_action(ratio: str, expected: set[int]) -> None:
+    schedule = Schedule(composed("scale=smoke", f"sac.replay_ratio={ratio}"))
+    due = [schedule.updates(step) for step in range(200, 1200, 2)]
+    assert sum(due) == pytest.approx(float(ratio) * 500, abs=1)
+    assert set(due) == expected
+
+
+def test_identity(robot_dir: Path) -> None:
+    run, phase = directories(robot_dir, "method=fire")
+    assert run.parts[:3] == ("outputs", "humanoid", "h1-walk-laptop")
+    for same in ("record_video=true", "checkpoint_seconds=5", "task=walk", "wandb.mode=offline"):
+        assert directories(robot_dir, "method=fire", same) == (run, phase)
+    for other in ("method.steps=5", "optimizer_at_boundary=keep", "sharpness=32"):
+        assert directories(robot_dir, "method=fire", other)[0] != run
+        assert directories(robot_dir, "method=fire", other)[1] == phase
+    for method in ("none", "plasticity_injection"):
+        assert directories(robot_dir, f"method={method}")[1] == phase
+    for other in ("task=h1-run", "seed=1", "sac.tau=0.01", "budget.steps=[15_000,16_000]", "threads=7"):
+        assert directories(robot_dir, "method=fire", other)[0] != run
+        assert directories(robot_dir, "method=fire", other)[1] != phase
+
+
+@pytest.mark.parametrize("what", ["version", "backend"])
+def test_simulator_is_part_of_the_identity(what: str, robot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, phase = directories(robot_dir)
+    if what == "version":
+        monkeypatch.setattr("experiments.humanoid.envs.metadata.version", lambda _: "9.9.9")
+    else:
+        monkeypatch.setitem(sys.modules, "humanoid_bench", ModuleType("humanoid_bench"))
+    other_run, other_phase = directories(robot_dir, "env.backend=auto")
+    assert run != other_run
+    assert phase != other_phase
+
+
+def test_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """auto is HumanoidBench's package where it can be imported, and ours where not, with a word where that is odd."""
+    monkeypatch.setitem(sys.modules, "humanoid_bench", None)  # cannot be imported
+    assert envs.resolve_backend("auto") == "native"
+    with pytest.raises(UserError, match=r"env.backend=humanoid_bench cannot be imported .*; install its pins"):
+        envs.resolve_backend("humanoid_bench")
+    monkeypatch.delitem(sys.modules, "humanoid_bench")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "humanoid_bench.py").write_text("raise AttributeError('other MuJoCo')")
+    assert envs.resolve_backend("auto") == "native"
+    with pytest.raises(UserError, match=r"fails to import \(other MuJoCo\); install its pins"):
+        envs.resolve_backend("humanoid_bench")
+    (tmp_path / "humanoid_bench.py").write_text("")
+    assert envs.resolve_backend("auto") == envs.resolve_backend("humanoid_bench") == "humanoid_bench"
+    assert envs.resolve_backend("native") == "native"
+
+
+def test_cost_is_told(robot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "updates_per_second", lambda *_: 100.0)
+    monkeypatch.setattr(estimate, "environment_steps_per_second", lambda *_: 1000.0)
+    cfg = composed("scale=paper", "env.backend=native", f"data_dir={robot_dir}")
+    said = estimate.describe_cost(cfg, resolve_runtime(cfg))
+    # A million updates; 21 evaluations of 10 episodes of 1000 steps.
+    assert said.startswith("estimated: 2.8 hours here (1.00 million updates at 100 a second, 1.00 million environment")
+    assert "0.21 million of evaluations, at most, at 1,000" in said
+
+
+CASES = {
+    "task=h1-wlak": "task=h1-wlak is unknown; did you mean h1-walk? there are: h1-walk, h1-run, h1-stand",
+    "env.backend=mujoco": "env.backend=mujoco is unknown; valid: auto, native, humanoid_bench",
+    "budget.steps=[800]": "must be 2 positive numbers, one for each phase",
+    "budget.steps=[801,800]": "budget.steps=801 is not a positive multiple of sac.action_repeat=2",
+    "budget.eval_every=5": "budget.eval_every=5 is not a positive multiple of sac.action_repeat=2",
+    "budget.random_actions=1": "budget.random_actions=1 must be at least 2",
+    "budget.random_actions=400": "budget.random_actions=400 lies beyond the run's 400 actions",
+    "budget.critic_width=0": "budget.critic_width=0 must lie in [1, 1000000]",
+    "budget.buffer=1": "budget.buffer=1 must be at least 2",
+    "sac.replay_ratio=-1": "sac.replay_ratio=-1.0 must lie in [0, 1024]",
+    "sac.discount=1.5": "sac.discount=1.5 must lie in [0, 1]",
+    "sac.temperature=0": "sac.temperature=0.0 must be positive",
+    "sac.action_repeat=0": "sac.action_repeat=0 must lie in [1, 1000]",
+    "optimizer.learning_rate=0": "optimizer.learning_rate=0.0 must be positive",
+    "optimizer.weight_decay=-1": "optimizer.weight_decay=-1.0 must not be negative",
+    "model=nature_cnn": "Could not find 'model/nature_cnn' Available options in 'model': simba",
+    "model.scope.inject=[tail]": "inject pattern 'tail' matches no module; there are: actor",
+    "precision=fp16": "precision=fp16 needs",
+    "game=asterix": "unknown key 'game'",
+}
+
+
+@pytest.mark.parametrize("argument", CASES)
+def test_bad_argument(humanoid: Command, tmp_path: Path, argument: str) -> None:
+    status, printed = humanoid("method=plasticity_injection", argument)
+    assert status != 0
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert CASES[argument] in errors[0]
+    assert "Traceback" not in printed
+    assert not (tmp_path / "outputs" / "humanoid").exists()
+
+
+def test_buffer_larger_than_memory(humanoid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "available", lambda _: (1 << 30) + 10_000_000)
+    status, printed = humanoid("scale=paper", "method=none")
+    assert status == 1
+    assert "replay buffer of 1,000,000 transitions (budget.buffer) takes 0.29 GB, but this machine has 1.08" in printed
+    assert not (tmp_path / "outputs" / "humanoid").exists()
+
+
+def test_midpoint_of_another_identity(humanoid: Command, tmp_path: Path) -> None:
+    """A midpoint that was put in the place of another."""
+    for seed in (0, 1):
+        status, printed = humanoid("until=phase0", f"seed={seed}", f"outputs_dir={tmp_path / str(seed)}")
+        assert status == 0, printed
+    (own,), (other,) = (list((tmp_path / str(seed)).glob("phases/*/kept-end-*.pt")) for seed in (0, 1))
+    own.unlink()
+    (own.parent / other.name).write_bytes(other.read_bytes())
+    status, printed = humanoid("method=fire", f"outputs_dir={tmp_path / '0'}")
+    assert status == 1
+    assert "is of another configuration" in printed
+    assert not run_dirs(tmp_path / "0")

@@ -1,0 +1,267 @@
+"""The learner against its formulas and a plain SAC, on a task whose solution is known, and what resets do to it."""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+
+import fire
+from experiments.common import checkpoint
+from experiments.common.config import Runtime, build_scope, compose_domain
+from experiments.common.replay import Batch
+from experiments.humanoid import envs, models
+from experiments.humanoid.config import HumanoidConfig
+from experiments.humanoid.learner import TOTALS, Learner, Normaliser, actor_loss, critic_loss, draw, goals
+from tests.conftest import Command, run_dirs
+
+OBSERVATION, ACTION = 5, 3
+EAGER = Runtime("cpu", "fp32", "false", 1)
+
+
+def learner(*overrides: str, runtime: Runtime = EAGER) -> Learner:
+    cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", *overrides])
+    return Learner(models.build(OBSERVATION, ACTION, cfg.budget, seed=0), OBSERVATION, ACTION, cfg, runtime)
+
+
+def batch(size: int = 32, seed: int = 0) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    frames = 2 * torch.randn(size, 2, OBSERVATION, generator=rng) + 1
+    actions = 2 * torch.rand(size, ACTION, generator=rng) - 1
+    rewards, ends = torch.rand(size, generator=rng), (torch.arange(size) % 3 == 0).float()
+    return Batch(frames, actions, rewards, ends, torch.ones(size))
+
+
+def noise(size: int = 32, seed: int = 1) -> Tensor:
+    return torch.randn(size, 2, ACTION, generator=torch.Generator().manual_seed(seed))
+
+
+def policy(actor: models.Actor, states: Tensor) -> TransformedDistribution:
+    mean, log_std = actor(states)
+    return TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
+
+
+def test_log_probability_is_that_of_a_squashed_gaussian() -> None:
+    mean, log_std = torch.randn(50, ACTION).double(), torch.randn(50, ACTION).double() - 1
+    unit = torch.randn(50, ACTION).double()
+    actions, found = draw((mean.float(), log_std.float()), unit.float())
+    known = TransformedDistribution(Normal(mean, log_std.exp()), TanhTransform(cache_size=1))
+    raw = mean + log_std.exp() * unit
+    correction = torch.log1p(-(raw.tanh() ** 2))
+    expected = (Normal(mean, log_std.exp()).log_prob(raw) - correction).sum(1)
+    torch.testing.assert_close(actions, raw.tanh().float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    assert known.batch_shape == mean.shape
+    # Far out, where 1 - tanh^2 rounds to zero, it is still finite.
+    far = draw((torch.full((1, ACTION), 40.0), torch.zeros(1, ACTION)), torch.zeros(1, ACTION))[1]
+    assert float(far[0]) == pytest.approx(ACTION * (-math.log(2 * math.pi) / 2 - 2 * math.log(2) + 80), rel=1e-5)
+
+
+def test_losses_are_those_of_the_paper() -> None:
+    """Against the formulas, transition by transition."""
+    ours, transitions = learner(), batch(9)
+    with torch.no_grad():
+        for parameter in ours.target.parameters():
+            parameter.mul_(1.5)
+    states, next_states = transitions.frames.unbind(1)
+    unit, next_unit = noise(9).unbind(1)
+    actor, critic, target = ours.agent.actor, ours.agent.critic, ours.target
+    temperature, discount = torch.tensor(0.3), 0.9
+    weights = (torch.arange(9) != 4).float()
+    goal = goals(actor, target, temperature, transitions, next_states, next_unit, discount)
+    loss, entropy = actor_loss(actor, critic, temperature, states, unit, weights)
+    error, value = critic_loss(critic, states, transitions.actions, goal, weights)
+    expected_actor, expected_critic, entropies = 0.0, 0.0, []
+    for i in range(9):
+        mean, log_std = actor(next_states[i : i + 1])
+        drawn = (mean + log_std.exp() * next_unit[i]).tanh()
+        log_probability = policy(actor, next_states[i : i + 1]).log_prob(drawn).sum()
+        after = min(q.item() for q in target(next_states[i : i + 1], drawn)) - 0.3 * log_probability.item()
+        wanted = transitions.rewards[i].item() + (0.0 if i % 3 == 0 else discount * after)
+        assert goal[i].item() == pytest.approx(wanted, abs=2e-3)
+        mean, log_std = actor(states[i : i + 1])
+        drawn = (mean + log_std.exp() * unit[i]).tanh()
+        log_probability = policy(actor, states[i : i + 1]).log_prob(drawn).sum()
+        entropies.append(-log_probability.item())
+        if i != 4:
+            lower = min(q.item() for q in critic(states[i : i + 1], drawn))
+            expected_actor += (0.3 * log_probability.item() - lower) / 9
+            pair = critic(states[i : i + 1], transitions.actions[i : i + 1])
+            expected_critic += sum((q.item() - goal[i].item()) ** 2 for q in pair) / 9
+    assert loss.item() == pytest.approx(expected_actor, abs=2e-3)
+    assert error.item() == pytest.approx(expected_critic, rel=1e-4)
+    assert entropy.item() == pytest.approx(np.mean(entropies), abs=2e-3)
+    assert value.item() == pytest.approx(critic(states, transitions.actions).mean().item())
+
+
+class PlainSac:
+    """SAC as one writes it first: two critics, three optimisers, everything through backward()."""
+
+    def __init__(self, ours: Learner, rate: float, decay: float, tau: float, discount: float) -> None:
+        self.actor = deepcopy(ours.agent.actor)
+        self.critics = deepcopy(ours.agent.critic)
+        self.targets = deepcopy(ours.target)
+        self.log_temperature = nn.Parameter(ours.log_temperature.detach().clone())
+        self.tau, self.discount = tau, discount
+        self.optimizers = [
+            torch.optim.AdamW(parameters, rate, weight_decay=weight_decay, foreach=False)
+            for parameters, weight_decay in (
+                (self.actor.parameters(), decay), (self.critics.parameters(), decay), ([self.log_temperature], 0.0),
+            )
+        ]  # fmt: skip
+
+    def step(self, which: int, loss: Tensor) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        self.optimizers[which].step()
+
+    def update(self, transitions: Batch, states: Tensor, next_states: Tensor, unit: Tensor, next_unit: Tensor) -> None:
+        mean, log_std = self.actor(states)
+        actions, log_probabilities = draw((mean, log_std), unit)
+        values = self.critics(states, actions)
+        temperature = self.log_temperature.exp().detach()
+        self.step(0, (temperature * log_probabilities - torch.minimum(values[0], values[1])).mean())
+        entropy = -log_probabilities.detach().mean()
+        self.step(2, self.log_temperature.exp() * (entropy + 0.5 * ACTION))
+        temperature = self.log_temperature.exp().detach()
+        with torch.no_grad():
+            actions, log_probabilities = draw(self.actor(next_states), next_unit)
+            values = self.targets(next_states, actions)
+            after = torch.minimum(values[0], values[1]) - temperature * log_probabilities
+            goal = transitions.rewards + self.discount * (1 - transitions.ends) * after
+        first, second = self.critics(states, transitions.actions)
+        self.step(1, nn.functional.mse_loss(first, goal) + nn.functional.mse_loss(second, goal))
+        with torch.no_grad():
+            for there, here in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
+                there.copy_((1 - self.tau) * there + self.tau * here)
+
+
+def test_updates_equal_those_of_a_plain_sac() -> None:
+    ours = learner("optimizer.learning_rate=1e-3")
+    plain = PlainSac(ours, 1e-3, 1e-2, 0.005, 0.99)
+    for _ in range(20):
+        ours.normaliser.update(torch.randn(OBSERVATION) * 3 - 1)
+    states = (batch().frames - ours.normaliser.mean.float()) / (ours.normaliser.variance + 1e-8).sqrt().float()
+    for i in range(15):
+        drawn = noise(32, seed=i)
+        ours.update(batch(), drawn)  # two updates of 16
+        for part in range(2):
+            rows = slice(16 * part, 16 * part + 16)
+            transitions = Batch(*(tensor[rows] for tensor in batch()))
+            plain.update(transitions, *states[rows].unbind(1), *drawn[rows].unbind(1))
+    for a, b in ((ours.agent.actor, plain.actor), (ours.agent.critic, plain.critics), (ours.target, plain.targets)):
+        for one, other in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+    assert ours.log_temperature.item() == pytest.approx(plain.log_temperature.item(), rel=1e-4)
+    assert ours.totals[-1] == 30
+    assert dict(zip(TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_compiled_update_is_the_same() -> None:
+    one, other = learner(), learner(runtime=Runtime("cpu", "fp32", "true", 1))
+    for i in range(3):
+        for each in (one, other):
+            each.update(batch(seed=i), noise(seed=i))
+    for a, b in zip(one.agent.parameters(), other.agent.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_normaliser_has_the_mean_and_variance_of_what_it_saw() -> None:
+    seen = torch.randn(400, OBSERVATION, dtype=torch.float64) * torch.arange(1, 6) + 7
+    ours = Normaliser(OBSERVATION, "cpu")
+    for observation in seen:
+        ours.update(observation)
+    # That it begins with a ten-thousandth of an observation of mean 0 and variance 1 is all that differs.
+    torch.testing.assert_close(ours.mean, seen.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.variance, seen.var(0, unbiased=False), rtol=1e-3, atol=0)
+    normal = ours(seen.float())
+    torch.testing.assert_close(normal.mean(0), torch.zeros(OBSERVATION), atol=1e-3, rtol=0)
+    torch.testing.assert_close(normal.std(0), torch.ones(OBSERVATION), atol=5e-3, rtol=0)
+
+
+def test_reset_reaches_the_target_and_the_temperature_begins_anew() -> None:
+    cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke"])
+    ours = learner()
+    initial = {name: tensor.clone() for name, tensor in ours.agent.state_dict().items()}
+    for i in range(5):
+        ours.update(batch(seed=i), noise(seed=i))
+    addresses = [p.data_ptr() for p in (*ours.agent.parameters(), *ours.target.parameters(), ours.log_temperature)]
+    assert ours.log_temperature.item() != pytest.approx(math.log(0.01))
+    fire.build("fire").reset(ours.agent, initial, build_scope(cfg.model.scope))
+    ours.follow()
+    ours.begin_anew()
+    for name, tensor in ours.target.state_dict().items():
+        assert torch.equal(tensor, ours.agent.critic.state_dict()[name])
+    assert ours.log_temperature.item() == pytest.approx(math.log(0.01))
+    assert not any(optimizer.state for optimizer in ours.optimizers)
+    assert addresses == [
+        p.data_ptr() for p in (*ours.agent.parameters(), *ours.target.parameters(), ours.log_temperature)
+    ]
+
+
+class Aim(gym.Env[np.ndarray, np.ndarray]):
+    """A state of one number is shown; the reward is how near the action comes to half of it. Episodes of four steps,
+    of which every second one ends in a terminal state."""
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(-1, 1, (1,))
+        self.action_space = gym.spaces.Box(-1, 1, (1,))
+        self.data = SimpleNamespace(warning={kind: SimpleNamespace(number=0) for kind in envs.FATAL})
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.left, self.state = 4, self.np_random.uniform(-1, 1, 1)
+        return self.state, {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        reward = 1 - (float(action[0]) - float(self.state[0]) / 2) ** 2
+        self.left -= 1
+        self.state = self.np_random.uniform(-1, 1, 1)
+        return self.state, reward, self.left == 0, False, {}
+
+
+def test_solves_a_task_whose_solution_is_known(
+    humanoid: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(envs, "make", lambda *_: Aim())
+    monkeypatch.setattr(envs.Player, "state_dict", lambda _: {})
+    monkeypatch.setattr(envs.Player, "load_state_dict", lambda *_: None)
+    status, printed = humanoid(
+        "method=none", "sac.action_repeat=1", "sac.discount=0.5", "optimizer.learning_rate=3e-3", "sac.tau=0.05",
+        "budget.steps=[1200,400]", "budget.critic_width=16", "budget.batch_size=32", "sac.replay_ratio=1",
+        "budget.eval_every=800",
+    )  # fmt: skip
+    assert status == 0, printed
+    (run,) = run_dirs(tmp_path / "outputs")
+    weights = checkpoint.final_weights(run)
+    cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", "budget.critic_width=16"])
+    solved = Learner(models.build(1, 1, cfg.budget, 0), 1, 1, cfg, EAGER)
+    solved.agent.load_state_dict(weights["agent"])
+    solved.normaliser.load_state_dict(weights["normaliser"])
+    states = torch.linspace(-0.9, 0.9, 7)[:, None]
+    torch.testing.assert_close(solved.act(states), states / 2, atol=0.12, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["final", "wrong"])
+def test_weights_of_a_finished_run(which: str, tmp_path: Path, humanoid: Callable[..., tuple[int, str]]) -> None:
+    """What is left of a run is enough to act with, and damage is noticed."""
+    status, printed = humanoid("method=none")
+    assert status == 0, printed
+    (run,) = run_dirs(tmp_path / "outputs")
+    if which == "final":
+        assert checkpoint.final_weights(run).keys() == {"agent", "normaliser"}
+    else:
+        (path,) = run.glob("kept-final-*.pt")
+        path.write_bytes(path.read_bytes()[:-1])
+        status, printed = humanoid("method=none", "record_video=true")
+        assert status == 1
+        assert f"the final weights in {run} are missing or damaged; overwrite=true trains them again" in printed
