@@ -139,7 +139,12 @@ def atari(command_line: Callable[..., Command], tmp_path: Path) -> Command:
 def humanoid(command_line: Callable[..., Command], robot_dir: Path) -> Command:
     """The command line of the humanoid domain, with the environment that needs nothing but MuJoCo."""
     call = command_line("humanoid", robot_dir)
-    return lambda *arguments: call(*arguments, "env.backend=native")
+
+    def native(*arguments: str) -> tuple[int, str]:
+        backend = [] if any(argument.startswith("env.backend=") for argument in arguments) else ["env.backend=native"]
+        return call(*arguments, *backend)
+
+    return native
 
 
 def start(domain: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
