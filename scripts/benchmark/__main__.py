@@ -1,4 +1,4 @@
-"""`python -m scripts.benchmark core|vision|language|atari`: times, ratios and the machine, as CSV and Markdown.
+"""`python -m scripts.benchmark core|vision|language|atari|humanoid`: times, ratios, the machine, as CSV and Markdown.
 
 On 2 idle CPU cores each takes 6 to 8 minutes; nothing else should run meanwhile.
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from experiments.common.workspace import machine
-from scripts.benchmark import atari, core, language, vision
+from scripts.benchmark import atari, core, humanoid, language, vision
 
-BENCHMARKS = {"core": core, "vision": vision, "language": language, "atari": atari}
+BENCHMARKS = {"core": core, "vision": vision, "language": language, "atari": atari, "humanoid": humanoid}
 
 
 def main() -> int:

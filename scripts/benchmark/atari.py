@@ -5,11 +5,7 @@ first: a vector of Gymnasium's single environments with its wrappers, observatio
 made by NumPy, an eager update of a contiguous network, `loss.item()` now and then.
 """
 
-import os
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -29,7 +25,8 @@ from experiments.atari.config import AtariConfig
 from experiments.atari.envs import STICKY
 from experiments.atari.train import AtariTraining
 from experiments.common import config
-from scripts.benchmark.timing import alternate, ratio
+from scripts.benchmark.processes import measure, together
+from scripts.benchmark.timing import alternate, rates, rates_table
 
 gym.register_envs(ale_py)
 
@@ -39,8 +36,6 @@ CASES = {
 }
 VECTORS = {"environments in turn": gym.vector.SyncVectorEnv, "environments in processes": gym.vector.AsyncVectorEnv}
 STEPS = {"cpu": 80, "cuda": 4000}  # agent steps of a turn
-PROCESSES = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
-PROCESS_SECONDS = 20.0
 FILL = 2000  # transitions in the buffer before the first update
 
 
@@ -152,7 +147,8 @@ def single_environment(game: str) -> gym.Env:
 
 def run(device: str, repeats: int) -> pd.DataFrame:
     """Both loops in turns, then several processes of ours at once."""
-    return pd.concat([*(_loops(case, device, repeats) for case in CASES), _processes(device)], ignore_index=True)
+    several = together("scripts.benchmark.atari", device, "the paper's network, several runs at once")
+    return pd.concat([*(_loops(case, device, repeats) for case in CASES), several], ignore_index=True)
 
 
 def _loops(case: str, device: str, repeats: int) -> pd.DataFrame:
@@ -162,75 +158,23 @@ def _loops(case: str, device: str, repeats: int) -> pd.DataFrame:
     for name, vector in VECTORS.items():
         contestants[f"plain, {name}"] = partial(PlainLoop(cfg, vector, device).advance, steps)
     times = alternate(contestants, repeats, device)
-    return pd.DataFrame(
-        {
-            "case": f"{case}, {training.runtime.precision}",
-            "loop": name,
-            "steps_per_second": steps / statistics.median(values),
-            "over_ours": ratio(values, times["ours"]),
-            "repeats": repeats,
-        }
-        for name, values in times.items()
-    )
-
-
-def _processes(device: str) -> pd.DataFrame:
-    """Steps a second of N processes together, each on its share of the cores."""
-    rates = {}
-    for count in PROCESSES[device]:
-        threads = max(1, (os.cpu_count() or 1) // count)
-        command = [sys.executable, "-m", "scripts.benchmark.atari", device, str(threads), str(PROCESS_SECONDS)]
-        started = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
-        ]
-        for process in started:
-            assert process.stdout is not None
-            process.stdout.readline()  # it is ready
-        outputs = []
-        for process in started:  # all begin now
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in started:
-            outputs.append(float(process.communicate()[0]))
-        rates[count] = sum(outputs)
-        print(f"{count} processes: {rates[count]:.0f} steps/s", flush=True)
-    return pd.DataFrame(
-        {
-            "case": "the paper's network, several runs at once",
-            "loop": f"ours, {count} process{'es' if count > 1 else ''}",
-            "steps_per_second": rate,
-            "over_ours": rates[1] / rate,
-            "repeats": 1,
-        }
-        for count, rate in rates.items()
-    )
+    return rates(f"{case}, {training.runtime.precision}", times, steps, repeats)
 
 
 def measure_alone(device: str, threads: int, seconds: float) -> None:
-    """One of several processes: says when it is ready, waits for the word, prints its steps a second."""
-    cfg = composed([*CASES["the paper's network"], f"threads={threads}"], device)
-    training = ours(cfg)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    started, first = time.perf_counter(), training.step
-    while time.perf_counter() - started < seconds:
+    """One of several processes."""
+    training = ours(composed([*CASES["the paper's network"], f"threads={threads}"], device))
+
+    def advance() -> int:
         training.take_step()
-    training.learner.totals.tolist()  # waits for the device
-    print((training.step - first) / (time.perf_counter() - started))
+        return training.schedule.environments
+
+    measure(advance, training.learner.totals.tolist, seconds)
 
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each loop."""
-    shown = pd.DataFrame(
-        {
-            "": results.case.where(~results.case.duplicated(), ""),
-            "loop": results.loop,
-            "agent steps / s, each with an update": results.steps_per_second.map("{:,.1f}".format),
-            "ours / this": results.over_ours.map("{:.2f}".format),
-        }
-    )
-    return shown.to_markdown(index=False, disable_numparse=True)
+    return rates_table(results, "agent steps / s, each with an update")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
+import pandas as pd
 import torch
 
 
@@ -46,6 +47,33 @@ def alternate(
 def ratio(numerator: list[float], denominator: list[float]) -> float:
     """Median of the quotients of what ran in the same turn."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
+def rates(case: str, times: Mapping[str, list[float]], steps: int, repeats: int) -> pd.DataFrame:
+    """Steps a second of each contestant in a case, one of which is `ours`, from the seconds that `steps` took."""
+    return pd.DataFrame(
+        {
+            "case": case,
+            "loop": name,
+            "steps_per_second": steps / statistics.median(values),
+            "over_ours": ratio(values, times["ours"]),
+            "repeats": repeats,
+        }
+        for name, values in times.items()
+    )
+
+
+def rates_table(results: pd.DataFrame, unit: str) -> str:
+    """Markdown: a row for each contestant."""
+    shown = pd.DataFrame(
+        {
+            "": results.case.where(~results.case.duplicated(), ""),
+            "loop": results.loop,
+            unit: results.steps_per_second.map("{:,.1f}".format),
+            "ours / this": results.over_ours.map("{:.2f}".format),
+        }
+    )
+    return shown.to_markdown(index=False, disable_numparse=True)
 
 
 def matrix_rate(device: str) -> float:

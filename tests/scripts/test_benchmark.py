@@ -11,7 +11,7 @@ import torch
 
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
-from scripts.benchmark import atari, core, vision
+from scripts.benchmark import atari, core, humanoid, processes, vision
 from scripts.benchmark.memory import peak_of_new_storage
 from scripts.benchmark.timing import alternate, ratio
 
@@ -65,8 +65,7 @@ def test_vision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: Path)
 def test_atari(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(atari, "CASES", {"the paper's network": ["scale=smoke", "replay_ratio=1"]})
     monkeypatch.setattr(atari, "STEPS", {"cpu": 40})
-    monkeypatch.setattr(atari, "PROCESSES", {"cpu": (1, 2)})
-    monkeypatch.setattr(atari, "PROCESS_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "SECONDS", 0.5)
     results = measure("atari", monkeypatch, tmp_path)
     assert list(results.loop[:3]) == ["ours", *(f"plain, {name}" for name in atari.VECTORS)]
     assert list(results.loop[3:]) == ["ours, 1 process", "ours, 2 processes"]
@@ -87,6 +86,38 @@ def test_plain_atari_loop_is_the_same_learner() -> None:
     plain.advance(8)
     assert plain.step == 8
     assert not any(torch.equal(a, b) for a, b in zip(before, plain.q.parameters(), strict=True))
+
+
+def test_humanoid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, robot_dir: Path) -> None:
+    monkeypatch.setattr(humanoid, "default_data_dir", lambda: robot_dir)
+    monkeypatch.setattr(humanoid, "CASES", {"the paper's networks": ["scale=smoke", f"data_dir={robot_dir}"]})
+    monkeypatch.setattr(humanoid, "STEPS", {"cpu": {"smoke": 8}})
+    monkeypatch.setattr(humanoid, "ENV_STEPS", 50)
+    monkeypatch.setattr(humanoid, "together", lambda *_: None)  # the same as Atari's
+    results = measure("humanoid", monkeypatch, tmp_path)
+    assert list(results.loop[:3]) == ["ours", "plain", "ours"]
+    assert results.over_ours[0] == 1
+    assert (results.steps_per_second > 0).all()
+
+
+def test_plain_humanoid_loop_is_the_same_learner(monkeypatch: pytest.MonkeyPatch, robot_dir: Path) -> None:
+    """As many weights, the transitions of the simulation, and updates that change all of them."""
+    monkeypatch.setattr(humanoid, "default_data_dir", lambda: robot_dir)
+    cfg = humanoid.composed(["scale=smoke", f"data_dir={robot_dir}"], "cpu")
+    plain, ours = humanoid.PlainLoop(cfg, "cpu"), humanoid.ours(cfg)
+
+    def size(*networks: torch.nn.Module) -> int:
+        return sum(p.numel() for network in networks for p in network.parameters())
+
+    assert size(plain.actor) == size(ours.learner.agent.actor)
+    assert size(*plain.critics) == size(ours.learner.agent.critic)
+    assert np.array_equal(plain.next_states[7], plain.states[8])
+    np.testing.assert_allclose(plain.mean, plain.states[: humanoid.FILL].mean(0), atol=1e-3)
+    parameters = [p for network in (plain.actor, *plain.critics, *plain.targets) for p in network.parameters()]
+    before = [parameter.clone() for parameter in parameters]
+    plain.advance(4)
+    assert plain.updates == 4
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters, strict=True))
 
 
 def test_standard_loop_sees_the_same_images(data_dir: Path) -> None:
