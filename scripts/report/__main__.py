@@ -1,4 +1,4 @@
-"""Curves and tables of finished runs: `python -m scripts.report vision|language|atari [run directories]`.
+"""Curves and tables of finished runs: `python -m scripts.report vision|language|atari|humanoid [run directories]`.
 
 For each benchmark and scale it writes into `outputs/report/`: a tidy CSV of every metric of every run, a figure and a
 Markdown table. Results of different scales, machines or settings are never pooled.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from experiments.atari.games import human_normalised
+from experiments.humanoid.tasks import normalised
 
 # One colour and one place for each method, everywhere (Okabe and Ito's palette, safe for colour-blind readers), and its
 # names in the paper's figures.
@@ -77,6 +78,12 @@ DOMAINS = {
         {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
         paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, axis="return",
         decimals=0, normalised=("human-normalised", human_normalised), warning="too short to rank methods",
+    ),
+    "humanoid": Domain(
+        "humanoid", "eval/return", "return of evaluation episodes", "env_step", "environment steps",
+        {"h1-walk": "sac_walk", "h1-balance_simple": "sac_balance", "h1-run": "sac_run"}, "Figure 4(b)",
+        paper_step=1e6, whole=None, apart={"train/return": ("training episodes", "training")}, axis="return",
+        decimals=1, normalised=("success-normalised", normalised), warning="too short to rank methods",
     ),
 }  # fmt: skip
 

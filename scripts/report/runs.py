@@ -46,12 +46,20 @@ def find_runs(roots: list[Path]) -> list[Run]:
     return runs
 
 
+OF_METHOD = ("method", "optimizer_at_boundary")  # the latter belongs to what a method does: some domains' `none` keeps
+
+
+def of_method(run: Run) -> dict[str, Any]:
+    """What makes the method of a run, by setting."""
+    return {**run.values["method"], "optimizer_at_boundary": run.values["optimizer_at_boundary"]}
+
+
 def label_methods(runs: list[Run]) -> dict[Path, str]:
     """The method's name of each run, with the settings in which runs of that method differ."""
     labels = {}
     for run in runs:
-        method = run.values["method"]
-        same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
+        method = of_method(run)
+        same = [other for other in map(of_method, runs) if other["name"] == method["name"]]
         varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
         settings = ", ".join(f"{key}={method[key]}" for key in varying)
         labels[run.path] = method["name"] + (f" ({settings})" if settings else "")
@@ -61,7 +69,7 @@ def label_methods(runs: list[Run]) -> dict[Path, str]:
 def circumstances(run: Run) -> dict[str, str]:
     """Everything but method and seed that can change a run's numbers, nested keys dotted."""
     flat: dict[str, str] = {"machine": run.info["machine"]}
-    stack = [("", key, value) for key, value in run.values.items() if key not in ("method", "seed")]
+    stack = [("", key, value) for key, value in run.values.items() if key not in (*OF_METHOD, "seed")]
     while stack:
         prefix, key, value = stack.pop()
         if isinstance(value, dict):

@@ -93,6 +93,7 @@ def test_humanoid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, robot_dir: Pa
     monkeypatch.setattr(humanoid, "CASES", {"the paper's networks": ["scale=smoke", f"data_dir={robot_dir}"]})
     monkeypatch.setattr(humanoid, "STEPS", {"cpu": {"smoke": 8}})
     monkeypatch.setattr(humanoid, "ENV_STEPS", 50)
+    monkeypatch.setattr(humanoid, "FILL", 60)
     monkeypatch.setattr(humanoid, "together", lambda *_: None)  # the same as Atari's
     results = measure("humanoid", monkeypatch, tmp_path)
     assert list(results.loop[:3]) == ["ours", "plain", "ours"]

@@ -1,5 +1,6 @@
 """The report: numbers against the runs' own logs, and what is never pooled."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -96,6 +97,34 @@ def test_atari_without_a_finished_training_episode(atari: Vision, tmp_path: Path
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| No reset"))
     assert f" {rows[-1]['eval/return']:.0f} |" in line
     assert (tmp_path / "report" / "asterix-smoke.png").stat().st_size > 20_000
+
+
+def test_humanoid_has_returns_and_success(humanoid: Vision, tmp_path: Path, capsys) -> None:
+    """In one table, though one method keeps what the others begin anew; the same method with both is two."""
+    humanoid("-m", "method=none,plasticity_injection", "seed=0,1")
+    humanoid("method=none", "optimizer_at_boundary=reset")
+    report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "report")
+    printed = capsys.readouterr().out
+    (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
+    assert stem == "h1-walk-smoke"
+    for label, seeds in (
+        ("No reset (optimizer_at_boundary=keep)", 2), ("No reset (optimizer_at_boundary=reset)", 1),
+        ("Plasticity injection", 2),
+    ):  # fmt: skip
+        line = next(line for line in printed.splitlines() if line.startswith(f"| {label} "))
+        finals = [
+            numbers(directory)[-1]["eval/return"]
+            for directory in run_dirs(tmp_path / "outputs")
+            if (directory.name.startswith("none")) == label.startswith("No")
+            and json.loads((directory / "run.json").read_text())["values"]["optimizer_at_boundary"]
+            == ("keep" if "keep" in label else "reset")
+        ]
+        assert len(finals) == seeds
+        assert f" {sum(finals) / seeds:.1f} " in line
+        score = (sum(finals) / seeds - 2.4) / (700 - 2.4)
+        assert f" {score:.3f} " in line
+    assert "**Too short to rank methods**" in printed
+    assert " 353 |" in printed  # the paper's
 
 
 def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:
