@@ -1,6 +1,6 @@
 """See and free disk space: `python -m scripts.clean outputs/ [--free]`.
 
-Finished runs keep no checkpoints, only language models and Q-networks their final weights, which stay. What does take
+Finished runs keep no checkpoints, only language models and agents their final weights, which stay. What does take
 space are the shared phases, which further methods would branch from, and the checkpoints of interrupted runs, which
 repeating their command would resume. `--free` deletes both kinds.
 """

@@ -79,6 +79,7 @@ def test_table_of_keys_is_complete() -> None:
         ("vision/benchmark", "benchmark"), ("shared/method", "method"), ("vision/scale", "scale"),
         ("vision/experiment", "experiment"), ("language/scale", "scale"), ("language/experiment", "experiment"),
         ("atari/experiment", "experiment"), ("atari/scale", "scale"),
+        ("humanoid/experiment", "experiment"), ("humanoid/scale", "scale"),
         ("language/data", "data"), ("language/checkpoint", "checkpoint"),
     ):  # fmt: skip
         line = next(line for line in README.splitlines() if line.startswith(f"| `{line_key}`"))
@@ -88,7 +89,12 @@ def test_table_of_keys_is_complete() -> None:
 
 @pytest.mark.parametrize(
     ("results", "methods"),
-    [("vision/warm_start-laptop", 4), ("language/wikitext2_imdb-60k-laptop", 4), ("atari/asterix-laptop", 5)],
+    [
+        ("vision/warm_start-laptop", 4),
+        ("language/wikitext2_imdb-60k-laptop", 4),
+        ("atari/asterix-laptop", 5),
+        ("humanoid/h1-walk-laptop", 5),
+    ],
 )
 def test_results_are_those_of_the_report(results: str, methods: int) -> None:
     table = [line for line in (REPOSITORY / f"results/{results}.md").read_text().splitlines() if "|" in line]
@@ -96,7 +102,7 @@ def test_results_are_those_of_the_report(results: str, methods: int) -> None:
     assert "\n".join(table) in README
 
 
-@pytest.mark.parametrize("benchmark", ["core", "vision", "language", "atari"])
+@pytest.mark.parametrize("benchmark", ["core", "vision", "language", "atari", "humanoid"])
 def test_speed_is_that_of_the_benchmark(benchmark: str) -> None:
     where, _, *table = (REPOSITORY / f"results/benchmark/{benchmark}-cpu.md").read_text().splitlines()
     assert "\n".join(table) in README

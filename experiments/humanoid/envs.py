@@ -23,8 +23,8 @@ logger = logging.getLogger("fire")
 
 BACKENDS = ("auto", "native", "humanoid_bench")
 UPSTREAM_HINT = (
-    "install its pins (uv pip install '.[humanoid-bench]'), then HumanoidBench itself (github.com/carlosferrazza/"
-    "humanoid-bench) with: uv pip install --no-deps <its folder>"
+    "install its pins (uv pip install '.[experiments,humanoid,humanoid-bench]'), then HumanoidBench itself, a clone of "
+    "github.com/carlosferrazza/humanoid-bench, with: uv pip install --no-deps -e <the clone>"
 )
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything the next step depends on, the solver's first guess included
 FATAL = (  # MuJoCo goes on from a reset state after these
