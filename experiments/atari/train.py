@@ -10,8 +10,6 @@ results do not depend on timing.
 """
 
 import logging
-import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +26,11 @@ from experiments.atari.video import play
 from experiments.common import boundary, checkpoint, config, replay, video
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
+from experiments.common.meter import Meter
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.replay import Batch, ReplayBuffer
 from experiments.common.seeding import generator, seed_everything
-from experiments.common.wandb_mirror import VIDEO
 from experiments.common.workspace import Workspace
 
 logger = logging.getLogger("fire")
@@ -58,9 +56,8 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and ended["status"] == "done before":
-        if not (job.run_dir / VIDEO).exists():
-            video.record(partial(play_video, finished_learner(cfg, runtime, method, job.run_dir), cfg), job.run_dir)
-        logger.info("video: %s", job.run_dir / VIDEO)
+        play = lambda path: play_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, path)  # noqa: E731
+        video.record_once(play, job.run_dir)
     return {"run": job.name, **ended}
 
 
@@ -98,15 +95,10 @@ class AtariTraining:
         self.played: list[Tensor] = []  # actions since the environments were started, at step `started`
         self.started = 0
         self.episodes = envs.Episodes(count)
-        self.window = {"return": 0.0, "length": 0.0, "episodes": 0.0}  # of the episodes that ended since the last row
-        self.start_clock()
+        self.meter = Meter(self.learner.totals, TOTALS, losses=["loss"])
         # The frames of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
         self.disk_bytes = 2 * envs.bytes_on_disk(capacity) + 6 * 4 * size
-
-    def start_clock(self) -> None:
-        """Count speed from here."""
-        self.clock, self.timed_steps, self.timed_updates = time.perf_counter(), 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs; what the replay buffer holds must have been written."""
@@ -116,7 +108,7 @@ class AtariTraining:
             "generators": [self.exploration.get_state(), self.drawing.get_state()],
             "played": torch.stack(self.played) if self.played else None,
             "started": self.started,
-            "window": self.window,
+            "window": self.meter.state_dict(),
             "replay": self.buffer.state_dict(self.outputs),
         }
 
@@ -133,7 +125,8 @@ class AtariTraining:
         for rng, value in zip((self.exploration, self.drawing), state["generators"], strict=True):
             rng.set_state(value)
         self.played = [] if state["played"] is None else list(state["played"])
-        self.started, self.window = state["started"], dict(state["window"])
+        self.started = state["started"]
+        self.meter.load_state_dict(state["window"])
         self.observations = None
         self.buffer.load_state_dict(state["replay"], self.outputs)
 
@@ -142,7 +135,7 @@ class AtariTraining:
         for phase in range(self.phase, until_phase):
             end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
             self.enter(workspace, phase)
-            self.start_clock()
+            self.meter.start_clock()
             with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
                 while self.step < end:
                     self.take_step()
@@ -221,15 +214,13 @@ class AtariTraining:
         stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
-            for key, value in (("return", total), ("length", length), ("episodes", 1)):
-                self.window[key] += value
+            self.meter.episode(total, length)
         self.observations = torch.from_numpy(stepped)
         self.buffer.complete(actions, torch.from_numpy(rewards), torch.from_numpy(terminated))
         self.buffer.begin(self.observations[:, -1], ended_before)
         self.played.append(actions.to(torch.uint8))
         self.step += count
-        self.timed_steps += count
-        self.timed_updates += updates
+        self.meter.advance(count, updates)
         if schedule.updates_target(self.step):
             self.learner.update_target()
 
@@ -237,7 +228,8 @@ class AtariTraining:
         """Log, evaluate and checkpoint where that is due."""
         last = self.step in self.schedule.ends
         if self.schedule.logs(self.step):
-            row = self.training_row(workspace)
+            row: Row = {"phase": self.phase, "env_step": self.step, "train/epsilon": self.schedule.epsilon(self.step)}
+            row |= self.meter.row(self.means(workspace))
             if self.schedule.evaluates(self.step):
                 row |= self.evaluate()
             if last:
@@ -246,58 +238,27 @@ class AtariTraining:
             names = {"return": "train/return", "eval": "eval/return", "loss": "train/loss"}
             shown = {short: row[name] for short, name in names.items() if name in row}
             progress.show(f"step {self.step:,}", **shown)
-            self.start_clock()
+            self.meter.start_clock()
         if workspace.save_due() and not last:
             self.save(workspace)
 
-    def training_row(self, workspace: Workspace) -> Row:
-        """What the steps since the last row have been like."""
-        means = self.finite_totals(workspace)  # waits for the device
-        seconds = time.perf_counter() - self.clock
-        row: Row = {"phase": self.phase, "env_step": self.step, "train/epsilon": self.schedule.epsilon(self.step)}
-        row["train/episodes"] = int(self.window["episodes"])
-        if self.window["episodes"]:
-            row["train/return"] = self.window["return"] / self.window["episodes"]
-            row["train/episode_length"] = self.window["length"] / self.window["episodes"]
-        if means["updates"]:
-            row |= {"train/loss": means["loss"], "train/q": means["q"], "plasticity/grad_norm": means["grad_norm"]}
-        row["speed/env_steps_per_second"] = self.timed_steps / seconds
-        row["speed/updates_per_second"] = self.timed_updates / seconds
-        self.window = dict.fromkeys(self.window, 0.0)
-        self.learner.totals.zero_()
-        return row
-
-    def finite_totals(self, workspace: Workspace) -> dict[str, float]:
-        """Means over the updates since the last row.
-
-        Raises:
-            UserError: the loss is not finite; such a state is never saved.
-        """
-        totals = dict(zip(TOTALS, self.learner.totals.tolist(), strict=True))
-        if not math.isfinite(totals["loss"]):
-            raise UserError(
-                f"the loss is not finite in phase {self.phase}, by step {self.step}; the last good checkpoint, if any, "
-                f"is in {workspace.path}"
-            )
-        count = max(totals["updates"], 1)
-        return {key: value if key == "updates" else value / count for key, value in totals.items()}
+    def means(self, workspace: Workspace) -> dict[str, float]:
+        """Means over the updates since the last row; an error if the loss is not finite."""
+        return self.meter.means(f"in phase {self.phase}, by step {self.step}", workspace.path)
 
     def save(self, workspace: Workspace) -> None:
         """Checkpoint, and stop here if a signal has asked for it."""
-        started = time.perf_counter()
-        self.finite_totals(workspace)
-        with self.buffer.writing(workspace.path):
-            workspace.save(self.state_dict())
-        workspace.stop_if_asked()
-        self.clock += time.perf_counter() - started  # which does not count as training
+        with self.meter.paused():
+            self.means(workspace)
+            with self.buffer.writing(workspace.path):
+                workspace.save(self.state_dict())
+            workspace.stop_if_asked()
 
     def evaluate(self) -> dict[str, float]:
         """The return of the policy in environments of its own."""
-        cfg, started = self.cfg, time.perf_counter()
+        cfg = self.cfg
         steps, epsilon = cfg.budget.eval_steps, cfg.dqn.eval_epsilon
-        result = envs.evaluate(self.learner.act, cfg.game, cfg.dqn.environments, steps, epsilon, cfg.seed, self.step)
-        self.clock += time.perf_counter() - started
-        return result
+        return envs.evaluate(self.learner.act, cfg.game, cfg.dqn.environments, steps, epsilon, cfg.seed, self.step)
 
     def probe(self, stream: str, count: int) -> Batch:
         """A fixed sample of the replay buffer as it is at the boundary or the end of a phase."""

@@ -30,6 +30,13 @@ def write(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frame
     temporary.replace(path)
 
 
+def record_once(play: Callable[[Path], float], folder: Path) -> None:
+    """Record an episode of a finished run, unless there is a video of it already."""
+    if not (folder / VIDEO).exists():
+        record(play, folder)
+    logger.info("video: %s", folder / VIDEO)
+
+
 def record(play: Callable[[Path], float], folder: Path) -> None:
     """Record an episode in a run's folder: `play` writes the file and returns the return. What goes wrong is a warning,
     since the run is worth more."""

@@ -143,19 +143,24 @@ class Learner:
     def new_optimizers(self) -> None:
         """AdamW with empty moments for the parameters that learn."""
         options: dict[str, Any] = {"fused": True, "capturable": self.runtime.compile == "graphs"}
-        self.actor_optimizer, self.critic_optimizer = (
-            torch.optim.AdamW(
-                [p for p in network.parameters() if p.requires_grad], self._rate, weight_decay=self._decay, **options
-            )
-            for network in (self.agent.actor, self.agent.critic)
+        actor, critic = (
+            [p for p in network.parameters() if p.requires_grad] for network in (self.agent.actor, self.agent.critic)
         )
-        self.temperature_optimizer = torch.optim.AdamW([self.log_temperature], self._rate, weight_decay=0, **options)
+        # The temperature's step needs the same actions as the actor's and comes with it.
+        groups: Any = [{"params": actor}, {"params": [self.log_temperature], "weight_decay": 0.0}]
+        self.actor_optimizer = torch.optim.AdamW(groups, self._rate, weight_decay=self._decay, **options)
+        self.critic_optimizer = torch.optim.AdamW(critic, self._rate, weight_decay=self._decay, **options)
+        self._keep_lists()
+
+    def _keep_lists(self) -> None:
+        """What every update needs a list of; to be called when there are other parameters."""
+        self._critics, self._targets = list(self.agent.critic.parameters()), list(self.target.parameters())
         self._graphs.forget()
 
     @property
     def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """Of actor, critics and temperature."""
-        return self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer
+        """Of actor with temperature, and of the critics."""
+        return self.actor_optimizer, self.critic_optimizer
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """The unit normal numbers of updates on `count` transitions, (count, 2, action), drawn by a CPU generator."""
@@ -193,10 +198,9 @@ class Learner:
         # Of the actor alone: those of the critics, which this loss runs through, would cost as much as a forward pass.
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
             parameter.grad = gradient
-        self.actor_optimizer.step()
         # The temperature's loss is temperature * (entropy - target), in the logarithm.
         self.log_temperature.grad = temperature * (entropy - self._target_entropy)
-        self.temperature_optimizer.step()
+        self.actor_optimizer.step()
         temperature = self.log_temperature.detach().exp()
         with self.runtime.autocast:
             goal = self._goals(agent.actor, self.target, temperature, batch, next_states, next_noise, self._discount)
@@ -205,7 +209,7 @@ class Learner:
         error.backward()
         self.critic_optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(agent.critic.parameters()), self._tau)
+            torch._foreach_lerp_(self._targets, self._critics, self._tau)
         self.totals[:4] += torch.stack((error.detach(), loss.detach(), value, entropy))
 
     @torch.no_grad()
@@ -242,7 +246,7 @@ class Learner:
             self.target.load_state_dict(self.agent.critic.state_dict())
         else:
             self.target = deepcopy(self.agent.critic).requires_grad_(False)
-            self._graphs.forget()
+            self._keep_lists()
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs."""

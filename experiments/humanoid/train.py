@@ -12,7 +12,6 @@ depend on timing.
 import logging
 import math
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,11 +25,11 @@ import fire
 from experiments.common import boundary, checkpoint, config, replay, video
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
+from experiments.common.meter import Meter
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.replay import Batch, ReplayBuffer, Stored
 from experiments.common.seeding import derive, generator, seed_everything
-from experiments.common.wandb_mirror import VIDEO
 from experiments.common.workspace import Workspace
 from experiments.humanoid import envs, estimate, models, protocol
 from experiments.humanoid.learner import TOTALS, Learner
@@ -59,10 +58,8 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and ended["status"] == "done before":
-        if not (job.run_dir / VIDEO).exists():
-            learner = finished_learner(cfg, runtime, method, job.run_dir)
-            video.record(partial(play, learner.act, cfg), job.run_dir)
-        logger.info("video: %s", job.run_dir / VIDEO)
+        act = lambda path: play(finished_learner(cfg, runtime, method, job.run_dir).act, cfg, path)  # noqa: E731
+        video.record_once(act, job.run_dir)
     return {"run": job.name, **ended}
 
 
@@ -105,15 +102,10 @@ class HumanoidTraining:
         self.phase, self.step, self.entered = 0, 0, False
         self.observation: Tensor | None = None  # (observation,) float32; None: before the first episode
         self.episode_return = 0.0  # of the episode that is going on
-        self.window = {"return": 0.0, "length": 0.0, "episodes": 0.0}  # of the episodes that ended since the last row
-        self.start_clock()
+        self.meter = Meter(self.learner.totals, TOTALS, losses=["loss", "actor_loss"])
         # The buffer of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
         self.disk_bytes = 2 * capacity * kept.bytes + 6 * 4 * size
-
-    def start_clock(self) -> None:
-        """Count speed from here."""
-        self.clock, self.timed_steps, self.timed_updates = time.perf_counter(), 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs; what the replay buffer holds must have been written."""
@@ -124,7 +116,7 @@ class HumanoidTraining:
             "player": self.player.state_dict(),
             "observation": self.observation,
             "episode_return": self.episode_return,
-            "window": self.window,
+            "window": self.meter.state_dict(),
             "replay": self.buffer.state_dict(self.outputs),
         }
 
@@ -142,7 +134,7 @@ class HumanoidTraining:
             rng.set_state(value)
         self.player.load_state_dict(state["player"])
         self.observation, self.episode_return = state["observation"], state["episode_return"]
-        self.window = dict(state["window"])
+        self.meter.load_state_dict(state["window"])
         self.buffer.load_state_dict(state["replay"], self.outputs)
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
@@ -153,7 +145,7 @@ class HumanoidTraining:
                 if phase > 0:
                     self.cross_boundary(workspace)
                 self.entered = True
-            self.start_clock()
+            self.meter.start_clock()
             with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
                 while self.step < end:
                     self.take_action(workspace)
@@ -215,76 +207,42 @@ class HumanoidTraining:
         self.buffer.begin(self.observation[None], torch.zeros(1, dtype=torch.bool))
         self.episode_return += outcome.reward
         if outcome.terminated or outcome.truncated:
-            ended = {"return": self.episode_return, "length": self.player.taken, "episodes": 1}
-            self.window = {key: value + ended[key] for key, value in self.window.items()}
+            self.meter.episode(self.episode_return, self.player.taken)
             self.begin_episode()
         self.step += self.schedule.repeat
-        self.timed_steps += self.schedule.repeat
-        self.timed_updates += updates
+        self.meter.advance(self.schedule.repeat, updates)
 
     def finish_step(self, workspace: Workspace, progress: Progress) -> None:
         """Log, evaluate and checkpoint where that is due."""
         if self.schedule.logs(self.step):
-            row = self.training_row(workspace)
+            row: Row = {"phase": self.phase, "env_step": self.step, **self.meter.row(self.means(workspace))}
+            if "train/loss" in row:
+                row["train/temperature"] = math.exp(self.learner.log_temperature.item())
             if self.schedule.evaluates(self.step):
                 row |= self.evaluate() | self.plasticity()
             workspace.log.append(row)
             names = {"return": "train/return", "eval": "eval/return", "loss": "train/loss"}
             shown = {short: row[name] for short, name in names.items() if name in row}
             progress.show(f"step {self.step:,}", **shown)
-            self.start_clock()
+            self.meter.start_clock()
         if workspace.save_due() and self.step not in self.schedule.ends:
             self.save(workspace)
 
-    def training_row(self, workspace: Workspace) -> Row:
-        """What the steps since the last row have been like."""
-        means = self.finite_totals(workspace)  # waits for the device
-        seconds = time.perf_counter() - self.clock
-        row: Row = {"phase": self.phase, "env_step": self.step}
-        row["train/episodes"] = int(self.window["episodes"])
-        if self.window["episodes"]:
-            row["train/return"] = self.window["return"] / self.window["episodes"]
-            row["train/episode_length"] = self.window["length"] / self.window["episodes"]
-        if means["updates"]:
-            row |= {f"train/{key}": means[key] for key in ("loss", "actor_loss", "q", "entropy")}
-            row |= {"train/temperature": math.exp(self.learner.log_temperature.item())}
-            row |= {"plasticity/grad_norm": means["grad_norm"]}
-        row["speed/env_steps_per_second"] = self.timed_steps / seconds
-        row["speed/updates_per_second"] = self.timed_updates / seconds
-        self.window = dict.fromkeys(self.window, 0.0)
-        self.learner.totals.zero_()
-        return row
-
-    def finite_totals(self, workspace: Workspace) -> dict[str, float]:
-        """Means over the updates since the last row.
-
-        Raises:
-            UserError: a loss is not finite; such a state is never saved.
-        """
-        totals = dict(zip(TOTALS, self.learner.totals.tolist(), strict=True))
-        if not (math.isfinite(totals["loss"]) and math.isfinite(totals["actor_loss"])):
-            raise UserError(
-                f"the loss is not finite in phase {self.phase}, by environment step {self.step}; the last good "
-                f"checkpoint, if any, is in {workspace.path}"
-            )
-        count = max(totals["updates"], 1)
-        return {key: value if key == "updates" else value / count for key, value in totals.items()}
+    def means(self, workspace: Workspace) -> dict[str, float]:
+        """Means over the updates since the last row; an error if a loss is not finite."""
+        return self.meter.means(f"in phase {self.phase}, by environment step {self.step}", workspace.path)
 
     def save(self, workspace: Workspace) -> None:
         """Checkpoint, and stop here if a signal has asked for it."""
-        started = time.perf_counter()
-        self.finite_totals(workspace)
-        with self.buffer.writing(workspace.path):
-            workspace.save(self.state_dict())
-        workspace.stop_if_asked()
-        self.clock += time.perf_counter() - started  # which does not count as training
+        with self.meter.paused():
+            self.means(workspace)
+            with self.buffer.writing(workspace.path):
+                workspace.save(self.state_dict())
+            workspace.stop_if_asked()
 
     def evaluate(self) -> dict[str, float]:
         """The return of the policy without noise, in environments of its own."""
-        started = time.perf_counter()
-        result = envs.evaluate(self.learner.act, self.evaluators, self.pool, self.cfg.seed, self.step)
-        self.clock += time.perf_counter() - started
-        return result
+        return envs.evaluate(self.learner.act, self.evaluators, self.pool, self.cfg.seed, self.step)
 
     def probe(self, stream: str, count: int) -> tuple[Batch, Tensor]:
         """A fixed sample of the replay buffer as it is now, and noise for it."""
@@ -294,7 +252,7 @@ class HumanoidTraining:
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:
         """Plasticity of the critics and, as `actor_...`, of the actor on a sample of states of the replay buffer."""
-        agent, started = self.learner.agent, time.perf_counter()
+        agent = self.learner.agent
         batch, _ = self.probe("probe", PROBE_STATES)
         states = self.learner.normaliser(batch.frames[:, 0])
         with fire.metrics.record_activations(agent.actor) as activations:
@@ -305,7 +263,6 @@ class HumanoidTraining:
         each = [member for stack in activations for member in stack.unbind()]
         row = boundary.plasticity(agent.critic, self.scope, features, each)
         row |= {name.replace("plasticity/", "plasticity/actor_"): value for name, value in of_actor.items()}
-        self.clock += time.perf_counter() - started
         return row
 
     def sharpness(self) -> dict[str, float]:
