@@ -154,7 +154,8 @@ class Learner:
 
     def _keep_lists(self) -> None:
         """What every update needs a list of; to be called when there are other parameters."""
-        self._critics, self._targets = list(self.agent.critic.parameters()), list(self.target.parameters())
+        self._critics: list[Tensor] = list(self.agent.critic.parameters())
+        self._targets: list[Tensor] = list(self.target.parameters())
         self._graphs.forget()
 
     @property
