@@ -1,5 +1,6 @@
 """Shared fixtures: the real data sets, and the command lines as a user calls them."""
 
+import ctypes.util
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
 from experiments.humanoid import assets
 from experiments.humanoid.config import HumanoidConfig
+from experiments.humanoid.rendering import LIBRARIES
 from experiments.humanoid.train import run as humanoid_run
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
@@ -33,6 +35,12 @@ REPOSITORY = Path(__file__).parents[1]
 # Wall-clock readings: the only numbers two equal runs may differ in.
 CLOCK = ("speed/", "reset/seconds")
 _CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
+
+
+needs_opengl = pytest.mark.skipif(
+    not any(map(ctypes.util.find_library, LIBRARIES.values())),
+    reason="needs EGL or OSMesa (on Debian: libegl1 libopengl0 libgl1-mesa-dri), which .ci/run installs",
+)
 
 
 def needs_cuda(test: Callable) -> Callable:

@@ -12,7 +12,7 @@ from experiments.humanoid.learner import Learner
 SECONDS = 5.0
 
 
-def describe_cost(cfg: DictConfig, runtime: config.Runtime) -> str:
+def describe_cost(cfg: DictConfig, runtime: config.Runtime, disk_bytes: int) -> str:
     """Hours and disk of a run with this configuration, in one line.
 
     A throwaway learner learns from noise for about `SECONDS`, and a robot acts at random for as long; no generator of
@@ -27,12 +27,10 @@ def describe_cost(cfg: DictConfig, runtime: config.Runtime) -> str:
     learning, acting = updates_per_second(cfg, runtime, player), environment_steps_per_second(player)
     # The simulation runs beside the updates.
     hours = (max(updates / learning, steps / acting) + played / acting) / 3600
-    observation = player.env.observation_space.shape[0]
-    disk = 2 * 4 * (observation + player.env.action_space.shape[0] + 2) * steps / repeat / 1e9
     return (
         f"estimated: {hours:.1f} hours here ({updates / 1e6:.2f} million updates at {learning:,.0f} a second, "
         f"{steps / 1e6:.2f} million environment steps and {played / 1e6:.2f} million of evaluations, at most, at "
-        f"{acting:,.0f}, measured; a shared phase 0 makes it less), up to {disk:.1f} GB of checkpoints, no download"
+        f"{acting:,.0f}, measured; a shared phase 0 makes it less), up to {disk_bytes / 1e9:.1f} GB of checkpoints, no download"
     )
 
 

@@ -25,7 +25,7 @@ def context(width: int, height: int) -> Any:
         elif backend == "osmesa":
             from mujoco.osmesa import GLContext
         else:
-            raise ImportError("neither EGL nor OSMesa is installed (on Debian: libegl1 or libosmesa6)")
+            raise ImportError("neither EGL nor OSMesa is installed (on Debian: libegl1 and libopengl0, or libosmesa6)")
         return GLContext(width, height)
     except (ImportError, AttributeError, RuntimeError) as error:
         raise OSError(f"no offscreen OpenGL: {error}") from error

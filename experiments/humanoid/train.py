@@ -53,7 +53,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     def prepare() -> HumanoidTraining:
         training = HumanoidTraining(cfg, runtime, method)
         if cfg.scale == "paper":
-            logger.info("%s", estimate.describe_cost(cfg, runtime))
+            logger.info("%s", estimate.describe_cost(cfg, runtime, training.disk_bytes))
         return training
 
     ended = carry_out(job, prepare, stop)

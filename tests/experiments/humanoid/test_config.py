@@ -117,10 +117,11 @@ def test_cost_is_told(robot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "updates_per_second", lambda *_: 100.0)
     monkeypatch.setattr(estimate, "environment_steps_per_second", lambda *_: 1000.0)
     cfg = composed("scale=paper", "env.backend=native", f"data_dir={robot_dir}")
-    said = estimate.describe_cost(cfg, resolve_runtime(cfg))
+    said = estimate.describe_cost(cfg, resolve_runtime(cfg), 1_400_000_000)
     # A million updates; 21 evaluations of 10 episodes of 1000 steps.
     assert said.startswith("estimated: 2.8 hours here (1.00 million updates at 100 a second, 1.00 million environment")
     assert "0.21 million of evaluations, at most, at 1,000" in said
+    assert "up to 1.4 GB of checkpoints" in said
 
 
 CASES = {

@@ -15,7 +15,7 @@ from experiments.common.errors import UserError
 from experiments.humanoid import assets, envs
 from experiments.humanoid.native import H1Env
 from experiments.humanoid.tasks import TASKS, normalised, resolve, tolerance
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, needs_opengl
 from tests.experiments.humanoid.golden import SAME_VERSION, episode, single_steps, whole_episode
 
 # Of rewards and their terms, between MuJoCo 3.1.6 and later ones, within a step of control: at most .008 was seen.
@@ -90,6 +90,7 @@ def test_gymnasium_checker(task: str, robot_dir: Path) -> None:
     env.close()
 
 
+@needs_opengl
 def test_picture(robot_dir: Path) -> None:
     """The robot, before a lighter sky, moves as it falls."""
     env = gym.make("fire/h1-walk-v0", assets_dir=assets.folder(robot_dir), render_mode="rgb_array", width=96, height=80)

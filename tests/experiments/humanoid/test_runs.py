@@ -13,7 +13,7 @@ from experiments.common.metric_log import read_rows
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
 from fire import metrics as fire_metrics
-from tests.conftest import Command, numbers, run_dirs
+from tests.conftest import Command, needs_opengl, numbers, run_dirs
 
 METHODS = ("none", "shrink_perturb", "full_reset", "fire", "plasticity_injection")
 
@@ -128,6 +128,7 @@ def test_transitions_in_the_buffer_are_those_of_the_simulation(humanoid: Command
     assert episodes >= 3
 
 
+@needs_opengl
 @pytest.mark.slow
 def test_video_of_an_episode(humanoid: Command, tmp_path: Path) -> None:
     """Beside the curve; of a finished run too."""
