@@ -30,7 +30,8 @@ def describe_cost(cfg: DictConfig, runtime: config.Runtime, disk_bytes: int) -> 
     return (
         f"estimated: {hours:.1f} hours here ({updates / 1e6:.2f} million updates at {learning:,.0f} a second, "
         f"{steps / 1e6:.2f} million environment steps and {played / 1e6:.2f} million of evaluations, at most, at "
-        f"{acting:,.0f}, measured; a shared phase 0 makes it less), up to {disk_bytes / 1e9:.1f} GB of checkpoints, no download"
+        f"{acting:,.0f}, measured; a shared phase 0 makes it less), up to {disk_bytes / 1e9:.1f} GB of checkpoints, no "
+        "download"
     )
 
 
