@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 SYNCED := .venv/.synced
-# Tests run in as many processes as there are cores, a file in one of them.
-# All but HumanoidBench's own pins, which are old.
+# What is pinned: all but HumanoidBench's own pins, which are old.
 EXTRAS := experiments language atari humanoid dev
+# Tests run in as many processes as there are cores, a file in one of them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help

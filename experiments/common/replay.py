@@ -73,8 +73,9 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """A ring of slots; `stop` counts those ever begun.
 
-    `begin` and `complete` alternate. Where `begin` says that an episode begins, the slot before it holds no transition:
-    it was the last frame of an episode, and the environment's reset came next.
+    `begin` and `complete` alternate, but for the last observation of an episode where the next episode begins at once:
+    nothing completes it. Where `begin` says that an episode begins, the slot before it holds no transition but the last
+    observation of an episode.
     """
 
     def __init__(

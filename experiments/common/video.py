@@ -8,6 +8,7 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
+from experiments.common.errors import UserError
 from experiments.common.wandb_mirror import VIDEO
 
 logger = logging.getLogger("fire")
@@ -44,5 +45,8 @@ def record(play: Callable[[Path], float], folder: Path) -> None:
     try:
         total = play(path)
         logger.info("wrote %s, an episode with return %s", path, f"{total:,.0f}")
-    except (OSError, RuntimeError) as error:
-        logger.warning("warning: no video: %s; the run goes on", str(error).strip().splitlines()[0])
+    except UserError:
+        raise
+    except Exception as error:  # of drivers and encoders there are many kinds
+        reason = str(error).strip() or type(error).__name__
+        logger.warning("warning: no video: %s; the run goes on", reason.splitlines()[0])

@@ -31,7 +31,7 @@ class BudgetConfig:
         actor_width, actor_blocks: of the actor; critic_width, critic_blocks: of each critic.
         batch_size: transitions of an update.
         learning_rate: the default of `optimizer.learning_rate`.
-        buffer: transitions in the replay buffer.
+        buffer: transitions in the replay buffer; the last observation of an episode takes the place of one.
         random_actions: actions at random before the first update.
         log_every: steps between rows; they tell of the training episodes that ended since the last.
         eval_every: steps between evaluations; the end of a phase is always evaluated.

@@ -27,6 +27,8 @@ UPSTREAM_HINT = (
     "github.com/carlosferrazza/humanoid-bench, with: uv pip install --no-deps -e <the clone>"
 )
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything the next step depends on, the solver's first guess included
+# Otherwise it writes a file MUJOCO_LOG.TXT into whatever folder it is run in.
+mujoco.set_mju_user_warning(lambda text: logger.debug("MuJoCo: %s", text))
 FATAL = (  # MuJoCo goes on from a reset state after these
     mujoco.mjtWarning.mjWARN_BADQPOS,
     mujoco.mjtWarning.mjWARN_BADQVEL,
@@ -62,7 +64,15 @@ def resolve_backend(asked: str) -> str:
 
 def describe(backend: str) -> dict[str, str]:
     """What numbers depend on beyond the settings; part of a run's identity."""
-    return {"name": backend, "mujoco": metadata.version("mujoco")}
+    packages = ["mujoco", *(["humanoid_bench", "dm_control"] if backend == "humanoid_bench" else [])]
+    return {"name": backend, **{name: _version(name) for name in packages}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a folder on the path
+        return "not installed"
 
 
 def make(task: str, backend: str, data_dir: Path) -> Any:

@@ -11,7 +11,8 @@ LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 
 
 def context(width: int, height: int) -> Any:
-    """An OpenGL context: of MUJOCO_GL, if that is set, else EGL or OSMesa, whichever there is.
+    """An OpenGL context: of MUJOCO_GL, if that is set, else of EGL where its library is installed, else of OSMesa. A
+    process cannot try one after the other.
 
     Raises:
         OSError: there is none.
@@ -28,7 +29,9 @@ def context(width: int, height: int) -> Any:
             raise ImportError("neither EGL nor OSMesa is installed (on Debian: libegl1 and libopengl0, or libosmesa6)")
         return GLContext(width, height)
     except (ImportError, AttributeError, RuntimeError) as error:
-        raise OSError(f"no offscreen OpenGL: {error}") from error
+        other = " or ".join(name for name in LIBRARIES if name != backend)
+        hint = f"; MUJOCO_GL={other} would try another" if backend else ""
+        raise OSError(f"no offscreen OpenGL: {error}{hint}") from error
 
 
 class Renderer:

@@ -12,7 +12,9 @@ depend on timing.
 import logging
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -140,22 +142,39 @@ class HumanoidTraining:
     def train(self, workspace: Workspace, until_phase: int) -> None:
         """Train from the current position to the end of phase `until_phase - 1`."""
         for phase in range(self.phase, until_phase):
-            end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
-            if not self.entered:
-                if phase > 0:
-                    self.cross_boundary(workspace)
-                self.entered = True
-            self.meter.start_clock()
-            with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
-                while self.step < end:
-                    self.take_action(workspace)
-                    progress.advance(self.schedule.repeat)
-                    self.finish_step(workspace, progress)
+            with self.finite(workspace):
+                self.train_phase(workspace, phase)
             self.phase, self.entered = phase + 1, False
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # for whoever saves the state next
         elif self.cfg.record_video:
             video.record(partial(play, self.learner.act, self.cfg), workspace.path)
+
+    def train_phase(self, workspace: Workspace, phase: int) -> None:
+        """Begin a phase, with a reset if it is not the first, or go on in it, to its end."""
+        end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
+        if not self.entered:
+            if phase > 0:
+                self.cross_boundary(workspace)
+            self.entered = True
+        self.meter.start_clock()
+        with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
+            while self.step < end:
+                self.take_action()
+                progress.advance(self.schedule.repeat)
+                self.finish_step(workspace, progress)
+
+    @contextmanager
+    def finite(self, workspace: Workspace) -> Iterator[None]:
+        """Say where the simulation has come to values that are not finite, in training or in an evaluation."""
+        try:
+            yield
+        except FloatingPointError as error:
+            self.means(workspace)  # if the loss is not finite either, that is the reason
+            raise UserError(
+                f"{error}, at environment step {self.step} of phase {self.phase}; the last good checkpoint, if any, is "
+                f"in {workspace.path}"
+            ) from error
 
     def cross_boundary(self, workspace: Workspace) -> None:
         """Reset actor and critics, make the target critics follow, and begin optimisers and temperature anew. The
@@ -186,7 +205,7 @@ class HumanoidTraining:
         noise = torch.randn((1, self.actions), generator=self.exploration)
         return self.learner.act(self.observation[None], noise)[0]
 
-    def take_action(self, workspace: Workspace) -> None:
+    def take_action(self) -> None:
         """One action, and the updates that are due with it."""
         if self.observation is None:
             self.begin_episode(derive(self.cfg.seed, "environment", 0) % 2**31)
@@ -195,13 +214,7 @@ class HumanoidTraining:
         if updates:
             count = updates * self.schedule.batch_size
             self.learner.update(self.buffer.sample(count, self.drawing), self.learner.noise(count, self.drawing))
-        try:
-            outcome = coming.result()
-        except FloatingPointError as error:
-            raise UserError(
-                f"{error}, at environment step {self.step} of phase {self.phase}; the last good checkpoint, if any, is "
-                f"in {workspace.path}"
-            ) from error
+        outcome = coming.result()
         self.buffer.complete(action[None], torch.tensor([outcome.reward]), torch.tensor([outcome.terminated]))
         self.observation = torch.from_numpy(outcome.observation).float()
         self.buffer.begin(self.observation[None], torch.zeros(1, dtype=torch.bool))

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -35,12 +34,6 @@ ENV_STEPS = 1000
 FILL = 500  # random actions before the first update
 
 
-class Anywhere:
-    """Stands for a run's directory, of which only messages would speak."""
-
-    path = Path()
-
-
 def composed(overrides: list[str], device: str) -> DictConfig:
     """The configuration of a case."""
     small = [f"budget.random_actions={FILL}", "budget.buffer=50_000", "env.backend=native", "task=h1-walk"]
@@ -57,7 +50,7 @@ def ours(cfg: DictConfig) -> HumanoidTraining:
 def advance(training: HumanoidTraining, steps: int) -> None:
     """`steps` environment steps."""
     for _ in range(steps // training.schedule.repeat):
-        training.take_action(Anywhere)  # type: ignore[arg-type]
+        training.take_action()
 
 
 class Block(nn.Module):

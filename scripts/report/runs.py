@@ -46,22 +46,23 @@ def find_runs(roots: list[Path]) -> list[Run]:
     return runs
 
 
-OF_METHOD = ("method", "optimizer_at_boundary")  # the latter belongs to what a method does: some domains' `none` keeps
-
-
-def of_method(run: Run) -> dict[str, Any]:
-    """What makes the method of a run, by setting."""
-    return {**run.values["method"], "optimizer_at_boundary": run.values["optimizer_at_boundary"]}
+# What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
+OF_METHOD = ("method", "optimizer_at_boundary")
 
 
 def label_methods(runs: list[Run]) -> dict[Path, str]:
-    """The method's name of each run, with the settings in which runs of that method differ."""
+    """The method's name of each run, with the settings in which runs of that method differ, and what became of the
+    optimiser if that differs between runs of any one method."""
+    pairs = {(run.values["method"]["name"], run.values["optimizer_at_boundary"]) for run in runs}
+    tell = len(pairs) > len({name for name, _ in pairs})
     labels = {}
     for run in runs:
-        method = of_method(run)
-        same = [other for other in map(of_method, runs) if other["name"] == method["name"]]
+        method = run.values["method"]
+        same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
         varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
-        settings = ", ".join(f"{key}={method[key]}" for key in varying)
+        told = [f"{key}={method[key]}" for key in varying]
+        told += [f"optimizer_at_boundary={run.values['optimizer_at_boundary']}"] if tell else []
+        settings = ", ".join(told)
         labels[run.path] = method["name"] + (f" ({settings})" if settings else "")
     return labels
 

@@ -1,5 +1,6 @@
 """Final numbers by method, with intervals and differences paired by seed."""
 
+import re
 from functools import partial
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.domains import Domain, name, order
+from scripts.report.domains import Domain, base, name, order
 
+AT_BOUNDARY = re.compile(r"optimizer_at_boundary=\w+")
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
 
@@ -40,7 +42,8 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
             apart = by_seed(data, metric)[0].reindex(methods)
             row[f"final, {column}"] = say(apart.loc[method].dropna().to_numpy())
             row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
-        row["paper's final (scale=paper)"] = f"{published[method]:.{domain.decimals}f}" if method in published else ""
+        plain = AT_BOUNDARY.sub("", method).removesuffix(" ()")
+        row["paper's final (scale=paper)"] = f"{published[plain]:.{domain.decimals}f}" if plain in published else ""
         if len(values) >= 5:
             row["IQM of final"] = iqm(values.to_numpy(), domain.decimals)
         rows.append(row)
@@ -57,10 +60,13 @@ def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame
 
 
 def difference(values: pd.DataFrame, method: str) -> np.ndarray:
-    """How far a method is from `none` in each seed that both have."""
-    if "none" not in values.index or method == "none":
+    """How far a method is from `none` in each seed that both have; from the `none` that did the same with the optimiser
+    where there are several."""
+    nones = [other for other in values.index if base(other) == "none"]
+    alike = [other for other in nones if AT_BOUNDARY.findall(other) == AT_BOUNDARY.findall(method)]
+    if base(method) == "none" or not (alike or len(nones) == 1):
         return np.array([])
-    return (values.loc[method] - values.loc["none"]).dropna().to_numpy()
+    return (values.loc[method] - values.loc[(alike or nones)[0]]).dropna().to_numpy()
 
 
 def interval(sample: np.ndarray) -> float:

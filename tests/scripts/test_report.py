@@ -102,14 +102,19 @@ def test_atari_without_a_finished_training_episode(atari: Vision, tmp_path: Path
 def test_humanoid_has_returns_and_success(humanoid: Vision, tmp_path: Path, capsys) -> None:
     """In one table, though one method keeps what the others begin anew; the same method with both is two."""
     humanoid("-m", "method=none,plasticity_injection", "seed=0,1")
+    report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "default")
+    assert "| No reset  " in capsys.readouterr().out
+    assert [path.stem for path in (tmp_path / "default").glob("*.csv")] == ["h1-walk-smoke"]
     humanoid("method=none", "optimizer_at_boundary=reset")
     report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
     assert stem == "h1-walk-smoke"
+    cells, means = {}, {}
+    header = [c.strip() for c in next(line for line in printed.splitlines() if "| method" in line).split("|")]
     for label, seeds in (
         ("No reset (optimizer_at_boundary=keep)", 2), ("No reset (optimizer_at_boundary=reset)", 1),
-        ("Plasticity injection", 2),
+        ("Plasticity injection (optimizer_at_boundary=reset)", 2),
     ):  # fmt: skip
         line = next(line for line in printed.splitlines() if line.startswith(f"| {label} "))
         finals = [
@@ -123,8 +128,14 @@ def test_humanoid_has_returns_and_success(humanoid: Vision, tmp_path: Path, caps
         assert f" {sum(finals) / seeds:.1f} " in line
         score = (sum(finals) / seeds - 2.4) / (700 - 2.4)
         assert f" {score:.3f} " in line
+        cells[label] = dict(zip(header, [c.strip() for c in line.split("|")], strict=True))
+        means[label] = finals
+    # Paired with the one that did the same with the optimiser, in the seed that both have.
+    _, anew, injected = cells
+    gap = means[injected][0] - means[anew][0]
+    assert float(cells[injected]["final minus no reset"]) == pytest.approx(gap, abs=0.051)
+    assert [row["paper's final (scale=paper)"] for row in cells.values()] == ["594", "594", "353"]
     assert "**Too short to rank methods**" in printed
-    assert " 353 |" in printed  # the paper's
 
 
 def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:

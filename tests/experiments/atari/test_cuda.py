@@ -15,7 +15,7 @@ from experiments.common.config import Runtime, build_scope, compose_domain
 from experiments.common.replay import Batch, ReplayBuffer
 from tests.conftest import needs_cuda, numbers, run_dirs
 from tests.experiments.atari.test_learner import batch
-from tests.experiments.atari.test_replay import CAPACITY, ENVIRONMENTS, Naive
+from tests.experiments.common.test_replay import CAPACITY, ENVIRONMENTS, Naive
 
 Atari = Callable[..., tuple[int, str]]
 

@@ -176,22 +176,23 @@ def test_sharpness_is_measured_and_changes_nothing_else(humanoid: Command, tmp_p
     assert [{key: value for key, value in row.items() if key not in measured} for row in fire] == plain
 
 
-@pytest.mark.parametrize("what", ["simulation", "loss"])
+@pytest.mark.parametrize("what", ["simulation", "evaluation", "loss"])
 def test_not_finite(what: str, humanoid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run stops, names the step, and leaves a checkpoint from which it can go on."""
     arguments = ("method=none", "checkpoint_seconds=0", f"outputs_dir={tmp_path}")
-    if what == "simulation":
+    if what != "loss":
         step, calls = envs.Player.step, []
 
         def explode(player: envs.Player, action: np.ndarray) -> envs.Outcome:
-            if player.repeat == 2 and len(calls) == 150:
+            if len(calls) == (150 if what == "simulation" else 201):  # the first of the evaluation after 200 actions
                 player.env.data.qvel[0] = np.inf
             calls.append(player)
             return step(player, action)
 
         monkeypatch.setattr(envs.Player, "step", explode)
         status, printed = humanoid(*arguments)
-        assert "error: the simulation has values that are not finite, at environment step 300 of phase 0" in printed
+        at = 300 if what == "simulation" else 400
+        assert f"error: the simulation has values that are not finite, at environment step {at} of phase 0" in printed
     else:
         status, printed = humanoid(*arguments, "optimizer.learning_rate=1e30")
         assert "the loss is not finite in phase 0, by environment step 10" in printed
@@ -199,6 +200,10 @@ def test_not_finite(what: str, humanoid: Command, tmp_path: Path, monkeypatch: p
     (shared,) = tmp_path.glob("phases/*")
     assert f"the last good checkpoint, if any, is in {shared}" in printed
     assert len(list(shared.glob("checkpoint-*.pt"))) == 2
+    if what == "loss":  # also where nothing but the simulation has noticed
+        status, printed = humanoid("method=none", f"outputs_dir={tmp_path / 'late'}", "optimizer.learning_rate=1e30")
+        assert status == 1
+        assert "the loss is not finite in phase 0, by environment step 10" in printed
     monkeypatch.undo()
     assert all(checkpoint.read(path) for path in shared.glob("checkpoint-*.pt"))
     if what == "simulation":

@@ -148,3 +148,29 @@ def test_a_million_transitions_fit() -> None:
     tensors = (buffer.frames, buffer.begins, buffer.actions, buffer.rewards, buffer.ends)
     total = sum(t.numel() * t.element_size() for t in tensors)
     assert total == pytest.approx(4000 * STORED.bytes, rel=2e-3)
+
+
+@pytest.mark.parametrize("steps", [30, 200])
+def test_unstacked_vectors_with_episodes_that_begin_at_once(steps: int) -> None:
+    """As the humanoid stores them: an episode's last observation, then the first of the next; the ring goes round."""
+    stored, rng = replay.Stored((2,), torch.float32, 1, (3,), torch.float32), torch.Generator().manual_seed(steps)
+    buffer = ReplayBuffer(stored, 40, 1)
+    transitions: dict[int, tuple] = {}
+    observation = torch.randn(1, 2, generator=rng)
+    buffer.begin(observation, torch.ones(1, dtype=torch.bool))
+    for step in range(steps):
+        action, reward = torch.randn(1, 3, generator=rng), torch.randn(1, generator=rng)
+        after, ends = torch.randn(1, 2, generator=rng), step % 7 == 6
+        transitions[buffer.stop - 1] = (observation[0], after[0], action[0], reward[0], float(ends))
+        buffer.complete(action, reward, torch.tensor([ends]))
+        buffer.begin(after, torch.zeros(1, dtype=torch.bool))
+        observation = after
+        if step % 7 in (3, 6):  # truncated, terminated
+            observation = torch.randn(1, 2, generator=rng)
+            buffer.begin(observation, torch.ones(1, dtype=torch.bool))
+    kept = [one for slot, one in transitions.items() if slot >= buffer.oldest]
+    there = {(*torch.cat((*one[:3], one[3][None])).tolist(), one[4]) for one in kept}
+    batch = buffer.sample(4000, torch.Generator().manual_seed(0))
+    assert batch.weights.all()
+    flat = torch.cat((batch.frames.flatten(1), batch.actions, batch.rewards[:, None], batch.ends[:, None]), 1)
+    assert {tuple(row) for row in flat.tolist()} == there
