@@ -85,7 +85,7 @@ def test_unreachable_service_is_a_warning(data_dir: Path, tmp_path: Path) -> Non
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
     assert "warning: Weights & Biases could not start: " in printed
-    assert "Weights & Biases: offline, in " in printed
+    assert "Weights & Biases: offline, in " in printed, printed
 
 
 def test_misconfigured_service_is_a_warning(vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
