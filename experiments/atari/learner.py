@@ -74,8 +74,7 @@ class Learner:
         if self.runtime.compile != "graphs":
             self._update(batches)
             return
-        changed = [*self.online.parameters(), self.totals]
-        self._graphs.run(self._update, batches, changed, [self.optimizer])
+        self._graphs.run(self._update, batches, lambda: [*self.online.parameters(), self.totals], [self.optimizer])
 
     def _update(self, given: Sequence[Tensor]) -> None:
         batches = Batch(*given)

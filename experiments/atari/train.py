@@ -56,8 +56,9 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and ended["status"] == "done before":
-        play = lambda path: play_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, path)  # noqa: E731
-        video.record_once(play, job.run_dir)
+        video.record_once(
+            lambda path: play_video(finished_learner(cfg, runtime, method, job.run_dir), cfg, path), job.run_dir
+        )
     return {"run": job.name, **ended}
 
 

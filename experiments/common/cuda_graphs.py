@@ -29,7 +29,7 @@ class UpdateGraphs:
         self,
         update: Callable[[Sequence[Tensor]], None],
         given: Sequence[Tensor],
-        changed: Sequence[Tensor],
+        changed: Callable[[], Sequence[Tensor]],
         optimizers: Sequence[torch.optim.Optimizer],
     ) -> None:
         """Do an update.
@@ -37,13 +37,13 @@ class UpdateGraphs:
         Args:
             update: it, a function of the tensors given that neither waits for the device nor draws random numbers.
             given: tensors with one first dimension, which tells inputs of different sizes apart.
-            changed: what the update changes besides the optimisers' moments.
+            changed: tells what the update changes besides the optimisers' moments; asked for a capture alone.
             optimizers: capturable ones, whose steps are part of it.
         """
         size = len(given[0])
         if size not in self._graphs:
             inputs = [tensor.clone() for tensor in given]
-            self._graphs[size] = _capture(lambda: update(inputs), changed, optimizers), inputs
+            self._graphs[size] = _capture(lambda: update(inputs), changed(), optimizers), inputs
         graph, inputs = self._graphs[size]
         for there, new in zip(inputs, given, strict=True):
             there.copy_(new, non_blocking=True)

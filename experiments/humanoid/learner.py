@@ -174,8 +174,10 @@ class Learner:
         if self.runtime.compile != "graphs":
             self._update(given)
             return
-        changed = [*self.agent.parameters(), *self.target.parameters(), self.log_temperature, self.totals]
-        self._graphs.run(self._update, given, changed, self.optimizers)
+        self._graphs.run(self._update, given, self._changed, self.optimizers)
+
+    def _changed(self) -> list[Tensor]:
+        return [*self.agent.parameters(), *self.target.parameters(), self.log_temperature, self.totals]
 
     def _update(self, given: Sequence[Tensor]) -> None:
         batches, noise = Batch(*given[:-1]), given[-1]

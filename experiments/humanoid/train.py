@@ -60,8 +60,9 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
 
     ended = carry_out(job, prepare, stop)
     if cfg.record_video and ended["status"] == "done before":
-        act = lambda path: play(finished_learner(cfg, runtime, method, job.run_dir).act, cfg, path)  # noqa: E731
-        video.record_once(act, job.run_dir)
+        video.record_once(
+            lambda path: play(finished_learner(cfg, runtime, method, job.run_dir).act, cfg, path), job.run_dir
+        )
     return {"run": job.name, **ended}
 
 
