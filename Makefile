@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN := $(BIN)/python
 SYNCED := .venv/.synced
 # What is pinned: all but HumanoidBench's own pins, which are old.
-EXTRAS := experiments language atari humanoid dev
+EXTRAS := experiments slurm language atari humanoid dev
 # Tests run in as many processes as there are cores, a file in one of them.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fire.gram import compute_dtype
 from fire.matrices import check_patterns, matches, storage_key, unwrap, weight_matrices
 from fire.polar import check_solver
-from fire.projection import project
+from fire.projection import Target, project
 from fire.report import Recorder, ResetReport
 
 
@@ -27,6 +27,8 @@ def fire_(
     solver: str = "newton_schulz",
     steps: int = 10,
     tol: float = 1e-6,
+    norm: str = "fire",
+    interpolation: float = 1.0,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     fused: Mapping[str, Sequence[int]] | None = None,
@@ -40,6 +42,8 @@ def fire_(
     Args:
         model: any module; `fire.matrices` lists which of its tensors count.
         solver, steps, tol: how the polar factor is computed, as in `fire.polar`.
+        norm: Frobenius norm that each matrix gets: `fire`, with that factor, or its `own` from before.
+        interpolation: share of the way from W to there, in [0, 1].
         include, exclude: glob patterns over module names, e.g. ["*.to_q", "*.to_k"]; None includes everything.
         fused: pattern -> row sizes of weights that stack several matrices, e.g. {"*.c_attn": [768, 768, 768]}.
 
@@ -52,11 +56,12 @@ def fire_(
             (an LSTM alone), or a weight with a non-finite entry; the model has not changed then.
         TypeError: `model` is not a module, or a list of patterns is a string.
     """
+    target = Target(norm=norm, interpolation=interpolation)
     matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
     if not matrices:
         raise ValueError(f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {dict(skipped)}")
     recorder = Recorder("fire", matrices, skipped)
-    project(recorder, matrices, solver, steps, tol)
+    project(recorder, matrices, solver, steps, tol, target)
     return recorder.report()
 
 
@@ -216,10 +221,10 @@ class ShrinkPerturb(Method):
                 recorder.write_tensor(parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient))
 
 
-@register("fire")
 @dataclass
-class Fire(Method):
-    """FIRE: every weight matrix in scope to its nearest isometry (`fire_`); the scope's `reset` to initial values.
+class Projection(Method):
+    """What FIRE and its controls share: every weight matrix in scope is moved to a `Target`, the scope's `reset` to
+    initial values.
 
     Attributes:
         solver, steps, tol: as in `fire.polar`.
@@ -231,14 +236,47 @@ class Fire(Method):
 
     def __post_init__(self) -> None:
         check_solver(self.solver, self.steps, self.tol, torch.float64)  # the model's dtype may forbid a small tol
+        self.target()
+
+    @abstractmethod
+    def target(self) -> Target:
+        """Where each matrix goes."""
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
         reset = {storage_key(tensor) for tensor, names in _state(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
-        project(recorder, projected, self.solver, self.steps, self.tol)
+        project(recorder, projected, self.solver, self.steps, self.tol, self.target())
         _reset_modules(model, initial, scope, recorder)
+
+
+@register("fire")
+@dataclass
+class Fire(Projection):
+    """FIRE: every weight matrix in scope to its nearest isometry (`fire_`).
+
+    Attributes:
+        norm, interpolation: as in `fire_`; the defaults are the paper's.
+    """
+
+    norm: str = "fire"
+    interpolation: float = 1.0
+
+    def target(self) -> Target:
+        """The polar factor, by default with FIRE's scale factor."""
+        return Target(norm=self.norm, interpolation=self.interpolation)
+
+
+@register("rescale")
+@dataclass
+class Rescale(Projection):
+    """A control: every weight matrix keeps its direction, W / ||W||_F, and gets the Frobenius norm that FIRE would give
+    it. Where this does as well as FIRE it is the norm that helps, not the isometry."""
+
+    def target(self) -> Target:
+        """W with FIRE's norm."""
+        return Target(direction="own")
 
 
 def _state(model: nn.Module) -> list[tuple[Tensor, list[str]]]:

@@ -3,19 +3,85 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fire.gram import batches, compute_dtype, deviation, double, full_precision, gram, normalise_, tall_side
+from fire.gram import (
+    batches,
+    compute_dtype,
+    deviation,
+    double,
+    frobenius,
+    full_precision,
+    gram,
+    normalise_,
+    tall_side,
+)
 from fire.matrices import WeightMatrix
 from fire.polar import check_solver, polar_
 from fire.report import Recorder
 
 
-def project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float) -> None:
-    """Write the scaled polar factor of each of `matrices` through `recorder`.
+@dataclass(frozen=True)
+class Target:
+    """Where a matrix W is moved, whose polar factor is Q and FIRE's scale factor for it s. FIRE: to s Q.
+
+    Attributes:
+        direction: `isometry`, that of Q, or `own`, that of W.
+        norm: the Frobenius norm there, `fire`, that of s Q, or `own`, that of W.
+        interpolation: share of the way there from W, in [0, 1].
+
+    Raises:
+        ValueError: a value that is none of these.
+    """
+
+    direction: str = "isometry"
+    norm: str = "fire"
+    interpolation: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, valid in (("direction", ("isometry", "own")), ("norm", ("fire", "own"))):
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+        if not 0 <= self.interpolation <= 1:
+            raise ValueError(f"interpolation must lie in [0, 1], got {self.interpolation!r}")
+
+    def reach_(self, X: Tensor, norm: Tensor, scale: Tensor, originals: Sequence[Tensor]) -> None:
+        """Move X (batch, m, n) from the polar factors to the target, in place.
+
+        Args:
+            norm, scale: of each of `originals`, the Frobenius norm and s, (batch,).
+            originals: the matrices W (m, n).
+        """
+        if self.direction == "own" or self.norm == "own":
+            factor_norm = double(frobenius(X))
+            goal = norm if self.norm == "own" else double(scale) * factor_norm
+            present = norm if self.direction == "own" else factor_norm
+            scale = torch.where(present > 0, goal / present, 0.0).to(X)
+            if self.direction == "own":
+                for new, original in zip(X, originals, strict=True):
+                    new.copy_(original)
+        X.mul_(scale[:, None, None])
+        if self.interpolation < 1:
+            for new, original in zip(X, originals, strict=True):
+                new.lerp_(original.to(new.dtype), 1 - self.interpolation)
+
+
+FIRE = Target()
+
+
+def project(
+    recorder: Recorder,
+    matrices: Sequence[WeightMatrix],
+    solver: str,
+    steps: int,
+    tol: float,
+    target: Target = FIRE,
+) -> None:
+    """Move each of `matrices` to its `target`, the scaled polar factor by default, and write it through `recorder`.
 
     Raises:
         ValueError: arguments no solver accepts, or a non-finite entry; nothing has been changed then.
@@ -32,11 +98,11 @@ def project(recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, s
         for device_type in {matrix.parameter.device.type for matrix in matrices}:
             stack.enter_context(full_precision(device_type))
         for group in groups.values():
-            _project_group(recorder, group, solver, steps, tol)
+            _project_group(recorder, group, target, solver=solver, steps=steps, tol=tol)
 
 
 def _project_group(
-    recorder: Recorder, group: Sequence[tuple[WeightMatrix, Tensor]], solver: str, steps: int, tol: float
+    recorder: Recorder, group: Sequence[tuple[WeightMatrix, Tensor]], target: Target, **solver: Any
 ) -> None:
     """`project` for matrices of one shape, up to transposition, dtype and device, with their views."""
     talls = [tall_side(view) for _, view in group]
@@ -48,10 +114,7 @@ def _project_group(
     originals = [tall[place] for tall in talls for place in itertools.product(*map(range, tall.shape[:-2]))]
     listed = [matrix.scale for (matrix, _), count in zip(group, counts, strict=True) for _ in range(count)]
     scales = torch.tensor(listed, dtype=X.dtype, device="cpu").to(device)
-    parts = [
-        _project_part(X[rows], scales[rows], originals[rows], dtype, solver=solver, steps=steps, tol=tol)
-        for rows in batches(X)
-    ]
+    parts = [_project_part(X[rows], scales[rows], originals[rows], dtype, target, **solver) for rows in batches(X)]
     before, after, zero = (torch.cat(column).split(counts) for column in list(zip(*parts, strict=True))[:3])
     ranks = [part[3] for part in parts if part[3] is not None]
     deficient = torch.cat(ranks).split(counts) if ranks else ()
@@ -68,9 +131,9 @@ def _project_group(
 
 
 def _project_part(
-    X: Tensor, scale: Tensor, originals: Sequence[Tensor], dtype: torch.dtype, **solver: Any
+    X: Tensor, scale: Tensor, originals: Sequence[Tensor], dtype: torch.dtype, target: Target, **solver: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Scaled polar factors of X (batch, m, n), in place, as a parameter of `dtype` will hold them.
+    """X (batch, m, n) at the target, in place, as a parameter of `dtype` will hold it.
 
     Returns:
         DfI before and after, which matrices are zero and, where that was looked for, which are rank-deficient.
@@ -79,8 +142,8 @@ def _project_part(
     G = gram(X)
     before = deviation(G, double(scale) / norm)
     ranks = polar_(X, G, originals, **solver)
-    X.mul_(scale[:, None, None])
-    if X.dtype == dtype:
+    target.reach_(X, norm, scale, originals)
+    if X.dtype == dtype and target == FIRE:  # G is still the Gram matrix of X / scale
         after = deviation(G, torch.ones_like(scale))
     else:
         X.copy_(X.to(dtype))

@@ -79,7 +79,7 @@ class DqnConfig:
 class AtariConfig(BaseConfig):
     """The root."""
 
-    game: str = MISSING
+    game: str = "asterix"
     replay_ratio: float = MISSING
     record_video: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)

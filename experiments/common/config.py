@@ -53,6 +53,7 @@ class BaseConfig:
 
     seed: int = 0
     scale: str = MISSING
+    jobs: int = 1
     method: Any = MISSING
     optimizer_at_boundary: str = "reset"
     device: str = "auto"
@@ -74,7 +75,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 # What cannot change a number of a run. Everything else is part of its identity, new keys included.
 NOT_IDENTITY = (
-    "scale", "until", "phase_cache", "overwrite", "checkpoint_seconds", "data_dir", "outputs_dir", "debug", "wandb",
+    "scale", "jobs", "until", "phase_cache", "overwrite", "checkpoint_seconds", "data_dir", "outputs_dir", "debug",
+    "wandb",
 )  # fmt: skip
 CHOICES = {
     "optimizer_at_boundary": ("keep", "reset"),

@@ -15,17 +15,18 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         self.exit_status = 128 + signum
 
 
 class StopSignals:
-    """Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) end the process in order.
+    """Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 (schedulers' warnings) end the process in order.
 
     While `deferred`, they are only noted in `received`, for the training loop to save its state at the next step; a
     second Ctrl-C stops at once. Elsewhere there is nothing to save, and they raise Interrupted where they come.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log
+from experiments.common import checkpoint, metric_log, parallel
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.wandb_mirror import VIDEO, open_mirror
@@ -110,7 +110,9 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    with Workspace(job.run_dir, job.identity, cfg, stop=stop, checkpoint_seconds=cfg.checkpoint_seconds) as run:
+    with Workspace(
+        job.run_dir, job.identity, cfg, stop=stop, wait=parallel.is_job(), checkpoint_seconds=cfg.checkpoint_seconds
+    ) as run:  # a sweep that was killed may still be saving, and another one may do the same
         if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
             return {**run.done, "path": str(run.path), "status": "done before"}
         if run.done is not None:  # an attempt that was interrupted goes on instead, however it was begun

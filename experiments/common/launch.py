@@ -1,12 +1,14 @@
 """The command line of a domain: compose the configuration, run its jobs, say in plain lines what went wrong.
 
 Nothing inside a job calls sys.exit. A job that fails is recorded and the sweep goes on; the process ends non-zero
-after the last one, with a table of what ran.
+after the last one, with a table of what ran. Where a job runs is Hydra's launcher's affair: in this process, in one of
+its own (`hydra_plugins/fire_experiments`), or on a cluster.
 """
 
 import difflib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from tabulate import tabulate
 
+from experiments.common import parallel
 from experiments.common.config import CONFIGS, BaseConfig, register_schemas
 from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.workspace import command_line
@@ -32,21 +35,16 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     """Run the command line of `domain`; returns the exit status."""
     # Of the processes that torchrun starts one speaks, and says how it ended; the others only what nobody expects.
     follows = int(os.environ.get("RANK", 0)) > 0
-    logger.setLevel(logging.CRITICAL if follows else logging.INFO)
-    logger.handlers = [logging.StreamHandler(sys.stdout)]
-    logger.propagate = False
+    start_logging(logging.CRITICAL if follows else logging.INFO)
     register_schemas(schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra's errors reach us instead of its own printing
-    outcomes: list[dict[str, Any]] = []
-    stop = StopSignals()
-
-    def job(cfg: DictConfig) -> None:
-        outcomes.append(_attempt(cfg, schema, run_job, stop))
-
+    task = Task(domain, schema, run_job)
     status = 0
     try:
-        with stop:
-            hydra.main(version_base="1.3", config_path=str(CONFIGS / domain), config_name="config")(job)()
+        with task.stop:
+            if parallel.is_job():
+                parallel.stop_with_parent()
+            hydra.main(version_base="1.3", config_path=str(CONFIGS / domain), config_name="config")(task)()
     except Interrupted as signal:
         logger.info("stopped by %s; to go on: %s", signal, command_line())
         status = signal.exit_status
@@ -61,6 +59,9 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     except OSError as error:  # Hydra's own folder cannot be made
         logger.error("error: outputs_dir cannot be used: %s", error)
         return 2
+    outcomes = task.outcomes
+    if parallel.is_job() and outcomes:
+        parallel.leave_outcome(outcomes[-1])
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")
         logger.info(
@@ -70,6 +71,53 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     if failed and len(outcomes) > 1:
         logger.error("error: %d of %d runs failed", failed, len(outcomes))
     return 0 if follows else status or int(failed > 0)
+
+
+def start_logging(level: int = logging.INFO) -> None:
+    """Print what is logged, plainly."""
+    logger.setLevel(level)
+    logger.handlers = [logging.StreamHandler(sys.stdout)]
+    logger.propagate = False
+
+
+class Task:
+    """What Hydra calls for each job, in this process or, having been pickled, in another one on a cluster.
+
+    Attributes:
+        domain: its name.
+        stop: asks jobs in this process to stop.
+        outcomes: how each job ended.
+    """
+
+    def __init__(self, domain: str, schema: type[BaseConfig], run_job: RunJob) -> None:
+        self.domain, self.schema, self.run_job = domain, schema, run_job
+        self.stop = StopSignals()
+        self.outcomes: list[dict[str, Any]] = []
+        self._argv = sys.argv
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "stop": None}  # signals are a process's own
+
+    def __call__(self, cfg: DictConfig) -> dict[str, Any]:
+        """Run one job and say how it ended."""
+        if self.stop is None:
+            return self._elsewhere(cfg)
+        self.outcomes.append(_attempt(cfg, self.schema, self.run_job, self.stop))
+        return self.outcomes[-1]
+
+    def _elsewhere(self, cfg: DictConfig) -> dict[str, Any]:
+        """Run a job in a process that a cluster has started."""
+        start_logging()
+        sys.argv = self._argv
+        try:
+            with StopSignals() as stop:
+                return _attempt(cfg, self.schema, self.run_job, stop)
+        except Interrupted as interrupted:
+            # The state is saved; what the cluster's own handler does with the signal is to put the job back in line.
+            handler = signal.getsignal(interrupted.signum)
+            if callable(handler):
+                handler(interrupted.signum, None)
+            raise
 
 
 def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: StopSignals) -> dict[str, Any]:

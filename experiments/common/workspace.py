@@ -99,7 +99,7 @@ class Workspace:
                 if not self._wait:
                     raise UserError(f"{self.path} is in use by {who}") from None
                 if not told:
-                    logger.info("waiting for %s, which holds the shared phase %s", who, self.path)
+                    logger.info("waiting for %s, which holds %s", who, self.path)
                     told = True
                 time.sleep(0.5)
 

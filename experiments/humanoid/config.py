@@ -85,7 +85,7 @@ class SacConfig:
 class HumanoidConfig(BaseConfig):
     """The root."""
 
-    task: str = MISSING
+    task: str = "h1-walk"
     record_video: bool = False
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

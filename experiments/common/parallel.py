@@ -1,0 +1,175 @@
+"""Several jobs of a sweep at once on one machine, each in a fresh process on a device of its own."""
+
+import contextlib
+import getpass
+import json
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger("fire")
+
+# Where a job leaves how it ended; that the variable is there tells it that it is one of several.
+OUTCOME = "FIRE_OUTCOME"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@dataclass
+class Slot:
+    """A place where one job at a time may run.
+
+    Attributes:
+        name: of the place; two sweeps on a machine that name the same do not use it at once.
+        environment: variables that send a process there.
+    """
+
+    name: str
+    environment: dict[str, str]
+    lock: FileLock = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder = Path(tempfile.gettempdir()) / f"fire-{getpass.getuser()}"
+        folder.mkdir(exist_ok=True)
+        self.lock = FileLock(folder / f"{self.name.replace('/', '_')}.lock")
+
+    def take(self) -> bool:
+        """Take the place if it is free."""
+        with contextlib.suppress(Timeout):
+            self.lock.acquire(timeout=0)
+            return True
+        return False
+
+
+@dataclass
+class Running:
+    """A job's process."""
+
+    number: int
+    slot: Slot
+    process: subprocess.Popen[str]
+    outcome: Path
+    reader: threading.Thread
+    started: float
+
+
+def run_parallel(domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot]) -> list[dict[str, Any]]:
+    """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on whichever of `slots` is free.
+
+    Each line a job prints is shown with its number.
+
+    Returns:
+        How each ended, as `experiments.common.launch` tells it.
+    """
+    outcomes: dict[int, dict[str, Any]] = {}
+    waiting = leaders_first(jobs)
+    running: list[Running] = []
+    told = False
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            while waiting or running:
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    outcomes[job.number] = _ended(job)
+                free = [slot for slot in slots if all(job.slot is not slot for job in running)]
+                for slot in free[: len(waiting)]:
+                    if slot.take():
+                        number = waiting.pop(0)
+                        running.append(_start(domain, number, jobs[number], slot, Path(scratch)))
+                if waiting and not running and not told:
+                    logger.info("waiting for a device: all are in use by other sweeps")
+                    told = True
+                time.sleep(0.1)
+        except BaseException:
+            _stop(running)
+            raise
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def leaders_first(jobs: Sequence[Sequence[str]]) -> list[int]:
+    """The jobs' numbers in the order to start them in: first one for each phase 0 they share, so that the others find
+    it trained instead of waiting for it."""
+    seen: dict[tuple[str, ...], int] = {}
+    turns = []
+    for number, overrides in enumerate(jobs):
+        shared = tuple(word for word in overrides if not word.startswith(("method", "optimizer_at_boundary")))
+        turns.append((seen.setdefault(shared, 0), number))
+        seen[shared] += 1
+    return [number for _, number in sorted(turns)]
+
+
+def _start(domain: str, number: int, overrides: Sequence[str], slot: Slot, scratch: Path) -> Running:
+    outcome = scratch / f"{number}.json"
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{domain}", *overrides],
+        env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(outcome)},
+        stdin=subprocess.PIPE,  # its end tells the job that this process has died
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+    )  # fmt: skip
+    logger.info("[%d] started on %s: %s", number, slot.name, shlex.join(overrides))
+    reader = threading.Thread(target=_relay, args=(number, process), daemon=True)
+    reader.start()
+    return Running(number, slot, process, outcome, reader, time.perf_counter())
+
+
+def _relay(number: int, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip():
+            logger.info("[%d] %s", number, line.rstrip())
+
+
+def _ended(job: Running) -> dict[str, Any]:
+    """How a job ended, from itself or, where it could not tell, from its exit status."""
+    job.reader.join()
+    job.slot.lock.release()
+    if job.outcome.exists():
+        return json.loads(job.outcome.read_text())
+    status = job.process.returncode
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    logger.error("[%d] error: the job's process was %s", job.number, how)
+    minutes = f"{(time.perf_counter() - job.started) / 60:.1f}"
+    return {"run": f"[{job.number}]", "status": "failed", "result": how, "path": "", "minutes": minutes}
+
+
+def _stop(running: Sequence[Running]) -> None:
+    """Have all jobs save and end."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        job.process.wait()
+        job.reader.join()
+        job.slot.lock.release()
+
+
+def is_job() -> bool:
+    """Whether this process is one of `run_parallel`'s."""
+    return OUTCOME in os.environ
+
+
+def stop_with_parent() -> None:
+    """End this job as by SIGTERM when the process of its sweep dies."""
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when the other end is closed; sys.stdin would be locked at the interpreter's end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def leave_outcome(outcome: dict[str, Any]) -> None:
+    """Tell the sweep how this job ended."""
+    Path(os.environ[OUTCOME]).write_text(json.dumps(outcome))

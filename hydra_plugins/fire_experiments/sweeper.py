@@ -1,0 +1,106 @@
+"""How a sweep becomes jobs: `hydra/sweeper=recipe`, the default of all domains."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class RecipeSweeper(Sweeper):
+    """All combinations of `params`, as Hydra's own sweeper has them, each with every one of `sweeps`.
+
+    `sweeps` is for methods whose settings differ, which no single product can hold:
+
+        params: {seed: "0,1,2"}
+        sweeps:
+          - {method: "none,full_reset"}
+          - {method: fire, method.steps: "5,10,20"}
+
+    The command line overrides both: a key given there takes the place of the recipe's, and a sweep that has other
+    values for it falls out. Each job is run once, however often the sweeps name it.
+    """
+
+    def __init__(self, params: Mapping[str, Any] | None = None, sweeps: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.params, self.sweeps = dict(params or {}), [dict(sweep) for sweep in sweeps]
+        self.hydra_context: HydraContext | None = None
+        self.config: DictConfig | None = None
+        self.launcher: Launcher | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.config, self._task = hydra_context, config, task_function
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs; what they return is left in the task's `outcomes`."""
+        assert self.hydra_context is not None
+        assert self.launcher is not None
+        jobs = expand(self.hydra_context.config_loader, self.params, self.sweeps, arguments)
+        self.validate_batch_is_legal(jobs)
+        returned = self.launcher.launch(jobs, initial_job_idx=0)
+        told = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
+        self._task.outcomes = [  # type: ignore[attr-defined]
+            {**result.return_value, "run": " ".join(word for word in job if word in told) or result.return_value["run"]}
+            for job, result in zip(jobs, returned, strict=True)
+        ]
+        return [returned]
+
+
+def expand(
+    loader: ConfigLoader, params: Mapping[str, Any], sweeps: Sequence[Mapping[str, Any]], arguments: Sequence[str]
+) -> list[list[str]]:
+    """The overrides of every job of a recipe, as `RecipeSweeper` says, with `arguments` from the command line."""
+    given = _choices(loader, arguments)
+    outer = {**_choices(loader, [f"{key}={value}" for key, value in params.items()]), **given}
+    inner = [_choices(loader, [f"{key}={value}" for key, value in sweep.items()]) for sweep in sweeps]
+    fitting = []
+    for sweep in inner:
+        kept = {key: [v for v in values if v in given.get(key, values)] for key, values in sweep.items()}
+        if all(kept.values()):
+            fitting.append(kept)
+    common = {key: values for key, values in outer.items() if not any(key in sweep for sweep in fitting)}
+    jobs: dict[tuple[str, ...], None] = {}  # an ordered set; seeds come first, so that whole comparisons finish early
+    for combination in _product(common):
+        for sweep in fitting or [{}]:
+            rest = {key: values for key, values in outer.items() if key not in common}
+            jobs.update({(*combination, *own): None for own in _product({**rest, **sweep})})
+    return [list(job) for job in jobs]
+
+
+def _product(choices: Mapping[str, list[str]]) -> Iterator[tuple[str, ...]]:
+    return itertools.product(*([f"{key}={value}" for value in values] for key, values in choices.items()))
+
+
+def _choices(loader: ConfigLoader, words: Sequence[str]) -> dict[str, list[str]]:
+    """The values that each key takes in some overrides; the last word on a key counts."""
+    choices = {}
+    for override in OverridesParser.create(config_loader=loader).parse_overrides(list(words)):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise HydraException(f"{override.input_line}: only lists, range() and glob() can be swept over")
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        choices[override.get_key_element()] = list(values or [override.get_value_element_as_str()])
+    return choices
+
+
+@dataclass
+class RecipeSweeperConfig:
+    """Its configuration."""
+
+    _target_: str = "hydra_plugins.fire_experiments.sweeper.RecipeSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    sweeps: list[dict[str, Any]] = field(default_factory=list)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="recipe", node=RecipeSweeperConfig, provider="fire")
