@@ -107,6 +107,24 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
         return compose("config", [*overrides])
 
 
+def compose_sweep(domain: str, schema: type[BaseConfig], recipe: str, overrides: Iterable[str]) -> list[DictConfig]:
+    """The configurations of all jobs of `python -m experiments.<domain> experiment=<recipe> <overrides>`."""
+    register_schemas(schema)
+    GlobalHydra.instance().clear()
+    words = [f"experiment={recipe}", *overrides]
+    with initialize_config_dir(str(CONFIGS / domain), version_base="1.3"):
+        from hydra_plugins.fire_experiments.sweeper import expand  # which needs Hydra's own plugins first
+
+        sweeper = compose("config", words[:1], return_hydra_config=True).hydra.sweeper
+        jobs = expand(GlobalHydra.instance().config_loader(), sweeper.params, sweeper.sweeps, words)
+        return [compose("config", job) for job in jobs]
+
+
+def recipes(domain: str) -> list[str]:
+    """The names of a domain's recipes, those it shares with others last."""
+    return [path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))]
+
+
 def check_choices(cfg: DictConfig) -> None:
     """Raise UserError for a value outside its choices."""
     for key, valid in CHOICES.items():

@@ -21,7 +21,7 @@ from experiments.common import checkpoint, metric_log, parallel
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace
+from experiments.common.workspace import Workspace, keep_traceback
 
 logger = logging.getLogger("fire")
 END = "end"  # the branch point at the end of phase 0
@@ -104,7 +104,13 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
         checkpoint.remove(job.run_dir)  # left by a process that died between its last two deeds
         return {**json.loads(finished.read_text()), "path": str(job.run_dir), "status": "done before"}
-    experiment = prepare()
+    try:
+        experiment = prepare()
+    except UserError:
+        raise
+    except Exception as error:
+        keep_traceback(job.run_dir, error)
+        raise
     check_disk(job, experiment)
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)

@@ -250,9 +250,15 @@ class Workspace:
         if isinstance(error, UserError) and self._new and not (hasattr(self, "log") and self.log.rows):
             self._discard = True
             return
-        with suppress(OSError):  # a full disk has been said already
-            (self.path / "error.log").write_text(traceback.format_exc())
-            error.add_note(f"traceback in {self.path / 'error.log'}")
+        keep_traceback(self.path, error)
+
+
+def keep_traceback(folder: Path, error: Exception) -> None:
+    """Write where `error`, which is being handled, came from, and note in it where that can be read."""
+    with suppress(OSError):  # a full disk has been said already
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.log").write_text(traceback.format_exc())
+        error.add_note(f"traceback in {folder / 'error.log'}")
 
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:

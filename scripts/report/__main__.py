@@ -1,7 +1,12 @@
-"""Curves and tables of finished runs: `python -m scripts.report vision|language|atari|humanoid [run directories]`.
+"""Curves and tables of finished runs, and the page of all results.
 
-For each benchmark and scale it writes into `outputs/report/`: a tidy CSV of every metric of every run, a figure and a
-Markdown table. Results of different scales, machines or settings are never pooled.
+`python -m scripts.report vision|language|atari|humanoid [run directories]` writes into `outputs/report/`, for each
+recipe all of whose jobs have finished, a tidy CSV of every metric, a figure and a Markdown table; runs that belong to
+no such recipe are told with all others of their benchmark and scale. Results of different scales, machines or settings
+are never pooled.
+
+`python -m scripts.report` makes figures and tables in `results/` anew from the CSVs there, and from all of them
+`results/index.html`, a page that needs nothing but itself.
 """
 
 import argparse
@@ -10,52 +15,46 @@ from pathlib import Path
 
 from experiments.common.errors import UserError
 from scripts.report.domains import DOMAINS, Domain
-from scripts.report.figures import figure
-from scripts.report.runs import Run, commits, find_runs, poolable, tidy
-from scripts.report.tables import table
+from scripts.report.page import page
+from scripts.report.results import load, results
+from scripts.report.runs import find_runs
 
 
 def report(domain: Domain, roots: list[Path], out: Path) -> None:
-    """Write CSV, figure and table for each benchmark and scale found."""
-    runs = find_runs(roots)
-    out.mkdir(parents=True, exist_ok=True)
-    for group in sorted({run.group for run in runs}):
-        for label, (difference, members) in poolable([run for run in runs if run.group == group]).items():
-            write(domain, group + label, difference, members, out)
+    """Write and print what the runs below `roots` result in."""
+    for result in results(domain, find_runs(roots)):
+        result.write(out)
+        print(result.markdown())
+        print(f"{out / result.title}.csv, .json, .png, .md")
 
 
-def write(domain: Domain, title: str, difference: str, members: list[Run], out: Path) -> None:
-    """Write CSV, figure and table of runs that may be pooled, and print the table; `difference` tells them from others
-    of the same name."""
-    data = tidy(members, domain)
-    data.to_csv(out / f"{title}.csv", index=False)
-    figure(data, domain, out / f"{title}.png")
-    versions = members[0].info["versions"]
-    short = domain.warning and data.scale.iloc[0] != "paper"
-    warning = [f"**{domain.warning.capitalize()}**; for the paper's protocol add scale=paper.", ""] if short else []
-    lines = [
-        f"# {domain.name}: {title}", "", *warning, table(data, domain).to_markdown(index=False), "",
-        f"{domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are paired by "
-        "seed: all methods of a seed continue from the same phase 0.", "",
-        *([f"Settings that differ from those of other runs: {difference}.", ""] if difference else []),
-        f"Machine: {members[0].info['machine']}. torch {versions['torch']}. Commits: "
-        f"{', '.join(sorted(set().union(*(commits(run) for run in members))))}.", "",
-    ]  # fmt: skip
-    (out / f"{title}.md").write_text("\n".join(lines))
-    print("\n".join(lines))
-    print(f"{len(members)} run{'s' * (len(members) > 1)}: {out / title}.csv, .png, .md")
+def report_all(folder: Path) -> None:
+    """Make everything in the folder of results anew from its CSVs."""
+    found = []
+    for path in sorted(file for name in DOMAINS for file in (folder / name).glob("*.json")):
+        found.append(load(path.with_suffix(".csv")))
+        found[-1].show(path.parent)
+    if not found:
+        raise UserError(f"no results in {folder}")
+    (folder / "index.html").write_text(page(found, folder))
+    print(f"{folder / 'index.html'}: {len(found)} results")
 
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__)
-    parser.add_argument("domain", choices=sorted(DOMAINS), help="whose runs")
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("domain", nargs="?", choices=sorted(DOMAINS), help="whose runs; without it, the page")
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="default: outputs/report, and results for the page")
     arguments = parser.parse_intermixed_args()
     try:
-        roots = arguments.runs or [Path("outputs") / arguments.domain]
-        report(DOMAINS[arguments.domain], roots, arguments.out)
+        if arguments.domain is None:
+            report_all(arguments.out or Path("results"))
+        else:
+            roots = arguments.runs or [Path("outputs") / arguments.domain]
+            report(DOMAINS[arguments.domain], roots, arguments.out or Path("outputs/report"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,10 +1,17 @@
 """What the report shows of each domain."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from experiments.atari.config import AtariConfig
 from experiments.atari.games import human_normalised
+from experiments.common.config import BaseConfig
+from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.tasks import normalised
+from experiments.language.config import LanguageConfig
+from experiments.vision.config import VisionConfig
 
 # One colour and one place for each method, everywhere (Okabe and Ito's palette, safe for colour-blind readers), and its
 # names in the paper's figures.
@@ -13,8 +20,10 @@ METHODS = {
     "shrink_perturb": ("Shrink & perturb", "#E69F00", ("S&P",)),
     "full_reset": ("Full reset", "#56B4E9", ("Full", "Reset")),
     "plasticity_injection": ("Plasticity injection", "#CC79A7", ("PI",)),
+    "rescale": ("Rescale to FIRE's norm", "#0072B2", ()),
     "fire": ("FIRE", "#D55E00", ("FIRE",)),
 }
+OTHER_COLOUR = "#009E73"
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class Domain:
 
     Attributes:
         name: of the domain.
+        schema, benchmark: of its configurations: their type, and what of one its runs are filed under.
         metric, title: the key of its rows that matters most, and the same in words.
         step, steps: the key that counts training, and the same in words.
         panels: the paper's panel (results/paper/figures.csv) for the benchmarks that have one.
@@ -38,6 +48,8 @@ class Domain:
     """
 
     name: str
+    schema: type[BaseConfig]
+    benchmark: Callable[[Any], str]
     metric: str
     title: str
     step: str
@@ -60,11 +72,13 @@ class Domain:
 
 DOMAINS = {
     "vision": Domain(
-        "vision", "test/accuracy", "test accuracy", "epoch", "epochs",
+        "vision", VisionConfig, lambda cfg: cfg.benchmark.name,
+        "test/accuracy", "test accuracy", "epoch", "epochs",
         {"warm_start": "warm_cifar10_resnet18", "continual": "cont_cifar10_resnet18"}, "Figure 2", whole=("continual",),
     ),
     "language": Domain(
-        "language", "val/loss", "validation loss", "iteration", "iterations",
+        "language", LanguageConfig, lambda cfg: f"{cfg.data.name}-{cfg.checkpoint}",
+        "val/loss", "validation loss", "iteration", "iterations",
         {f"{data}-{branch}": f"llm_{branch}"
          for data in ("wikitext103_openwebtext", "wikitext2_imdb") for branch in ("best", "30k", "60k")}, "Figure 3",
         apart={
@@ -74,13 +88,15 @@ DOMAINS = {
         before={"train/loss": "training", "val/loss": "validation"},
     ),
     "atari": Domain(
-        "atari", "train/return", "return of training episodes", "env_step", "agent steps",
+        "atari", AtariConfig, lambda cfg: cfg.game,
+        "train/return", "return of training episodes", "env_step", "agent steps",
         {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
         paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, axis="return",
         decimals=0, normalised=("human-normalised", human_normalised), warning="too short to rank methods",
     ),
     "humanoid": Domain(
-        "humanoid", "eval/return", "return of evaluation episodes", "env_step", "environment steps",
+        "humanoid", HumanoidConfig, lambda cfg: cfg.task,
+        "eval/return", "return of evaluation episodes", "env_step", "environment steps",
         {"h1-walk": "sac_walk", "h1-balance_simple": "sac_balance", "h1-run": "sac_run"}, "Figure 4(b)",
         paper_step=1e6, whole=None, apart={"train/return": ("training episodes", "training")}, axis="return",
         decimals=1, normalised=("success-normalised", normalised), warning="too short to rank methods",
@@ -88,9 +104,10 @@ DOMAINS = {
 }  # fmt: skip
 
 
-def order(method: str) -> tuple[int, str]:
-    """Place of a method in every table and legend."""
-    return (list(METHODS).index(base(method)) if base(method) in METHODS else len(METHODS), method)
+def order(method: str) -> tuple[int, bool, list[float], str]:
+    """Place of a method in every table and legend; its variants by their numbers, those of another solver last."""
+    place = list(METHODS).index(base(method)) if base(method) in METHODS else len(METHODS)
+    return place, "solver=" in method, [float(number) for number in re.findall(r"=([\d.]+)", method)], method
 
 
 def base(method: str) -> str:
@@ -105,4 +122,10 @@ def name(method: str) -> str:
 
 def colour(method: str) -> str:
     """A method's colour; those added later share one."""
-    return METHODS[base(method)][1] if base(method) in METHODS else "#009E73"
+    return METHODS[base(method)][1] if base(method) in METHODS else OTHER_COLOUR
+
+
+def setting(method: str, key: str) -> str | None:
+    """The value of a setting in a method's label, "fire (steps=5)"; None if it is not told there."""
+    found = re.search(rf"[( ]{key}=([^,)]+)", method)
+    return found[1] if found else None

@@ -1,5 +1,6 @@
 """Curves of runs, with the paper's beside them."""
 
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from scripts.report.domains import METHODS, Domain, colour, name, order
+from scripts.report.domains import METHODS, Domain, base, colour, name, order
 from scripts.report.tables import PAPER
 
 LOSS_RANGE = 0.9  # share of all points a panel of losses shows: what a reset does to the first few would hide the rest
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # of the variants of one method
+Panel = tuple[str, Callable[[Axes], None]]
 
 
-def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
+def curves(data: pd.DataFrame, domain: Domain) -> Figure:
     """Our curves; the paper's over them at its own scale, in a panel of their own otherwise."""
     benchmark, scale = data.benchmark.iloc[0], data.scale.iloc[0]
     since = domain.since_boundary(benchmark)
@@ -28,7 +32,7 @@ def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
     seeds = data.seed.nunique()
     ours = f"ours, scale={scale}, {seeds} seed{'s' if seeds > 1 else ''}"
     ours += f"\n{domain.warning}" if domain.warning and scale != "paper" else ""
-    drawn: list[tuple[str, Callable[[Axes], None]]] = [(ours, partial(draw, data, domain.metric, since))]
+    drawn: list[Panel] = [(ours, partial(draw, data, domain.metric, since))]
     if panel and scale == "paper":
         drawn[0] = (ours, partial(draw_over, data, domain.metric, since, panel, domain.paper_step))
     elif panel:
@@ -38,25 +42,47 @@ def figure(data: pd.DataFrame, domain: Domain, path: Path) -> None:
         drawn.append((f"ours, {title}", partial(draw, data, metric, since)))
     if domain.before:
         drawn.append(("ours, before: phase 0 until the branch", partial(draw_before, data, domain.before)))
-    columns = min(len(drawn), 3)
+    canvas, panels = on_canvas(drawn)
+    for axes, (title, _) in zip(panels, drawn, strict=True):
+        counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
+        axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
+    lines, labels = panels[0].get_legend_handles_labels()
+    canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return canvas
+
+
+def on_canvas(drawn: list[Panel], width: float = 5.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """Panels with their titles, three in a row, or two where that leaves no gap."""
+    columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     canvas, grid = plt.subplots(
-        rows, columns, figsize=(5.2 * columns, 3.4 * rows + 0.4), squeeze=False, layout="constrained"
+        rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(drawn) :]:
         axes.set_visible(False)
-    for axes, (title, action) in zip(grid.flat, drawn, strict=False):
+    panels = list(grid.flat[: len(drawn)])
+    for axes, (title, action) in zip(panels, drawn, strict=True):
         action(axes)
         axes.set_title(title, fontsize=10)
-        counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
-        axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
         axes.grid(alpha=0.25)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
         axes.spines[["top", "right"]].set_visible(False)
-    lines, labels = grid[0, 0].get_legend_handles_labels()
-    canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return canvas, panels
+
+
+def save(canvas: Figure, path: Path) -> None:
+    """As a file."""
     canvas.savefig(path, dpi=130)
     plt.close(canvas)
+
+
+def svg(canvas: Figure) -> str:
+    """As text, the same every time it is made."""
+    with plt.rc_context({"svg.hashsalt": "fire"}):
+        file = io.StringIO()
+        canvas.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(canvas)
+    return file.getvalue()
 
 
 def origins(data: pd.DataFrame) -> pd.Series:
@@ -71,7 +97,10 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
     tests = data[(data.metric == metric) & (data.x >= 0)]
     boundaries = data[data.at_boundary].x.unique()
     shared = boundaries[0] if len(boundaries) == 1 and not since else None
-    for number, method in enumerate(sorted(tests.method.unique(), key=order)):
+    methods = sorted(tests.method.unique(), key=order)
+    for number, method in enumerate(methods):
+        variants = [other for other in methods if base(other) == base(method)]
+        style = STYLES[variants.index(method) % len(STYLES)]
         # At a boundary there are two tests at one step, before and after the reset: the curve drops there.
         seeds = tests[tests.method == method].sort_values(["x", "at_boundary"], kind="stable")
         if since:
@@ -80,8 +109,8 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
             seeds = seeds[seeds.x >= shared]
         curve = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
         for _, one in seeds.groupby("seed"):
-            axes.plot(one.x, one.value, color=colour(method), alpha=0.25, linewidth=0.8)
-        axes.plot(curve.x, curve.value, color=colour(method), label=name(method), linewidth=2)
+            axes.plot(one.x, one.value, style, color=colour(method), alpha=0.25, linewidth=0.8)
+        axes.plot(curve.x, curve.value, linestyle=style, color=colour(method), label=name(method), linewidth=2)
     if tests.empty:
         axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center")
     if shared is not None:

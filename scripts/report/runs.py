@@ -35,17 +35,28 @@ class Run:
 
 def find_runs(roots: list[Path]) -> list[Run]:
     """Every finished run below `roots`; unfinished ones are named and left out."""
-    runs = []
+    runs: dict[tuple[str, str], Run] = {}
     for path in run_directories(roots):
-        if (path / "done").exists():
-            runs.append(Run(path, json.loads((path / "run.json").read_text()), read_rows(path / "metrics.jsonl")))
-        else:
+        if not (path / "done").exists():
             print(f"left out, not finished: {path}")
+            continue
+        try:
+            info = json.loads((path / "run.json").read_text())
+            key = (info["identity"], info["machine"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise UserError(f"damaged {path / 'run.json'}: {error!r}; delete {path} to do the run again") from error
+        if key in runs:
+            print(f"left out, the same run as {runs[key].path}: {path}")
+        else:
+            runs[key] = Run(path, info, read_rows(path / "metrics.jsonl"))
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, roots))}")
-    return runs
+    return list(runs.values())
 
 
+# Settings of one solver, which the others ignore, and what goes without saying.
+SOLVER_SETTINGS = {"newton_schulz": "steps", "polar_express": "tol"}
+USUAL = {"solver": "newton_schulz"}
 # What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
 OF_METHOD = ("method", "optimizer_at_boundary")
 
@@ -59,7 +70,9 @@ def label_methods(runs: list[Run]) -> dict[Path, str]:
     for run in runs:
         method = run.values["method"]
         same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
+        ignored = {key for solver, key in SOLVER_SETTINGS.items() if method.get("solver", solver) != solver}
         varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
+        varying = [key for key in varying if key not in ignored and method[key] != USUAL.get(key)]
         told = [f"{key}={method[key]}" for key in varying]
         told += [f"optimizer_at_boundary={run.values['optimizer_at_boundary']}"] if tell else []
         settings = ", ".join(told)
@@ -83,20 +96,20 @@ def circumstances(run: Run) -> dict[str, str]:
 LONGEST_LABEL = 60  # characters of what differs that fit into a file name
 
 
-def poolable(runs: list[Run]) -> dict[str, tuple[str, list[Run]]]:
-    """Runs of one benchmark and scale, apart where more than method and seed differs: by a short label for file names,
+def poolable(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
+    """Runs of one benchmark and scale, apart where more than method and seed differs: a short label for file names,
     what differs, in words, and the runs."""
     flat = {run.path: circumstances(run) for run in runs}
     keys = sorted(set().union(*flat.values()))
     varying = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
-    pools: dict[str, tuple[str, list[Run]]] = {}
+    pools: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         words = [f"{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying]
         label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in words))
         if len(label) > LONGEST_LABEL:
             label = "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
-        pools.setdefault(label, (", ".join(words), []))[1].append(run)
-    return pools
+        pools.setdefault((label, ", ".join(words)), []).append(run)
+    return [(*told, members) for told, members in pools.items()]
 
 
 def tidy(runs: list[Run], domain: Domain) -> pd.DataFrame:

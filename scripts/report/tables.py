@@ -1,4 +1,4 @@
-"""Final numbers by method, with intervals and differences paired by seed."""
+"""Final numbers by method, with intervals, differences paired by seed, and the paper's beside them."""
 
 import re
 from functools import partial
@@ -9,17 +9,19 @@ import pandas as pd
 from scipy import stats
 
 from scripts.report.domains import Domain, base, name, order
+from scripts.report.views import AFTER_RESET, View
 
 AT_BOUNDARY = re.compile(r"optimizer_at_boundary=\w+")
+PUBLISHED = re.compile(r"interpolation=1\.0|norm=fire")  # settings that are the paper's
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
 
-def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
+def table(data: pd.DataFrame, domain: Domain, view: View | None = None) -> pd.DataFrame:
     """Final value of the domain's metric and its mean over the last phase, by method, with differences to `none`
-    paired by seed; then the final values of its further metrics."""
+    paired by seed; then its further metrics, what a view measures after the reset, and the paper's final value."""
+    benchmark = data.benchmark.iloc[0]
     final, mean = by_seed(data, domain.metric)
-    paper = pd.read_csv(PAPER / "final.csv")
-    published = paper[paper.panel == domain.panels.get(data.benchmark.iloc[0])].set_index("method").final
+    published = paper_finals(domain, benchmark)
     say, rows = partial(spread, decimals=domain.decimals), []
     methods = sorted(data.method.unique(), key=order)
     final, mean = final.reindex(methods), mean.reindex(methods)  # of a short run there may be no value
@@ -35,20 +37,61 @@ def table(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
         }  # fmt: skip
         if domain.normalised:
             column, scaled = domain.normalised
-            values_scaled = [scaled(data.benchmark.iloc[0], value) for value in values]
+            values_scaled = [scaled(benchmark, value) for value in values]
             if values_scaled and None not in values_scaled:
                 row[f"final, {column}"] = spread(np.array(values_scaled))
         for metric, (_, column) in domain.apart.items():
             apart = by_seed(data, metric)[0].reindex(methods)
             row[f"final, {column}"] = say(apart.loc[method].dropna().to_numpy())
             row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
-        plain = AT_BOUNDARY.sub("", method).removesuffix(" ()")
-        row["paper's final (scale=paper)"] = f"{published[plain]:.{domain.decimals}f}" if plain in published else ""
+        for metric in view.measured if view else ():
+            row[AFTER_RESET[metric]] = significant(after_reset(data, metric).get(method))
         if len(values) >= 5:
             row["IQM of final"] = iqm(values.to_numpy(), domain.decimals)
+        ours, theirs = difference(final, method), published.get(plain(method))
+        row["paper's final (scale=paper)"] = theirs.text(domain.decimals) if theirs else ""
+        row["against the paper"] = compared(ours, theirs, published.get("none")) if base(method) != "none" else ""
         rows.append(row)
     columns = pd.DataFrame(rows).fillna("")
     return columns.loc[:, (columns != "").any()]
+
+
+class Published(float):
+    """A final value of the paper; `approximate` where its figure shows it only a little earlier."""
+
+    approximate: bool
+
+    def text(self, decimals: int) -> str:
+        """The number for people."""
+        mark = "~" if self.approximate else ""
+        return f"{mark}{self:.{decimals if decimals > 1 else 0}f}"
+
+
+def paper_finals(domain: Domain, benchmark: str) -> dict[str, Published]:
+    """The paper's final values by method, for a benchmark that it has."""
+    known = pd.read_csv(PAPER / "final.csv")
+    finals = {}
+    for row in known[known.panel == domain.panels.get(benchmark)].to_dict("records"):
+        finals[row["method"]] = value = Published(row["final"])
+        value.approximate = row["approximate"] == "yes"
+    return finals
+
+
+def plain(method: str) -> str:
+    """A method's label as the paper's values have it: without what became of the optimiser and the paper's settings."""
+    kept = PUBLISHED.sub("", AT_BOUNDARY.sub("", method))
+    return re.sub(r"[(, ]+\)$|(?<=\()[, ]+", "", kept).rstrip()
+
+
+def compared(ours: np.ndarray, theirs: float | None, nothing: float | None) -> str:
+    """Whether our difference to `none` points where the paper's does. Sizes cannot be compared between scales."""
+    if theirs is None or nothing is None or not len(ours):
+        return ""
+    if len(ours) < 2:
+        return "one seed"
+    if abs(ours.mean()) <= interval(ours):
+        return "not told from no reset"
+    return "same direction" if (ours.mean() > 0) == (theirs > nothing) else "opposite direction"
 
 
 def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -57,6 +100,12 @@ def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame
     last = values[values.phase == values.phase.max()]
     final = last.sort_values("step").groupby(["method", "seed"]).value.last().unstack("seed")
     return final, last.groupby(["method", "seed"]).value.mean().unstack("seed")
+
+
+def after_reset(data: pd.DataFrame, metric: str) -> dict[str, np.ndarray]:
+    """A metric right after the last reset: the values of a method's seeds."""
+    rows = data[(data.metric == metric) & data.at_boundary & (data.phase == data.phase.max())].sort_values("seed")
+    return {str(method): values.to_numpy() for method, values in rows.groupby("method").value}
 
 
 def difference(values: pd.DataFrame, method: str) -> np.ndarray:
@@ -80,8 +129,15 @@ def spread(sample: np.ndarray, sign: bool = False, decimals: int = 3) -> str:
     """Mean and 95 % t-interval; nothing for no values."""
     if not len(sample):
         return ""
-    mean = f"{sample.mean():{'+' if sign else ''}.{decimals}f}"
+    mean = f"{round(sample.mean(), decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"  # + 0.0: never -0
     return mean + ("" if len(sample) < 2 else f" ± {interval(sample):.{decimals}f}")
+
+
+def significant(sample: np.ndarray | None) -> str:
+    """Mean and 95 % t-interval of a quantity of any size."""
+    if sample is None or not len(sample):
+        return ""
+    return f"{sample.mean():.3g}" + ("" if len(sample) < 2 else f" ± {interval(sample):.1g}")
 
 
 def iqm(sample: np.ndarray, decimals: int = 3) -> str:

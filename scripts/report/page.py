@@ -1,0 +1,111 @@
+"""All results as one page that needs nothing but itself."""
+
+import base64
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+
+from experiments.common.config import CONFIGS, recipes
+from scripts.report.domains import DOMAINS, METHODS
+from scripts.report.figures import svg
+from scripts.report.recipes import GENERIC
+from scripts.report.results import Result
+
+# What the paper shows and no recipe here does yet.
+WITHOUT_A_RECIPE = (
+    "Figure 2(a, b) on CIFAR-100 with ViT-Tiny and on TinyImageNet with VGG-16",
+    "Figure 2(c), class-incremental learning",
+    "the baselines DASH, Parseval regularisation, L2 init, CBP, ReDo, SNR and Muon, in Figures 2 and 5(b)",
+    "Figures 6 and 7 and Table 1 of the appendix (for cost, see results/benchmark)",
+)
+
+
+def page(results: Sequence[Result], folder: Path) -> str:
+    """The page's HTML, with what is written about the results in `folder`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html").render(
+        methods=[(label, colour) for label, colour, _ in METHODS.values()],
+        summary=summary(results),
+        domains=[
+            (name, [section(result, folder) for result in results if result.domain.name == name]) for name in DOMAINS
+        ],
+        coverage=coverage(results),
+        without=WITHOUT_A_RECIPE,
+    )
+
+
+def section(result: Result, folder: Path) -> dict[str, Any]:
+    """What the template shows of a result."""
+    findings = folder / result.domain.name / f"{result.title}.findings.md"
+    return {
+        "title": result.title,
+        "about": description(result.domain.name, result.about.recipe),
+        "warning": result.warning(),
+        "facts": [
+            ("scale", result.scale), ("seeds", result.seeds), ("machine", result.machine),
+            ("PyTorch", result.about.torch), ("commit", ", ".join(c[:10] for c in result.about.commits)),
+            *([("settings", result.about.difference)] if result.about.difference else []),
+        ],
+        "command": f"python -m experiments.{result.domain.name} experiment={result.about.recipe}",
+        "figure": base64.b64encode(svg(result.figure()).encode()).decode(),
+        "findings": MarkdownIt().render(findings.read_text()) if findings.exists() else "",
+        "table": result.table(),
+    }  # fmt: skip
+
+
+def summary(results: Sequence[Result]) -> pd.DataFrame:
+    """One line for each method of each result."""
+    parts = []
+    for result in results:
+        numbers = result.table()
+        part = numbers.reindex(
+            columns=[
+                "method",
+                "seeds",
+                "final",
+                "final minus no reset",
+                "paper's final (scale=paper)",
+                "against the paper",
+            ]
+        ).fillna("")
+        part.insert(0, "domain", result.domain.name)
+        part.insert(1, "recipe", result.about.recipe or result.title)
+        part["scale"], part["machine"] = result.scale, result.machine
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def coverage(results: Sequence[Result]) -> pd.DataFrame:
+    """Which recipes were run at which scale, with how many seeds; what was not is said."""
+    lines = []
+    for domain in DOMAINS:
+        for recipe in recipes(domain):
+            if recipe in GENERIC:
+                continue
+            line = {"domain": domain, "recipe": recipe, "what": description(domain, recipe)}
+            scales = [path.stem for path in sorted((CONFIGS / domain / "scale").glob("*.yaml")) if path.stem != "smoke"]
+            for scale in ("laptop", "workstation", "paper"):
+                own = [r for r in results if (r.domain.name, r.about.recipe, r.scale) == (domain, recipe, scale)]
+                seeds = max((r.seeds for r in own), default=0)
+                run = f"{seeds} seed{'s' if seeds > 1 else ''}" if own else "not run"
+                line[scale] = run if scale in scales else ""
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def description(domain: str, recipe: str) -> str:
+    """The comment a recipe's file begins with."""
+    for root in (domain, "shared"):
+        file = CONFIGS / root / "experiment" / f"{recipe}.yaml"
+        if recipe and file.exists():
+            lines = re.findall(r"^# (?!@)(.*)$", file.read_text().split("\n\n")[0].split("\nhydra:")[0], re.MULTILINE)
+            return " ".join(lines)
+    return ""

@@ -1,0 +1,171 @@
+"""Sweeps: what a recipe's jobs are, several at once, what a failure does, and the end of a sweep that was killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.common.config import compose_sweep
+from experiments.common.parallel import Slot, leaders_first
+from experiments.vision.config import VisionConfig
+from hydra_plugins.fire_experiments.launcher import places
+from tests.conftest import REPOSITORY, interrupt, numbers, rows_so_far, run_dirs, start
+
+Vision = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def own_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for the sweeps that someone runs on this machine."""
+    (tmp_path / "locks").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "locks"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def jobs(recipe: str, *overrides: str) -> list[tuple[int, str, int, str]]:
+    configs = compose_sweep("vision", VisionConfig, recipe, overrides)
+    return [(c.seed, c.method.name, c.method.get("steps"), c.method.get("solver")) for c in configs]
+
+
+def test_methods_with_settings_of_their_own() -> None:
+    first = jobs("fig5a_cifar10")[:8]
+    cubic, exact = "newton_schulz", "polar_express"
+    fires = [(0, "fire", steps, cubic) for steps in (5, 10, 20, 30, 40)]
+    assert first == [(0, "none", None, None), (0, "full_reset", None, None), *fires, (0, "fire", 10, exact)]
+    assert [job[0] for job in jobs("fig5a_cifar10")] == [0] * 8 + [1] * 8 + [2] * 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["seed=7", "method=none"], [(7, "none", None, None)]),
+        (["seed=7", "method=fire", "method.solver=svd"], [(7, "fire", s, "svd") for s in (5, 10, 20, 30, 40)]),
+        (["seed=7,8", "method=full_reset"], [(7, "full_reset", None, None), (8, "full_reset", None, None)]),
+        (["seed=7", "method=shrink_perturb"], [(7, "shrink_perturb", None, None)]),  # that no sweep of it names
+    ],
+)
+def test_command_line_overrides_a_recipe(overrides: list[str], expected: list[tuple]) -> None:
+    assert jobs("fig5a_cifar10", *overrides) == expected
+
+
+def test_every_recipe_of_every_domain_has_distinct_jobs() -> None:
+    for recipe in ("isometry_exactness", "interpolation", "scale_factor", "fig2a_cifar10", "fig5b_cifar10"):
+        configs = compose_sweep("vision", VisionConfig, recipe, [])
+        found = [OmegaConf.to_yaml(c.method) + str(c.seed) for c in configs]
+        assert len(set(found)) == len(found)
+        assert {c.seed for c in configs} == {0, 1, 2}
+
+
+def test_first_one_job_for_each_phase_0() -> None:
+    sweep = [[f"seed={seed}", f"method={method}"] for seed in (0, 1) for method in ("none", "fire", "full_reset")]
+    assert leaders_first(sweep) == [0, 3, 1, 4, 2, 5]
+
+
+def test_a_device_each_and_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    slots, threads = places("cpu", 4)
+    assert ([slot.name for slot in slots], threads) == (["cpu-0", "cpu-1", "cpu-2", "cpu-3"], 2)
+    assert len(places("cpu", 0)[0]) == 8
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    slots, threads = places("auto", 3)
+    assert [(slot.name, slot.environment["CUDA_VISIBLE_DEVICES"]) for slot in slots] == [
+        ("cuda-3-0", "3"), ("cuda-5-0", "5"), ("cuda-3-1", "3"),
+    ]  # fmt: skip
+    assert threads == 2
+    assert [slot.name for slot in places("cuda", 0)[0]] == ["cuda-3-0", "cuda-5-0"]
+
+
+def test_a_device_is_taken_by_one_sweep() -> None:
+    name = f"test-{os.getpid()}"
+    slot = Slot(name, {})
+    other = (
+        "import sys; from experiments.common.parallel import Slot; "
+        f"sys.exit(not Slot({name!r}, {{}}).take())"
+    )  # fmt: skip
+    assert slot.take()
+    assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 1
+    slot.lock.release()
+    assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_several_at_once_end_like_one_after_the_other(vision: Vision, tmp_path: Path) -> None:
+    sweep = ("-m", "method=none,fire", "seed=0,1")
+    status, printed = vision(*sweep, "jobs=2", "wandb.mode=offline")
+    assert status == 0, printed
+    together = {d.name: numbers(d) for d in run_dirs(tmp_path / "outputs")}
+    assert len(together) == 4
+    assert len(list((tmp_path / "outputs").glob("phases/*/kept-end-*.pt"))) == 2
+    assert [f"[{n}] started on cpu-{n % 2}: " in printed for n in (0, 1)] == [True, False]  # 2, of seed 1, is next
+    assert "[2] started on cpu-1: " in printed
+    ids = {file.name.split("-")[-2:][0] for file in tmp_path.rglob("*.wandb")}
+    assert len(list(tmp_path.rglob("*.wandb"))) == 4
+    assert len(ids) == 4  # runs of one sweep never merge
+    table = printed[printed.rindex("run ") :].splitlines()
+    assert [line.split("  ")[0] for line in table[2:6]] == [
+        f"method={method} seed={seed}" for method in ("none", "fire") for seed in (0, 1)
+    ]
+    assert vision(*sweep, f"outputs_dir={tmp_path / 'one'}")[0] == 0
+    assert {d.name: numbers(d) for d in run_dirs(tmp_path / "one")} == together
+
+    status, printed = vision(*sweep, "jobs=2", "wandb.mode=offline")
+    assert status == 0
+    assert len(re.findall(r"\[\d\] done before: ", printed)) == 4
+
+
+def test_a_failed_job_is_told_at_once_and_stops_no_other(vision: Vision, tmp_path: Path) -> None:
+    """What fails is unforeseen, so its traceback must be found in its run directory."""
+    vision("method=none", "seed=0", "threads=1")
+    (description,) = (tmp_path / "outputs/phases").glob("*/run.json")
+    description.write_text("damaged")
+    status, printed = vision("-m", "method=fire", "seed=0,1", "jobs=2")
+    assert status == 1
+    failure = next(line for line in printed.splitlines() if line.startswith("[0] error: JSONDecodeError"))
+    assert printed.index(failure) < printed.index("[1] finished in ")
+    log = Path(re.search(r"traceback in (\S+error\.log)\)", failure)[1])
+    assert log.parent.name.startswith("fire-s0-")
+    assert "Traceback (most recent call last)" in log.read_text()
+    table = printed[printed.rindex("run ") :].splitlines()
+    assert [line.split()[1] for line in table[2:4]] == ["failed", "done"]
+    assert "error: 1 of 2 runs failed" in printed
+
+
+def sweep_arguments(outputs: Path, data_dir: Path) -> list[str]:
+    return [
+        "-m", "method=none,fire", "seed=0,1", "scale=smoke", "budget.train_images=2000", "budget.epochs=[3,4]",
+        "budget.test_every=[1,1]", "jobs=2", "wandb.mode=disabled", "checkpoint_seconds=0", f"outputs_dir={outputs}",
+        f"data_dir={data_dir}",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_interrupted_sweep_goes_on_to_the_same_csv(how: int, data_dir: Path, tmp_path: Path) -> None:
+    """Both while several jobs run; the same command then ends with the same table as an undisturbed sweep's."""
+    csv = {}
+    for name in ("undisturbed", "interrupted"):
+        arguments = sweep_arguments(tmp_path / name, data_dir)
+        if name == "interrupted":
+
+            def in_phase_1() -> bool:
+                return len(rows_so_far(tmp_path / "interrupted", "vision/*/*")) >= 5
+
+            status, printed = interrupt(start("vision", *arguments), in_phase_1, how)
+            assert status == (-how if how == signal.SIGKILL else 128 + how), printed
+        process = start("vision", *arguments)  # at once: what was killed may still be saving
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed
+        subprocess.run(
+            [sys.executable, "-m", "scripts.report", "vision", str(tmp_path / name), "--out", f"{tmp_path}/r-{name}"],
+            cwd=REPOSITORY, check=True, capture_output=True,
+        )  # fmt: skip
+        (file,) = (tmp_path / f"r-{name}").glob("*.csv")
+        csv[name] = [line for line in file.read_text().splitlines() if not re.search(r"speed/|reset/seconds", line)]
+    assert len(csv["undisturbed"]) > 100
+    assert csv["interrupted"] == csv["undisturbed"]
