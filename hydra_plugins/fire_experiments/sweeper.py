@@ -1,6 +1,7 @@
 """How a sweep becomes jobs: `hydra/sweeper=recipe`, the default of all domains."""
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+logger = logging.getLogger("fire")
 
 
 class RecipeSweeper(Sweeper):
@@ -49,6 +52,8 @@ class RecipeSweeper(Sweeper):
         assert self.launcher is not None
         jobs = expand(self.hydra_context.config_loader, self.params, self.sweeps, arguments)
         self.validate_batch_is_legal(jobs)
+        if logs := self.config.hydra.launcher.get("submitit_folder"):  # type: ignore[union-attr]
+            logger.info("%d jobs go to the cluster; what they print is in %s", len(jobs), logs)
         returned = self.launcher.launch(jobs, initial_job_idx=0)
         told = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
         self._task.outcomes = [  # type: ignore[attr-defined]

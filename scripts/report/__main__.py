@@ -6,7 +6,7 @@ no such recipe are told with all others of their benchmark and scale. Results of
 are never pooled.
 
 `python -m scripts.report` makes figures and tables in `results/` anew from the CSVs there, and from all of them
-`results/index.html`, a page that needs nothing but itself.
+`results/index.html`, a page that needs nothing but itself, and the README's table, `results/summary.md`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.common.errors import UserError
 from scripts.report.domains import DOMAINS, Domain
-from scripts.report.page import page
+from scripts.report.page import headline, page
 from scripts.report.results import load, results
 from scripts.report.runs import find_runs
 
@@ -31,13 +31,14 @@ def report(domain: Domain, roots: list[Path], out: Path) -> None:
 def report_all(folder: Path) -> None:
     """Make everything in the folder of results anew from its CSVs."""
     found = []
-    for path in sorted(file for name in DOMAINS for file in (folder / name).glob("*.json")):
+    for path in (file for name in DOMAINS for file in sorted((folder / name).glob("*.json"))):
         found.append(load(path.with_suffix(".csv")))
         found[-1].show(path.parent)
     if not found:
         raise UserError(f"no results in {folder}")
     (folder / "index.html").write_text(page(found, folder))
-    print(f"{folder / 'index.html'}: {len(found)} results")
+    (folder / "summary.md").write_text(headline(found).to_markdown(index=False, disable_numparse=True) + "\n")
+    print(f"{folder / 'index.html'}, summary.md: {len(found)} results")
 
 
 def main() -> int:

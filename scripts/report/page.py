@@ -15,6 +15,8 @@ from scripts.report.domains import DOMAINS, METHODS
 from scripts.report.figures import svg
 from scripts.report.recipes import GENERIC
 from scripts.report.results import Result
+from scripts.report.tables import paper_finals, pooled
+from scripts.report.views import VIEWS
 
 # What the paper shows and no recipe here does yet.
 WITHOUT_A_RECIPE = (
@@ -35,7 +37,9 @@ def page(results: Sequence[Result], folder: Path) -> str:
         methods=[(label, colour) for label, colour, _ in METHODS.values()],
         summary=summary(results),
         domains=[
-            (name, [section(result, folder) for result in results if result.domain.name == name]) for name in DOMAINS
+            (name, [section(result, folder) for result in own], together(own))
+            for name in DOMAINS
+            for own in [[result for result in results if result.domain.name == name]]
         ],
         coverage=coverage(results),
         without=WITHOUT_A_RECIPE,
@@ -61,6 +65,20 @@ def section(result: Result, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def together(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
+    """Pooled numbers of a domain's games or tasks, for each scale and machine that has several."""
+    if not results or not results[0].domain.normalised:
+        return []
+    named = [result for result in results if result.about.recipe not in ("", *VIEWS) and not result.about.difference]
+    found = []
+    for scale, machine in sorted({(result.scale, result.machine) for result in named}):
+        tasks = [result.data for result in named if (result.scale, result.machine) == (scale, machine)]
+        numbers = pooled(tasks, results[0].domain)
+        if len(numbers):
+            found.append((f"scale={scale}, {machine}", numbers))
+    return found
+
+
 def summary(results: Sequence[Result]) -> pd.DataFrame:
     """One line for each method of each result."""
     parts = []
@@ -81,6 +99,29 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
         part["scale"], part["machine"] = result.scale, result.machine
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def headline(results: Sequence[Result]) -> pd.DataFrame:
+    """The final values in the recipes that are about methods alone, and FIRE's gain beside the paper's."""
+    lines = []
+    for result in results:
+        if result.about.recipe in VIEWS:
+            continue
+        numbers = result.table().set_index("method")
+        published = paper_finals(result.domain, result.data.benchmark.iloc[0])
+        line = {"": f"{result.domain.name}: {result.about.recipe or result.title}", "scale": result.scale}
+        line["seeds"] = str(result.seeds)
+        line |= {label: numbers.final.get(label, "") for label, _, _ in METHODS.values()}
+        fire = METHODS["fire"][0]
+        line["FIRE minus no reset"] = numbers["final minus no reset"].get(fire, "")
+        if "fire" in published:
+            about = published["fire"].approximate or published["none"].approximate
+            theirs = published["fire"] - published["none"]
+            decimals = result.domain.decimals if result.domain.decimals > 1 else 0
+            line["in the paper"] = f"{'~' if about else ''}{theirs:+.{decimals}f}"
+        lines.append(line)
+    columns = pd.DataFrame(lines).fillna("")
+    return columns.loc[:, (columns != "").any()]
 
 
 def coverage(results: Sequence[Result]) -> pd.DataFrame:

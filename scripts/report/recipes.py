@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import compose_sweep, recipes
+from experiments.common.config import compose_domain, compose_sweep, recipes
 from scripts.report.domains import DOMAINS
 from scripts.report.runs import Run
 
@@ -21,14 +21,23 @@ class Recipe:
     """A recipe at one scale.
 
     Attributes:
-        name: as in `experiment=`.
-        benchmark: what its runs are filed under, with the scale.
-        jobs: what each of its jobs, of one seed, has in OF_JOB.
+        domain, name: as in `python -m experiments.<domain> experiment=<name>`.
+        scale: of its runs.
+        benchmark: what they are filed under, with the scale.
     """
 
+    domain: str
     name: str
+    scale: str
     benchmark: str
-    jobs: tuple[dict[str, Any], ...]
+
+    @cached_property
+    def jobs(self) -> list[dict[str, Any]]:
+        """What each of its jobs, of one seed, has in OF_JOB."""
+        schema = DOMAINS[self.domain].schema
+        configs = compose_sweep(self.domain, schema, self.name, [f"scale={self.scale}", "seed=0"])
+        values: list[Any] = [OmegaConf.to_container(cfg) for cfg in configs]
+        return [_of_job(one) for one in values]
 
     def runs(self, runs: Sequence[Run]) -> list[Run]:
         """Those of `runs` that are its jobs; none unless each job is there in some seed."""
@@ -38,13 +47,12 @@ class Recipe:
 
 @cache
 def recipes_at(domain: str, scale: str) -> tuple[Recipe, ...]:
-    """All recipes of a domain, as they are at `scale`."""
+    """All recipes of a domain at `scale`."""
     found = []
     for name in recipes(domain):
         if name not in GENERIC:
-            configs = compose_sweep(domain, DOMAINS[domain].schema, name, [f"scale={scale}", "seed=0"])
-            values: list[Any] = [OmegaConf.to_container(cfg, resolve=False) for cfg in configs]
-            found.append(Recipe(name, DOMAINS[domain].benchmark(configs[0]), tuple(map(_of_job, values))))
+            cfg = compose_domain(domain, DOMAINS[domain].schema, [f"experiment={name}", f"scale={scale}"])
+            found.append(Recipe(domain, name, scale, DOMAINS[domain].benchmark(cfg)))
     return tuple(found)
 
 

@@ -56,7 +56,7 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 # Settings of one solver, which the others ignore, and what goes without saying.
 SOLVER_SETTINGS = {"newton_schulz": "steps", "polar_express": "tol"}
-USUAL = {"solver": "newton_schulz"}
+USUAL = {"solver": "newton_schulz", "norm": "fire", "interpolation": 1.0}
 # What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
 OF_METHOD = ("method", "optimizer_at_boundary")
 

@@ -1,6 +1,7 @@
 """Final numbers by method, with intervals, differences paired by seed, and the paper's beside them."""
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from scipy import stats
 from scripts.report.domains import Domain, base, name, order
 from scripts.report.views import AFTER_RESET, View
 
-AT_BOUNDARY = re.compile(r"optimizer_at_boundary=\w+")
-PUBLISHED = re.compile(r"interpolation=1\.0|norm=fire")  # settings that are the paper's
+AT_BOUNDARY = re.compile(r"(, )?optimizer_at_boundary=\w+")
+RESAMPLES = 10_000
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
 
@@ -78,9 +79,8 @@ def paper_finals(domain: Domain, benchmark: str) -> dict[str, Published]:
 
 
 def plain(method: str) -> str:
-    """A method's label as the paper's values have it: without what became of the optimiser and the paper's settings."""
-    kept = PUBLISHED.sub("", AT_BOUNDARY.sub("", method))
-    return re.sub(r"[(, ]+\)$|(?<=\()[, ]+", "", kept).rstrip()
+    """A method's label as the paper's values have it: without what became of the optimiser."""
+    return AT_BOUNDARY.sub("", method).removesuffix(" ()")
 
 
 def compared(ours: np.ndarray, theirs: float | None, nothing: float | None) -> str:
@@ -140,8 +140,37 @@ def significant(sample: np.ndarray | None) -> str:
     return f"{sample.mean():.3g}" + ("" if len(sample) < 2 else f" ± {interval(sample):.1g}")
 
 
+def pooled(tasks: Sequence[pd.DataFrame], domain: Domain) -> pd.DataFrame:
+    """Several games or tasks together: the interquartile mean over all their runs of the final value, each task's on
+    its own scale, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal et al. 2021)."""
+    assert domain.normalised is not None
+    column, scaled = domain.normalised
+    scores: dict[str, list[np.ndarray]] = {}
+    for data in tasks:
+        benchmark = data.benchmark.iloc[0]
+        for method, values in by_seed(data, domain.metric)[0].iterrows():
+            found = [scaled(benchmark, value) for value in values.dropna()]
+            if found and None not in found:
+                scores.setdefault(str(method), []).append(np.array(found))
+    rng, rows = np.random.default_rng(0), []
+    for method in sorted(scores, key=order):
+        if len(scores[method]) < 2:
+            continue
+        drawn = [rng.choice(task, (RESAMPLES, len(task))) for task in scores[method]]
+        low, high = np.quantile(stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1), [0.025, 0.975])
+        everything = np.concatenate(scores[method])
+        middle = stats.trim_mean(everything, 0.25)
+        rows.append(
+            {"method": name(method), "tasks": str(len(scores[method])), "runs": str(len(everything)),
+             f"IQM, {column}": f"{middle:.3f} [{low:.3f}, {high:.3f}]"}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def iqm(sample: np.ndarray, decimals: int = 3) -> str:
     """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021)."""
     middle = lambda values, axis=-1: stats.trim_mean(values, 0.25, axis=axis)  # noqa: E731
-    low, high = stats.bootstrap((sample,), middle, n_resamples=10_000, rng=np.random.default_rng(0)).confidence_interval
+    low, high = stats.bootstrap(
+        (sample,), middle, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
+    ).confidence_interval
     return f"{middle(sample):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"

@@ -34,6 +34,6 @@ VIEWS = {
     ),
     "fig5b_cifar10": View(("plasticity/sharpness", "reset/dfi_after", "reset/sfe_normalised"), figure="Figure 5(b)"),
     "isometry_exactness": View(),
-    "interpolation": View(setting="interpolation", places=(("none", "0"),)),
+    "interpolation": View(setting="interpolation", places=(("none", "0"), ("fire", "1"))),
     "scale_factor": View(),
 }  # fmt: skip

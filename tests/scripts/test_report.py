@@ -1,11 +1,13 @@
 """The report: numbers against the runs' own logs, and what is never pooled."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -14,6 +16,7 @@ from experiments.common.errors import UserError
 from scripts.report.__main__ import report
 from scripts.report.domains import DOMAINS
 from scripts.report.figures import origins
+from scripts.report.tables import compared, plain, pooled
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
@@ -170,3 +173,68 @@ def test_other_data_of_one_name_are_told_apart_in_words(language: Vision, tmp_pa
     printed = capsys.readouterr().out
     assert "first_tokens=15000" in printed
     assert "first_tokens=20000" in printed
+
+
+def test_tasks_are_pooled_each_on_its_own_scale() -> None:
+    columns = ["benchmark", "method", "seed", "phase", "step", "metric", "value", "at_boundary"]
+    random, human = {"asterix": 210.0, "beam_rider": 363.9}, {"asterix": 8503.3, "beam_rider": 16926.5}
+    tasks, scores = [], []
+    for number, game in enumerate(("asterix", "beam_rider")):
+        finals = [300.0 + 100 * number, 500.0, 900.0 - 50 * number, 1000.0]
+        scores += [(value - random[game]) / (human[game] - random[game]) for value in finals]
+        rows = [(game, "fire", seed, 1, 10, "train/return", value, False) for seed, value in enumerate(finals)]
+        tasks.append(pd.DataFrame(rows, columns=columns))
+    (line,) = pooled(tasks, DOMAINS["atari"]).to_dict("records")
+    assert (line["method"], line["tasks"], line["runs"]) == ("FIRE", "2", "8")
+    middle, low, high = map(float, re.findall(r"[\d.]+", line["IQM, human-normalised"]))
+    assert middle == pytest.approx(sum(sorted(scores)[2:6]) / 4, abs=5e-4)
+    assert low < middle < high
+    assert pooled(tasks[:1], DOMAINS["atari"]).empty
+
+
+def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, capsys) -> None:
+    """With what its view measures; runs of the same benchmark beside it are told apart from it."""
+    tiny = ("seed=0", "budget.train_images=100", "budget.test_images=20")
+    vision("experiment=scale_factor", *tiny)
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
+    assert [path.stem for path in (tmp_path / "report").glob("*.csv")] == ["scale_factor-smoke"]
+    assert (tmp_path / "report" / "scale_factor-smoke.png").stat().st_size > 10_000
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    header = [cell.strip() for cell in lines[0].split("|")]
+    own = dict(zip(header, [c.strip() for c in lines[-1].split("|")], strict=True))
+    assert own["method"] == "FIRE (norm=own)"
+    (directory,) = (d for d in run_dirs(tmp_path / "outputs") if "norm: own" in (d / "config.yaml").read_text())
+    boundary = next(row for row in numbers(directory) if "reset/sfe" in row)
+    assert own["SFE / that of a full reset"] == f"{boundary['reset/sfe_normalised']:.3g}"
+    assert own["DfI / min(out, in) after the reset"] == f"{boundary['plasticity/dfi_normalised']:.3g}"
+    assert own["against the paper"] == ""
+    assert [c.strip() for c in lines[-2].split("|")][header.index("against the paper")] == "one seed"
+
+    vision("method=shrink_perturb", *tiny)  # which completes fig2a as well
+    vision("method=fire", "method.steps=7", *tiny)
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "more")
+    told = sorted(path.stem for path in (tmp_path / "more").glob("*.csv"))
+    assert told == ["fig2a_cifar10-smoke", "scale_factor-smoke", "warm_start-smoke"]
+    assert "FIRE (steps=7)" in (tmp_path / "more" / "warm_start-smoke.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "published"),
+    [
+        ("fire", "fire"), ("fire (steps=5)", "fire (steps=5)"), ("none (optimizer_at_boundary=keep)", "none"),
+        ("fire (steps=5, optimizer_at_boundary=keep)", "fire (steps=5)"),
+    ],
+)  # fmt: skip
+def test_label_by_which_the_papers_value_is_found(label: str, published: str) -> None:
+    assert plain(label) == published
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        ([0.1, 0.11, 0.12], "same direction"), ([-0.1, -0.11, -0.12], "opposite direction"),
+        ([0.1, -0.1, 0.02], "not told from no reset"), ([0.1], "one seed"), ([], ""),
+    ],
+)  # fmt: skip
+def test_direction_against_the_papers(ours: list[float], said: str) -> None:
+    assert compared(np.array(ours), 0.829, 0.778) == said

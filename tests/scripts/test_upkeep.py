@@ -1,5 +1,6 @@
 """`scripts.clean` and `scripts.wandb_sync` on real run directories."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from experiments.common import checkpoint
+from scripts.report.domains import METHODS
 from tests.conftest import REPOSITORY, Command, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
 
@@ -71,3 +73,28 @@ def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tup
     assert "error: stopped at " in result.stderr
     assert len(list(directory.glob("wandb/offline-run-*"))) == 1
     assert script("wandb_sync", str(REPOSITORY / "configs")).returncode == 1
+
+
+def test_wandb_workspace_overlays_the_methods_of_each_domain() -> None:
+    """The service cannot be asked, so what would be sent to it is looked at."""
+    views = json.loads(script("wandb_workspace", "--json", "--entity", "me", "--project", "p").stdout)
+    assert set(views) == {"vision", "language", "atari", "humanoid"}
+    for name, axis, metric in (
+        ("vision", "epoch", "test/accuracy"), ("language", "iteration", "val/loss"),
+        ("atari", "env_step", "eval/return"), ("humanoid", "env_step", "eval/return"),
+    ):  # fmt: skip
+        view = views[name]
+        assert (view["entity"], view["project"], view["displayName"]) == ("me", "p", f"FIRE {name}")
+        (runs,) = view["spec"]["section"]["runSets"]
+        assert [(f["key"]["name"], f["op"], f["value"]) for f in runs["filters"]["filters"]] == [("tags", "IN", [name])]
+        assert [key["name"] for key in runs["grouping"]] == ["group", "method.value.name"]
+        sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+        panels = [panel["config"] for section in sections for panel in section["panels"]]
+        assert {panel["xAxis"] for panel in panels} == {axis}
+        assert [metric] in [panel["metrics"] for panel in panels]
+        assert all((panel["groupAgg"], panel["groupArea"]) == ("mean", "minmax") for panel in panels)
+    colours = json.dumps(views["vision"])
+    assert "vision-warm_start-laptop" in colours
+    assert METHODS["fire"][1] in colours
+    result = script("wandb_workspace", WANDB_ENTITY="")
+    assert (result.returncode, result.stderr) == (2, "error: whose workspace? give --entity or set WANDB_ENTITY\n")

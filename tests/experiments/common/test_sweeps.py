@@ -5,17 +5,17 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.common.config import compose_sweep
 from experiments.common.parallel import Slot, leaders_first
 from experiments.vision.config import VisionConfig
 from hydra_plugins.fire_experiments.launcher import places
-from tests.conftest import REPOSITORY, interrupt, numbers, rows_so_far, run_dirs, start
+from tests.conftest import REPOSITORY, interrupt, numbers, rows_so_far, run_dirs, start, undisturbed
 
 Vision = Callable[..., tuple[int, str]]
 
@@ -52,14 +52,6 @@ def test_methods_with_settings_of_their_own() -> None:
 )
 def test_command_line_overrides_a_recipe(overrides: list[str], expected: list[tuple]) -> None:
     assert jobs("fig5a_cifar10", *overrides) == expected
-
-
-def test_every_recipe_of_every_domain_has_distinct_jobs() -> None:
-    for recipe in ("isometry_exactness", "interpolation", "scale_factor", "fig2a_cifar10", "fig5b_cifar10"):
-        configs = compose_sweep("vision", VisionConfig, recipe, [])
-        found = [OmegaConf.to_yaml(c.method) + str(c.seed) for c in configs]
-        assert len(set(found)) == len(found)
-        assert {c.seed for c in configs} == {0, 1, 2}
 
 
 def test_first_one_job_for_each_phase_0() -> None:
@@ -142,6 +134,32 @@ def sweep_arguments(outputs: Path, data_dir: Path) -> list[str]:
         "budget.test_every=[1,1]", "jobs=2", "wandb.mode=disabled", "checkpoint_seconds=0", f"outputs_dir={outputs}",
         f"data_dir={data_dir}",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_preempted_cluster_job_is_put_back_and_resumes(data_dir: Path, tmp_path: Path) -> None:
+    """With the part of submitit, which speaks to SLURM, that starts jobs on this machine."""
+    settings = [
+        "method=fire", "seed=0", "scale=smoke", "budget.train_images=2000", "budget.epochs=[3,6]", "threads=1",
+        "budget.test_every=[1,1]", "wandb.mode=disabled", "checkpoint_seconds=0", f"data_dir={data_dir}",
+    ]  # fmt: skip
+    cluster = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
+    outputs = tmp_path / "cluster"
+    process = start("vision", "-m", *settings, *cluster, f"outputs_dir={outputs}")
+    deadline = time.monotonic() + 240
+    while len(rows_so_far(outputs, "vision/*/*")) < 5:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (holder,) = outputs.glob("vision/*/*/holder")
+    first = int(holder.read_text().split()[1])
+    os.kill(first, signal.SIGUSR2)  # as SLURM before it takes the machine away
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert int(holder.read_text().split()[1]) != first
+    (directory,) = run_dirs(outputs)
+    assert f"resuming {directory}" in (directory / "log").read_text()
+    assert numbers(directory) == undisturbed("vision", tmp_path / "alone", *settings)
 
 
 @pytest.mark.slow

@@ -10,9 +10,6 @@ from omegaconf import DictConfig
 from experiments.common.config import compose_domain, resolve_runtime
 from experiments.language import estimate, protocol, sources
 from experiments.language.config import LanguageConfig
-from tests.conftest import REPOSITORY, Command, run_dirs
-
-RECIPES = sorted(path.stem for path in (REPOSITORY / "configs/language/experiment").glob("*.yaml"))
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -77,21 +74,6 @@ def test_learning_rate_is_a_warm_up_and_a_cosine() -> None:
     assert at(97_281) == pytest.approx(6e-5, rel=1e-4)
     assert at(50_000) == pytest.approx(6e-5 + 5.4e-4 * 0.5 * (1 + math.cos(math.pi * 48_000 / 95_282)))
     assert protocol.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("checkpoint", ["best", "30k", "60k"])
-def test_every_recipe_composes_at_paper_scale(recipe: str, checkpoint: str) -> None:
-    cfg = composed(f"experiment={recipe}", "scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
-    protocol.check(cfg)
-    assert (cfg.scale, cfg.data.name) == ("paper", "wikitext103_openwebtext")
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_in_a_few_steps(language: Command, recipe: str, tmp_path: Path) -> None:
-    status, printed = language(f"experiment={recipe}", "seed=0", "budget.iterations=[4,2]")
-    assert status == 0, printed
-    assert len(run_dirs(tmp_path / "outputs")) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""What is in `results/`: made anew from its CSVs it is the same, and the page needs nothing but itself."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments.common.config import recipes
+from scripts.report.domains import DOMAINS
+from scripts.report.recipes import GENERIC
+from tests.conftest import REPOSITORY
+
+RESULTS = REPOSITORY / "results"
+TABLES = sorted(path.with_suffix("") for name in DOMAINS for path in (RESULTS / name).glob("*.json"))
+
+
+def without_figures(page: str) -> str:
+    return re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", page)
+
+
+@pytest.fixture(scope="module")
+def made_anew(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the results, with everything made again."""
+    folder = tmp_path_factory.mktemp("results")
+    shutil.copytree(RESULTS, folder, dirs_exist_ok=True)
+    for made in (*folder.glob("*.html"), *(folder / t.relative_to(RESULTS).with_suffix(".png") for t in TABLES)):
+        made.unlink()
+    subprocess.run([sys.executable, "-m", "scripts.report", "--out", str(folder)], cwd=REPOSITORY, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("title", [str(path.relative_to(RESULTS)) for path in TABLES])
+def test_tables_are_those_of_the_csvs(title: str, made_anew: Path) -> None:
+    assert (made_anew / f"{title}.md").read_text() == (RESULTS / f"{title}.md").read_text()
+    assert (made_anew / f"{title}.png").stat().st_size > 20_000
+
+
+def test_page_is_that_of_the_csvs(made_anew: Path) -> None:
+    committed, anew = (without_figures((folder / "index.html").read_text()) for folder in (RESULTS, made_anew))
+    assert anew == committed
+
+
+def test_page_holds_every_number_and_names_what_was_not_run() -> None:
+    page = (RESULTS / "index.html").read_text()
+    assert len(re.findall(r'<img [^>]*src="data:image/svg\+xml;base64,[A-Za-z0-9+/=]{10000,}"', page)) == len(TABLES)
+    outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]+)"', page)
+    assert outside == []  # opens from disk, without a network
+    tables = pd.read_html(page)
+    summary = next(table for table in tables if "machine" in table.columns)
+    for path in TABLES:
+        data = pd.read_csv(path.with_suffix(".csv"))
+        lines = summary[summary.recipe == path.name.removesuffix(f"-{data.scale.iloc[0]}")]
+        assert len(lines) == data.method.nunique()
+        assert (lines.machine == data.machine.iloc[0]).all()
+        assert set(lines.seeds) <= set(data.groupby("method").seed.nunique())
+    coverage = next(table for table in tables if "what" in table.columns)
+    known = {(domain, recipe) for domain in DOMAINS for recipe in recipes(domain) if recipe not in GENERIC}
+    assert set(zip(coverage.domain, coverage.recipe, strict=True)) == known
+    ran = {(row.domain, row.recipe) for row in coverage.itertuples() if row.laptop != "not run"}
+    assert {(path.parent.name, path.name.removesuffix("-laptop")) for path in TABLES} == ran
