@@ -6,7 +6,6 @@ Phase 0 does not depend on the reset method, so it is trained once, in `outputs/
 branches from its checkpoint. A branched run and one trained in one piece end bit-identical on the CPU.
 """
 
-import json
 import logging
 import shutil
 import time
@@ -21,7 +20,7 @@ from experiments.common import checkpoint, metric_log, parallel
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace, keep_traceback
+from experiments.common.workspace import Workspace, keep_traceback, summary_of
 
 logger = logging.getLogger("fire")
 END = "end"  # the branch point at the end of phase 0
@@ -99,11 +98,11 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     run that is done.
     """
     cfg = job.cfg
-    finished = job.run_dir / "done"
-    if cfg.until == "end" and finished.exists() and not cfg.overwrite:
+    summary = None if cfg.overwrite or cfg.until != "end" else summary_of(job.run_dir)
+    if summary is not None:
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
         checkpoint.remove(job.run_dir)  # left by a process that died between its last two deeds
-        return {**json.loads(finished.read_text()), "path": str(job.run_dir), "status": "done before"}
+        return {**summary, "path": str(job.run_dir), "status": "done before"}
     try:
         experiment = prepare()
     except UserError:

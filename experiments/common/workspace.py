@@ -138,8 +138,7 @@ class Workspace:
     @property
     def done(self) -> dict[str, Any] | None:
         """The summary of a finished job, else None."""
-        path = self.path / "done"
-        return json.loads(path.read_text()) if path.exists() else None
+        return summary_of(self.path)
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
@@ -251,6 +250,19 @@ class Workspace:
             self._discard = True
             return
         keep_traceback(self.path, error)
+
+
+def summary_of(run_dir: Path) -> dict[str, Any] | None:
+    """What a finished run has left in `done`; None if it has not finished.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = run_dir / "done"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except json.JSONDecodeError as error:
+        raise UserError(f"damaged {path}: {error}; delete it to go on with the run") from error
 
 
 def keep_traceback(folder: Path, error: Exception) -> None:

@@ -109,7 +109,7 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
             seeds = seeds[seeds.x >= shared]
         curve = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
         for _, one in seeds.groupby("seed"):
-            axes.plot(one.x, one.value, style, color=colour(method), alpha=0.25, linewidth=0.8)
+            axes.plot(one.x, one.value, linestyle=style, color=colour(method), alpha=0.25, linewidth=0.8)
         axes.plot(curve.x, curve.value, linestyle=style, color=colour(method), label=name(method), linewidth=2)
     if tests.empty:
         axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center")

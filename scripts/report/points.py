@@ -116,6 +116,7 @@ def over_setting(view: View, methods: list[str], values: Values, axes: Axes) -> 
         )  # fmt: skip
     axes.plot(sorted(means), [means[place] for place in sorted(means)], color=colour("fire"), linewidth=1, zorder=1)
     axes.set_xticks(range(len(words)), words)
+    axes.set_xlim(-0.5, len(words) - 0.5)
     axes.set_xlabel(view.setting)
     if spans_magnitudes(values):
         axes.set_yscale("log")

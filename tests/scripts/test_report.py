@@ -15,7 +15,8 @@ from scipy import stats
 from experiments.common.errors import UserError
 from scripts.report.__main__ import report
 from scripts.report.domains import DOMAINS
-from scripts.report.figures import origins
+from scripts.report.figures import curves, origins
+from scripts.report.results import load
 from scripts.report.tables import compared, plain, pooled
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
@@ -216,6 +217,16 @@ def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, cap
     told = sorted(path.stem for path in (tmp_path / "more").glob("*.csv"))
     assert told == ["fig2a_cifar10-smoke", "scale_factor-smoke", "warm_start-smoke"]
     assert "FIRE (steps=7)" in (tmp_path / "more" / "warm_start-smoke.md").read_text()
+
+
+def test_many_variants_of_a_method_are_told_apart() -> None:
+    data = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv").data
+    fire = data[data.method == "fire"]
+    variants = [fire.assign(method=f"fire (steps={steps})") for steps in (5, 10, 20, 30, 40, 50)]
+    canvas = curves(pd.concat([data[data.method == "none"], *variants]), DOMAINS["vision"])
+    lines, labels = canvas.axes[0].get_legend_handles_labels()
+    assert labels[:7] == ["No reset", *(f"FIRE (steps={steps})" for steps in (5, 10, 20, 30, 40, 50))]
+    assert len({(line.get_color(), str(line.get_linestyle()), line._unscaled_dash_pattern) for line in lines[:6]}) == 6
 
 
 @pytest.mark.parametrize(
