@@ -46,7 +46,7 @@ class Target:
         for name, valid in (("direction", ("isometry", "own")), ("norm", ("fire", "own"))):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
-        if not 0 <= self.interpolation <= 1:
+        if not isinstance(self.interpolation, int | float) or not 0 <= self.interpolation <= 1:
             raise ValueError(f"interpolation must lie in [0, 1], got {self.interpolation!r}")
 
     def reach_(self, X: Tensor, norm: Tensor, scale: Tensor, originals: Sequence[Tensor]) -> None:
@@ -60,11 +60,12 @@ class Target:
             factor_norm = double(frobenius(X))
             goal = norm if self.norm == "own" else double(scale) * factor_norm
             present = norm if self.direction == "own" else factor_norm
-            scale = torch.where(present > 0, goal / present, 0.0).to(X)
-            if self.direction == "own":
-                for new, original in zip(X, originals, strict=True):
-                    new.copy_(original)
-        X.mul_(scale[:, None, None])
+            scale = torch.where(present > 0, goal / present, 0.0)
+        if self.direction == "own":
+            for new, original, factor in zip(X, originals, scale, strict=True):
+                new.copy_(double(original) * factor)  # a factor may be beyond float32 where the entries are tiny
+        else:
+            X.mul_(scale.to(X)[:, None, None])
         if self.interpolation < 1:
             for new, original in zip(X, originals, strict=True):
                 new.lerp_(original.to(new.dtype), 1 - self.interpolation)

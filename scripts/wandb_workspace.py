@@ -1,7 +1,8 @@
 """Save a view of each domain in Weights & Biases: `python -m scripts.wandb_workspace --entity me`.
 
-A view overlays the methods of each group (benchmark and scale), the mean of their seeds with its range, each method in
-the colour it has everywhere here. `--json` prints the views instead of saving them, and needs no account.
+A view overlays the methods of each group (benchmark and scale), each with its settings, the mean of its seeds with its
+range, in the colour the method has everywhere here. `--json` prints the views instead of saving them and needs no
+account.
 """
 
 import argparse
@@ -12,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.common.config import CONFIGS, WandbConfig
+from experiments.common.wandb_mirror import variant
 from scripts.report.domains import DOMAINS, METHODS, Domain
-from scripts.report.recipes import recipes_at
+from scripts.report.recipes import composed, recipes_at
 
-SCALES = ("smoke", "laptop", "workstation", "paper")
+SCALES = ("laptop", "workstation", "paper")
 RESETS = (
     "reset/sfe_normalised", "plasticity/dfi_normalised", "plasticity/sharpness", "plasticity/effective_rank",
     "plasticity/dormant", "plasticity/weight_norm", "plasticity/grad_norm",
@@ -37,13 +39,9 @@ def view(domain: Domain, entity: str, project: str) -> Any:
         ]  # fmt: skip
         return workspaces.Section(name=name, panels=panels, is_open=True)
 
-    benchmarks = {
-        f"{recipe.benchmark}-{scale}" for scale in scales_of(domain) for recipe in recipes_at(domain.name, scale)
-    }
     colours: dict[object, object] = {
-        workspaces.GroupPath(f"{domain.name}-{group}", method): colour
-        for group in sorted(benchmarks)
-        for method, (_, colour, _) in METHODS.items()
+        workspaces.GroupPath(f"{domain.name}-{group}", label): colour
+        for (group, label), colour in known(domain).items()
     }
     return workspaces.Workspace(
         entity=entity,
@@ -53,15 +51,21 @@ def view(domain: Domain, entity: str, project: str) -> Any:
         settings=workspaces.WorkspaceSettings(x_axis=domain.step, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Tags().isin([domain.name])],
-            groupby=[workspaces.Metric("Group"), workspaces.Config("method.name")],
+            groupby=[workspaces.Metric("Group"), workspaces.Config("variant")],
             group_colors=colours,
         ),
     )
 
 
-def scales_of(domain: Domain) -> list[str]:
-    """The scales a domain has."""
-    return [scale for scale in SCALES if (CONFIGS / domain.name / "scale" / f"{scale}.yaml").exists()]
+def known(domain: Domain) -> dict[tuple[str, str], str]:
+    """The colours of methods with their usual settings, by the W&B group without the domain and the variant."""
+    colours = {}
+    for scale in [scale for scale in SCALES if (CONFIGS / domain.name / "scale" / f"{scale}.yaml").exists()]:
+        for choices in {tuple(domain.choices(recipe.values)) for recipe in recipes_at(domain.name, scale, ())}:
+            for method, (_, colour, _) in METHODS.items():
+                values = composed(domain.name, (f"scale={scale}", *choices, f"method={method}"))
+                colours[f"{domain.benchmark(values)}-{scale}", variant(values["method"])] = colour
+    return colours
 
 
 def main() -> int:
@@ -76,14 +80,14 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the views, save nothing")
     arguments = parser.parse_args()
+    if not (arguments.entity or arguments.json):
+        print("error: whose workspace? give --entity or set WANDB_ENTITY", file=sys.stderr)
+        return 2
     views = {name: view(domain, arguments.entity or "entity", arguments.project) for name, domain in DOMAINS.items()}
     if arguments.json:
         models = {name: made._to_model().model_dump(mode="json", by_alias=True) for name, made in views.items()}
         print(json.dumps(models, indent=1))
         return 0
-    if not arguments.entity:
-        print("error: whose workspace? give --entity or set WANDB_ENTITY", file=sys.stderr)
-        return 2
     for name, made in views.items():
         try:
             print(f"{name}: {made.save().url}")

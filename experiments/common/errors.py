@@ -1,7 +1,7 @@
 """What can go wrong in a way a user can mend, and how a run is asked to stop."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -28,13 +28,14 @@ class StopSignals:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
+        self.signals = signals
+        self.received: int | None = None  # the first that came
         self._deferring = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
-        for signum in self.SIGNALS:
+        for signum in self.signals:
             self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -45,7 +46,7 @@ class StopSignals:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signum
+        self.received = self.received or signum
         if not self._deferring:
             raise Interrupted(signum)
 

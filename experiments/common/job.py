@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.common import checkpoint, metric_log, parallel
@@ -116,7 +118,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(
-        job.run_dir, job.identity, cfg, stop=stop, wait=parallel.is_job(), checkpoint_seconds=cfg.checkpoint_seconds
+        job.run_dir, job.identity, cfg, stop=stop, wait=in_sweep(), checkpoint_seconds=cfg.checkpoint_seconds
     ) as run:  # a sweep that was killed may still be saving, and another one may do the same
         if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
             return {**run.done, "path": str(run.path), "status": "done before"}
@@ -198,6 +200,11 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
         experiment.train(workspace, 1)
     if experiment.branch == END:
         workspace.save(experiment.state_dict(), keep=[END])
+
+
+def in_sweep() -> bool:
+    """Whether this job is one of a sweep."""
+    return parallel.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

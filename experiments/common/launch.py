@@ -28,6 +28,9 @@ from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.workspace import command_line
 
 logger = logging.getLogger("fire")
+# Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and
+# does not say which; submitit ignores it, so a job that is then killed resumes from its last checkpoint.
+CLUSTER_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 RunJob = Callable[[DictConfig, StopSignals], dict[str, Any]]
 
 
@@ -45,9 +48,10 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
             if parallel.is_job():
                 parallel.stop_with_parent()
             hydra.main(version_base="1.3", config_path=str(CONFIGS / domain), config_name="config")(task)()
-    except Interrupted as signal:
-        logger.info("stopped by %s; to go on: %s", signal, command_line())
-        status = signal.exit_status
+    except Interrupted as stopped:
+        # Of several jobs it is the sweep that says how to go on.
+        logger.info("stopped by %s%s", stopped, "" if parallel.is_job() else f"; to go on: {command_line()}")
+        status = stopped.exit_status
     except KeyboardInterrupt:
         logger.info("stopped without saving; to go on from the last checkpoint: %s", command_line())
         status = 130
@@ -55,6 +59,9 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
         if "debug=true" in sys.argv:
             raise
         logger.error("error: %s", composition_error(error, schema))
+        return 2
+    except UserError as error:
+        logger.error("error: %s", error)
         return 2
     except OSError as error:  # Hydra's own folder cannot be made
         logger.error("error: outputs_dir cannot be used: %s", error)
@@ -110,10 +117,10 @@ class Task:
         start_logging()
         sys.argv = self._argv
         try:
-            with StopSignals() as stop:
+            with StopSignals(CLUSTER_SIGNALS) as stop:
                 return _attempt(cfg, self.schema, self.run_job, stop)
         except Interrupted as interrupted:
-            # The state is saved; what the cluster's own handler does with the signal is to put the job back in line.
+            # The state is saved; what submitit's own handler does with the signal is to put the job back in line.
             handler = signal.getsignal(interrupted.signum)
             if callable(handler):
                 handler(interrupted.signum, None)

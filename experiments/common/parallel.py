@@ -1,7 +1,6 @@
 """Several jobs of a sweep at once on one machine, each in a fresh process on a device of its own."""
 
 import contextlib
-import getpass
 import json
 import logging
 import os
@@ -19,6 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from experiments.common.errors import Interrupted, UserError
+
 logger = logging.getLogger("fire")
 
 # Where a job leaves how it ended; that the variable is there tells it that it is one of several.
@@ -31,17 +32,22 @@ class Slot:
     """A place where one job at a time may run.
 
     Attributes:
-        name: of the place; two sweeps on a machine that name the same do not use it at once.
+        name: of the place; two sweeps of a user on a machine that name the same do not use it at once.
         environment: variables that send a process there.
+        overrides: what a job there is told.
     """
 
     name: str
     environment: dict[str, str]
+    overrides: list[str]
     lock: FileLock = field(init=False)
 
     def __post_init__(self) -> None:
-        folder = Path(tempfile.gettempdir()) / f"fire-{getpass.getuser()}"
-        folder.mkdir(exist_ok=True)
+        folder = Path(tempfile.gettempdir()) / f"fire-{os.getuid()}"
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot keep the locks of devices in {folder}: {error}; set TMPDIR") from error
         self.lock = FileLock(folder / f"{self.name.replace('/', '_')}.lock")
 
     def take(self) -> bool:
@@ -64,10 +70,12 @@ class Running:
     started: float
 
 
-def run_parallel(domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot]) -> list[dict[str, Any]]:
+def run_parallel(
+    domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot], ended: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on whichever of `slots` is free.
 
-    Each line a job prints is shown with its number.
+    Each line a job prints is shown with its number. `ended` takes how each job ended, as they do.
 
     Returns:
         How each ended, as `experiments.common.launch` tells it.
@@ -82,6 +90,7 @@ def run_parallel(domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slo
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     outcomes[job.number] = _ended(job)
+                    ended.append(outcomes[job.number])
                 free = [slot for slot in slots if all(job.slot is not slot for job in running)]
                 for slot in free[: len(waiting)]:
                     if slot.take():
@@ -92,6 +101,7 @@ def run_parallel(domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slo
                     told = True
                 time.sleep(0.1)
         except BaseException:
+            logger.info("stopping %d jobs, which save first", len(running))
             _stop(running)
             raise
     return [outcomes[number] for number in range(len(jobs))]
@@ -113,7 +123,7 @@ def _start(domain: str, number: int, overrides: Sequence[str], slot: Slot, scrat
     outcome = scratch / f"{number}.json"
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{domain}", *overrides],
+        [sys.executable, "-m", f"experiments.{domain}", *slot.overrides, *overrides],
         env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(outcome)},
         stdin=subprocess.PIPE,  # its end tells the job that this process has died
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
@@ -134,8 +144,7 @@ def _relay(number: int, process: subprocess.Popen[str]) -> None:
 
 def _ended(job: Running) -> dict[str, Any]:
     """How a job ended, from itself or, where it could not tell, from its exit status."""
-    job.reader.join()
-    job.slot.lock.release()
+    _clean_up(job)
     if job.outcome.exists():
         return json.loads(job.outcome.read_text())
     status = job.process.returncode
@@ -146,13 +155,31 @@ def _ended(job: Running) -> dict[str, Any]:
 
 
 def _stop(running: Sequence[Running]) -> None:
-    """Have all jobs save and end."""
+    """Have all jobs save and end; a second Ctrl-C ends them at once."""
     for job in running:
         job.process.terminate()
     for job in running:
-        job.process.wait()
-        job.reader.join()
-        job.slot.lock.release()
+        while job.process.poll() is None:
+            with contextlib.suppress(Interrupted):  # it is being done
+                try:
+                    job.process.wait()
+                except KeyboardInterrupt:
+                    for other in running:
+                        _kill(other)
+        _clean_up(job)
+
+
+def _clean_up(job: Running) -> None:
+    """After a job's process has ended: nothing that it started goes on, its place is free."""
+    job.reader.join(timeout=1)  # longer only if a child of the job's still holds its output
+    _kill(job)
+    job.reader.join(timeout=5)
+    job.slot.lock.release()
+
+
+def _kill(job: Running) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a session of its own
 
 
 def is_job() -> bool:

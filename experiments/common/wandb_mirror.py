@@ -122,13 +122,19 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: b
         id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
         x_axis=x_axis,
         fallback=fallback,
-        config={**config, **info["values"]},
+        config={**config, **info["values"], "variant": variant(config["method"])},
         project=settings.project,
         entity=settings.entity,
         group=f"{domain}-{group}",
         name=run_dir.name.rsplit("-", 1)[0],
         tags=[domain, config["method"]["name"], config["scale"], *settings.tags],
     )
+
+
+def variant(method: dict[str, Any]) -> str:
+    """A method with all its settings, by which runs that differ in the seed alone are grouped."""
+    settings = ", ".join(f"{key}={value}" for key, value in sorted(method.items()) if key != "name")
+    return method["name"] + (f" ({settings})" if settings else "")
 
 
 def _teardown() -> None:

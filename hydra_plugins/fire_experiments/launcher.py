@@ -1,8 +1,12 @@
 """How the jobs of a sweep run on one machine: `hydra/launcher=local`, the default of all domains."""
 
+import itertools
 import os
+import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -33,30 +37,56 @@ class LocalLauncher(BasicLauncher):
         assert self.config is not None
         if self.jobs == 1:
             return super().launch(job_overrides, initial_job_idx)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(f"jobs={self.jobs} starts processes of its own; leave torchrun or jobs out")
+        if len({word for job in job_overrides for word in job if word.startswith("device=")}) > 1:
+            raise UserError(f"device cannot be swept over with jobs={self.jobs}; use jobs=1")
         slots, threads = places(self.config.device, self.jobs)
-        own = [] if self.config.threads else [f"threads={threads}"]
-        # What is given to the sweep for each of its jobs holds for the job's own process too; a recipe makes no sweep
-        # of it again.
-        commands = [[*overrides, *own, "hydra.mode=RUN"] for overrides in job_overrides]
-        outcomes = run_parallel(self.task_function.domain, commands, slots)  # type: ignore[union-attr]
+        # A recipe given to the sweep holds for the job's own process too, which makes no sweep of it again. What a
+        # job's overrides say of threads comes later and wins.
+        general = ["hydra.mode=RUN", *self._hydra_words()] + ([] if self.config.threads else [f"threads={threads}"])
+        task: Any = self.task_function
+        outcomes = run_parallel(task.domain, [[*general, *job] for job in job_overrides], slots, task.outcomes)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcome)
             for overrides, outcome in zip(job_overrides, outcomes, strict=True)
         ]
 
+    def _hydra_words(self) -> list[str]:
+        """What the command line says to Hydra itself, such as hydra.searchpath, and is not about sweeps."""
+        words = self.config.hydra.overrides.hydra  # type: ignore[union-attr]
+        return [word for word in words if not re.match(r"\+*hydra[./](mode|sweeper|launcher|sweep)\b", word)]
+
 
 def places(device: str, jobs: int) -> tuple[list[Slot], int]:
     """Where `jobs` jobs run at once (0: one for each GPU or core), and with how many CPU threads each."""
     cores = torch.get_num_threads()
-    count = torch.cuda.device_count() if device != "cpu" else 0
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = visible.split(",") if visible and count else [str(i) for i in range(count)]
-    jobs = jobs or len(gpus) or cores
+    found = gpus() if device != "cpu" else {}
+    jobs = jobs or len(found) or cores
     threads = max(1, cores // jobs)
-    if not gpus:
-        return [Slot(f"cpu-{i}", {}) for i in range(jobs)], threads
-    rounds = [(gpu, i // len(gpus)) for i, gpu in zip(range(jobs), gpus * (jobs // len(gpus) + 1), strict=False)]
-    return [Slot(f"cuda-{gpu}-{turn}", {"CUDA_VISIBLE_DEVICES": gpu}) for gpu, turn in rounds], threads
+    if not found:
+        return [Slot(f"cpu-{i}", {}, []) for i in range(jobs)], threads
+    names = list(found)
+    rounds = [(names[i % len(names)], i // len(names)) for i in range(jobs)]
+    return [
+        Slot(f"{found[name]}-{turn}", {"CUDA_VISIBLE_DEVICES": name}, ["device=cuda"]) for name, turn in rounds
+    ], threads
+
+
+def gpus() -> dict[str, str]:
+    """The GPUs this process sees: names for CUDA_VISIBLE_DEVICES, and what they are called on the whole machine."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    words = [str(i) for i in range(count)] if visible is None else [word.strip() for word in visible.split(",")]
+    # As CUDA does: what follows an invalid entry does not count.
+    words = list(itertools.takewhile(lambda word: word and not word.startswith("-"), words))[:count]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        uuids = dict(line.split(", ") for line in listed.splitlines())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        uuids = {}
+    return {word: uuids.get(word, f"cuda-{word}") for word in words}
 
 
 @dataclass

@@ -16,6 +16,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from experiments.common.errors import UserError
+
 logger = logging.getLogger("fire")
 
 
@@ -29,8 +31,8 @@ class RecipeSweeper(Sweeper):
           - {method: "none,full_reset"}
           - {method: fire, method.steps: "5,10,20"}
 
-    The command line overrides both: a key given there takes the place of the recipe's, and a sweep that has other
-    values for it falls out. Each job is run once, however often the sweeps name it.
+    The command line overrides both: values given there take the place of the recipe's, and of `method` choose among its
+    sweeps; a method that none of them names is run beside them. Each job is run once, however often it is named.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None, sweeps: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -54,7 +56,15 @@ class RecipeSweeper(Sweeper):
         self.validate_batch_is_legal(jobs)
         if logs := self.config.hydra.launcher.get("submitit_folder"):  # type: ignore[union-attr]
             logger.info("%d jobs go to the cluster; what they print is in %s", len(jobs), logs)
-        returned = self.launcher.launch(jobs, initial_job_idx=0)
+        try:
+            returned = self.launcher.launch(jobs, initial_job_idx=0)
+        except Exception as error:
+            if not logs:
+                raise
+            raise UserError(
+                f"a job on the cluster ended without telling how ({type(error).__name__}); the others go on, and the "
+                f"same command later resumes it and shows them all; what they printed is in {logs}"
+            ) from error
         told = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
         self._task.outcomes = [  # type: ignore[attr-defined]
             {**result.return_value, "run": " ".join(word for word in job if word in told) or result.return_value["run"]}
@@ -70,11 +80,17 @@ def expand(
     given = _choices(loader, arguments)
     outer = {**_choices(loader, [f"{key}={value}" for key, value in params.items()]), **given}
     inner = [_choices(loader, [f"{key}={value}" for key, value in sweep.items()]) for sweep in sweeps]
+    chosen = given.get("method")
     fitting = []
     for sweep in inner:
-        kept = {key: [v for v in values if v in given.get(key, values)] for key, values in sweep.items()}
+        kept = {key: values if key == "method" else given.get(key, values) for key, values in sweep.items()}
+        if chosen is not None and "method" in kept:
+            kept["method"] = [method for method in kept["method"] if method in chosen]
         if all(kept.values()):
             fitting.append(kept)
+    named = {method for sweep in fitting for method in sweep.get("method", [])}
+    if others := [method for method in chosen or [] if fitting and method not in named]:
+        fitting.append({"method": others})
     common = {key: values for key, values in outer.items() if not any(key in sweep for sweep in fitting)}
     jobs: dict[tuple[str, ...], None] = {}  # an ordered set; seeds come first, so that whole comparisons finish early
     for combination in _product(common):

@@ -1,9 +1,9 @@
 """Curves and tables of finished runs, and the page of all results.
 
-`python -m scripts.report vision|language|atari|humanoid [run directories]` writes into `outputs/report/`, for each
-recipe all of whose jobs have finished, a tidy CSV of every metric, a figure and a Markdown table; runs that belong to
-no such recipe are told with all others of their benchmark and scale. Results of different scales, machines or settings
-are never pooled.
+`python -m scripts.report vision|language|atari|humanoid [run directories]` writes into `outputs/report/<domain>/`, for
+each recipe of which every method has finished in some seed, a tidy CSV of every metric, a figure and a Markdown table;
+runs that belong to no such recipe are told with all others of their benchmark and scale. Results of different scales,
+machines or settings are never pooled.
 
 `python -m scripts.report` makes figures and tables in `results/` anew from the CSVs there, and from all of them
 `results/index.html`, a page that needs nothing but itself, and the README's table, `results/summary.md`.
@@ -48,14 +48,14 @@ def main() -> int:
     )
     parser.add_argument("domain", nargs="?", choices=sorted(DOMAINS), help="whose runs; without it, the page")
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
-    parser.add_argument("--out", type=Path, help="default: outputs/report, and results for the page")
+    parser.add_argument("--out", type=Path, help="default: outputs/report/<domain>; results for the page")
     arguments = parser.parse_intermixed_args()
     try:
         if arguments.domain is None:
             report_all(arguments.out or Path("results"))
         else:
             roots = arguments.runs or [Path("outputs") / arguments.domain]
-            report(DOMAINS[arguments.domain], roots, arguments.out or Path("outputs/report"))
+            report(DOMAINS[arguments.domain], roots, arguments.out or Path("outputs/report") / arguments.domain)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -32,7 +32,8 @@ class Domain:
 
     Attributes:
         name: of the domain.
-        schema, benchmark: of its configurations: their type, and what of one its runs are filed under.
+        schema: of its configurations.
+        benchmark, choices: from the values of one, what its runs are filed under, and the words that choose that.
         metric, title: the key of its rows that matters most, and the same in words.
         step, steps: the key that counts training, and the same in words.
         panels: the paper's panel (results/paper/figures.csv) for the benchmarks that have one.
@@ -50,6 +51,7 @@ class Domain:
     name: str
     schema: type[BaseConfig]
     benchmark: Callable[[Any], str]
+    choices: Callable[[Any], list[str]]
     metric: str
     title: str
     step: str
@@ -72,12 +74,14 @@ class Domain:
 
 DOMAINS = {
     "vision": Domain(
-        "vision", VisionConfig, lambda cfg: cfg.benchmark.name,
+        "vision", VisionConfig, lambda cfg: cfg["benchmark"]["name"],
+        lambda cfg: [f"benchmark={cfg['benchmark']['name']}"],
         "test/accuracy", "test accuracy", "epoch", "epochs",
         {"warm_start": "warm_cifar10_resnet18", "continual": "cont_cifar10_resnet18"}, "Figure 2", whole=("continual",),
     ),
     "language": Domain(
-        "language", LanguageConfig, lambda cfg: f"{cfg.data.name}-{cfg.checkpoint}",
+        "language", LanguageConfig, lambda cfg: f"{cfg['data']['name']}-{cfg['checkpoint']}",
+        lambda cfg: [f"data={cfg['data']['name']}", f"checkpoint={cfg['checkpoint']}"],
         "val/loss", "validation loss", "iteration", "iterations",
         {f"{data}-{branch}": f"llm_{branch}"
          for data in ("wikitext103_openwebtext", "wikitext2_imdb") for branch in ("best", "30k", "60k")}, "Figure 3",
@@ -88,14 +92,16 @@ DOMAINS = {
         before={"train/loss": "training", "val/loss": "validation"},
     ),
     "atari": Domain(
-        "atari", AtariConfig, lambda cfg: cfg.game,
+        "atari", AtariConfig, lambda cfg: cfg["game"],
+        lambda cfg: [f"game={cfg['game']}"],
         "train/return", "return of training episodes", "env_step", "agent steps",
         {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
         paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, axis="return",
         decimals=0, normalised=("human-normalised", human_normalised), warning="too short to rank methods",
     ),
     "humanoid": Domain(
-        "humanoid", HumanoidConfig, lambda cfg: cfg.task,
+        "humanoid", HumanoidConfig, lambda cfg: cfg["task"],
+        lambda cfg: [f"task={cfg['task']}"],
         "eval/return", "return of evaluation episodes", "env_step", "environment steps",
         {"h1-walk": "sac_walk", "h1-balance_simple": "sac_balance", "h1-run": "sac_run"}, "Figure 4(b)",
         paper_step=1e6, whole=None, apart={"train/return": ("training episodes", "training")}, axis="return",

@@ -110,7 +110,7 @@ def headline(results: Sequence[Result]) -> pd.DataFrame:
         numbers = result.table().set_index("method")
         published = paper_finals(result.domain, result.data.benchmark.iloc[0])
         line = {"": f"{result.domain.name}: {result.about.recipe or result.title}", "scale": result.scale}
-        line["seeds"] = str(result.seeds)
+        line["seeds"] = result.seeds
         line |= {label: numbers.final.get(label, "") for label, _, _ in METHODS.values()}
         fire = METHODS["fire"][0]
         line["FIRE minus no reset"] = numbers["final minus no reset"].get(fire, "")
@@ -135,8 +135,7 @@ def coverage(results: Sequence[Result]) -> pd.DataFrame:
             scales = [path.stem for path in sorted((CONFIGS / domain / "scale").glob("*.yaml")) if path.stem != "smoke"]
             for scale in ("laptop", "workstation", "paper"):
                 own = [r for r in results if (r.domain.name, r.about.recipe, r.scale) == (domain, recipe, scale)]
-                seeds = max((r.seeds for r in own), default=0)
-                run = f"{seeds} seed{'s' if seeds > 1 else ''}" if own else "not run"
+                run = " / ".join(f"{r.seeds} seed{'' if r.seeds == '1' else 's'}" for r in own) or "not run"
                 line[scale] = run if scale in scales else ""
             lines.append(line)
     return pd.DataFrame(lines)

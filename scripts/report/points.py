@@ -57,6 +57,8 @@ def published(methods: list[str], rows: pd.DataFrame, axes: Axes) -> None:
     """Values of the paper with the ends of its error bars, methods one below the other."""
     for row in rows.fillna({"low": rows.value, "high": rows.value}).to_dict("records"):
         bar = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+        if row["method"] not in methods:
+            continue
         place = methods.index(row["method"])
         axes.errorbar(row["value"], place, xerr=bar, fmt="D", color=colour(row["method"]), capsize=3)
     rows_of_methods(methods, axes)

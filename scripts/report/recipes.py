@@ -1,4 +1,4 @@
-"""Which runs a recipe consists of, by composing it as the command line does."""
+"""Which runs a recipe consists of, and what a run would have been by default: by composing as the command line does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,12 +7,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import compose_domain, compose_sweep, recipes
+from experiments.common.config import CONFIGS, compose_domain, compose_sweep, recipes
 from scripts.report.domains import DOMAINS
-from scripts.report.runs import Run
+from scripts.report.runs import OF_METHOD, Run, flat, poolable
 
-# What tells the jobs of a recipe from one another. Seeds may be any; how fast or on what they run does not matter here.
-OF_JOB = ("method", "optimizer_at_boundary", "sharpness")
+# What tells the jobs of a recipe from one another; seeds may be any.
+OF_JOB = (*OF_METHOD, "sharpness")
+# What a run's values may say otherwise than its recipe: on what it ran.
+FREE = (*OF_JOB, "seed", "device", "compile", "threads", "env.backend")
 GENERIC = ("fig3", "fig4a", "fig4b")  # for any checkpoint, game or task: their runs are told by that
 
 
@@ -23,38 +25,74 @@ class Recipe:
     Attributes:
         domain, name: as in `python -m experiments.<domain> experiment=<name>`.
         scale: of its runs.
-        benchmark: what they are filed under, with the scale.
+        choices: what a recipe of all domains is run on; empty for the others, which say that themselves.
     """
 
     domain: str
     name: str
     scale: str
-    benchmark: str
+    choices: tuple[str, ...]
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Those of its first job."""
+        return composed(self.domain, (f"experiment={self.name}", f"scale={self.scale}", *self.choices))
+
+    @property
+    def benchmark(self) -> str:
+        """What its runs are filed under, with the scale."""
+        return DOMAINS[self.domain].benchmark(self.values)
+
+    @property
+    def title(self) -> str:
+        """Of its results."""
+        return f"{self.name}-{self.benchmark if self.choices else ''}-{self.scale}".replace("--", "-")
 
     @cached_property
     def jobs(self) -> list[dict[str, Any]]:
         """What each of its jobs, of one seed, has in OF_JOB."""
-        schema = DOMAINS[self.domain].schema
-        configs = compose_sweep(self.domain, schema, self.name, [f"scale={self.scale}", "seed=0"])
-        values: list[Any] = [OmegaConf.to_container(cfg) for cfg in configs]
-        return [_of_job(one) for one in values]
+        words = [f"scale={self.scale}", "seed=0", *self.choices]
+        configs = compose_sweep(self.domain, DOMAINS[self.domain].schema, self.name, words)
+        return [_of_job(OmegaConf.to_container(cfg)) for cfg in configs]
 
-    def runs(self, runs: Sequence[Run]) -> list[Run]:
-        """Those of `runs` that are its jobs; none unless each job is there in some seed."""
-        mine = [run for run in runs if _of_job(run.values) in self.jobs]
-        return mine if all(any(_of_job(run.values) == job for run in mine) for job in self.jobs) else []
+    def pools(self, runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
+        """Those of `runs` that are its jobs, as `poolable` has them; of runs that may be pooled all or none, as each
+        job is there in some seed or not."""
+        mine = [run for run in runs if _of_job(run.values) in self.jobs and not deviations(run.values, self.values)]
+        complete = [pool for _, _, pool in poolable(mine) if all(_is_there(job, pool) for job in self.jobs)]
+        return poolable([run for pool in complete for run in pool])
 
 
 @cache
-def recipes_at(domain: str, scale: str) -> tuple[Recipe, ...]:
-    """All recipes of a domain at `scale`."""
-    found = []
-    for name in recipes(domain):
-        if name not in GENERIC:
-            cfg = compose_domain(domain, DOMAINS[domain].schema, [f"experiment={name}", f"scale={scale}"])
-            found.append(Recipe(domain, name, scale, DOMAINS[domain].benchmark(cfg)))
-    return tuple(found)
+def recipes_at(domain: str, scale: str, choices: tuple[str, ...]) -> tuple[Recipe, ...]:
+    """All recipes of a domain at `scale`; those of all domains on what `choices` say."""
+    return tuple(
+        Recipe(domain, name, scale, () if (CONFIGS / domain / "experiment" / f"{name}.yaml").exists() else choices)
+        for name in recipes(domain)
+        if name not in GENERIC
+    )
 
 
-def _of_job(values: dict[str, Any]) -> dict[str, Any]:
+@cache
+def composed(domain: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """The values that `python -m experiments.<domain> <words>` has."""
+    values: Any = OmegaConf.to_container(compose_domain(domain, DOMAINS[domain].schema, words), resolve=True)
+    return values
+
+
+def deviations(values: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    """The settings of a run, but for those of FREE, that are not as usual."""
+    ours, theirs = flat(values), flat(usual)
+    return [
+        f"{key}={ours[key]}"
+        for key in sorted(ours.keys() & theirs.keys())
+        if ours[key] != theirs[key] != '"???"' and not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    ]
+
+
+def _of_job(values: Any) -> dict[str, Any]:
     return {key: values[key] for key in OF_JOB}
+
+
+def _is_there(job: dict[str, Any], runs: Sequence[Run]) -> bool:
+    return any(_of_job(run.values) == job for run in runs)

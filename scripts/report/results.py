@@ -3,14 +3,17 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from hydra.errors import HydraException
 from matplotlib.figure import Figure
+from omegaconf.errors import OmegaConfBaseException
 
 from scripts.report.domains import DOMAINS, Domain
 from scripts.report.figures import curves, save
 from scripts.report.points import points
-from scripts.report.recipes import recipes_at
+from scripts.report.recipes import composed, deviations, recipes_at
 from scripts.report.runs import Run, commits, poolable, tidy
 from scripts.report.tables import table
 from scripts.report.views import VIEWS
@@ -22,7 +25,7 @@ class About:
 
     Attributes:
         recipe: whose jobs the runs are; empty if of none.
-        difference: in which settings they differ from other runs of the same name.
+        difference: in which settings they differ from those of their scale or from other runs of the same name.
         torch: its version. commits: of this repository.
     """
 
@@ -57,9 +60,10 @@ class Result:
         return str(self.data.machine.iloc[0])
 
     @property
-    def seeds(self) -> int:
-        """How many seeds there are at most."""
-        return int(self.data.groupby("method").seed.nunique().max())
+    def seeds(self) -> str:
+        """How many seeds its methods have."""
+        counts = self.data.groupby("method").seed.nunique()
+        return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
 
     def table(self) -> pd.DataFrame:
         """The numbers by method."""
@@ -85,7 +89,7 @@ class Result:
             *([f"**{warning}**", ""] if warning else []), numbers, "",
             f"{self.domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
             "paired by seed: all methods of a seed continue from the same phase 0.", "",
-            *([f"Settings that differ from those of other runs: {about.difference}.", ""] if about.difference else []),
+            *([f"Settings of their own: {about.difference}.", ""] if about.difference else []),
             f"Machine: {self.machine}. torch {about.torch}. Commits: {', '.join(about.commits)}.", "",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -111,23 +115,44 @@ def load(path: Path) -> Result:
 
 
 def results(domain: Domain, runs: list[Run]) -> list[Result]:
-    """The results that runs make: those of each recipe all of whose jobs are there, and where runs are left over, all
-    runs of their benchmark and scale together."""
+    """The results that runs make: those of each recipe all of whose methods are there, and where runs are left over,
+    all runs of their benchmark and scale together."""
     found = []
     for group in sorted({run.group for run in runs}):
         members = [run for run in runs if run.group == group]
         benchmark, _, scale = group.rpartition("-")
+        choices = tuple(domain.choices(members[0].values))
         claimed = set()
-        for recipe in recipes_at(domain.name, scale):
-            if recipe.benchmark == benchmark and (own := recipe.runs(members)):
-                claimed |= {run.path for run in own}
-                found += [_result(domain, f"{recipe.name}-{scale}", recipe.name, *pool) for pool in poolable(own)]
-        if any(run.path not in claimed for run in members):
-            found += [_result(domain, group, "", *pool) for pool in poolable(members)]
+        for recipe in recipes_at(domain.name, scale, choices):
+            if recipe.benchmark == benchmark:
+                pools = recipe.pools(members)
+                claimed |= {run.path for _, _, pool in pools for run in pool}
+                found += [_result(domain, scale, recipe.title, recipe.name, *pool) for pool in pools]
+        for label, difference, pool in poolable(members):
+            if any(run.path not in claimed for run in pool):
+                found.append(_result(domain, scale, group, "", label, difference, pool))
     return found
 
 
-def _result(domain: Domain, title: str, recipe: str, label: str, difference: str, members: list[Run]) -> Result:
+def _result(
+    domain: Domain, scale: str, title: str, recipe: str, label: str, difference: str, members: list[Run]
+) -> Result:
+    words = (f"scale={scale}", *domain.choices(members[0].values))
+    usual = {name: _by_default(domain.name, (*words, f"method={name}")) for name in {r.method for r in members}}
+    told = deviations(members[0].values, _by_default(domain.name, words)) if not recipe else []
+    known = {word.split("=")[0] for word in difference.split(", ")}
+    told = [word for word in told if word.split("=")[0].split(".")[-1] not in known]
     made_with = sorted(set().union(*(commits(run) for run in members)))
-    about = About(recipe, difference, members[0].info["versions"]["torch"], made_with)
-    return Result(domain, title + label, tidy(members, domain), about)
+    about = About(
+        recipe, ", ".join([*filter(None, [difference]), *told]), members[0].info["versions"]["torch"], made_with
+    )
+    data = tidy(members, domain, {name: values.get("method", {}) for name, values in usual.items()})
+    return Result(domain, title + label, data, about)
+
+
+def _by_default(domain: str, words: tuple[str, ...]) -> dict[str, Any]:
+    """What a run has that says no more than `words`; nothing where these are not known here, such as an own method."""
+    try:
+        return composed(domain, words)
+    except (HydraException, OmegaConfBaseException):
+        return {}

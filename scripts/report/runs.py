@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ class Run:
     def values(self) -> dict[str, Any]:
         """The identity's values."""
         return self.info["values"]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.values["method"]["name"]
 
     @property
     def group(self) -> str:
@@ -56,14 +62,14 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 # Settings of one solver, which the others ignore, and what goes without saying.
 SOLVER_SETTINGS = {"newton_schulz": "steps", "polar_express": "tol"}
-USUAL = {"solver": "newton_schulz", "norm": "fire", "interpolation": 1.0}
+PLAIN = {"solver": "newton_schulz", "norm": "fire", "interpolation": 1.0}
 # What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
 OF_METHOD = ("method", "optimizer_at_boundary")
 
 
-def label_methods(runs: list[Run]) -> dict[Path, str]:
-    """The method's name of each run, with the settings in which runs of that method differ, and what became of the
-    optimiser if that differs between runs of any one method."""
+def label_methods(runs: list[Run], usual: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
+    """The method's name of each run, with the settings that are not the `usual` ones of that method or in which runs of
+    it differ, and what became of the optimiser if that differs between runs of any one method."""
     pairs = {(run.values["method"]["name"], run.values["optimizer_at_boundary"]) for run in runs}
     tell = len(pairs) > len({name for name, _ in pairs})
     labels = {}
@@ -72,8 +78,13 @@ def label_methods(runs: list[Run]) -> dict[Path, str]:
         same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
         ignored = {key for solver, key in SOLVER_SETTINGS.items() if method.get("solver", solver) != solver}
         varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
-        varying = [key for key in varying if key not in ignored and method[key] != USUAL.get(key)]
-        told = [f"{key}={method[key]}" for key in varying]
+        default = usual.get(method["name"], {})
+        told = [
+            f"{key}={method[key]}"
+            for key in method
+            if key not in (*ignored, "name")
+            and (default.get(key, method[key]) != method[key] or (key in varying and method[key] != PLAIN.get(key)))
+        ]
         told += [f"optimizer_at_boundary={run.values['optimizer_at_boundary']}"] if tell else []
         settings = ", ".join(told)
         labels[run.path] = method["name"] + (f" ({settings})" if settings else "")
@@ -82,15 +93,21 @@ def label_methods(runs: list[Run]) -> dict[Path, str]:
 
 def circumstances(run: Run) -> dict[str, str]:
     """Everything but method and seed that can change a run's numbers, nested keys dotted."""
-    flat: dict[str, str] = {"machine": run.info["machine"]}
-    stack = [("", key, value) for key, value in run.values.items() if key not in (*OF_METHOD, "seed")]
+    own = {key: value for key, value in run.values.items() if key not in (*OF_METHOD, "seed")}
+    return {"machine": run.info["machine"], **flat(own)}
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested keys dotted, values as JSON."""
+    lines: dict[str, str] = {}
+    stack = [("", key, value) for key, value in values.items()]
     while stack:
         prefix, key, value = stack.pop()
         if isinstance(value, dict):
             stack += [(f"{prefix}{key}.", inner, content) for inner, content in value.items()]
         else:
-            flat[prefix + key] = json.dumps(value)
-    return flat
+            lines[prefix + key] = json.dumps(value)
+    return lines
 
 
 LONGEST_LABEL = 60  # characters of what differs that fit into a file name
@@ -99,12 +116,12 @@ LONGEST_LABEL = 60  # characters of what differs that fit into a file name
 def poolable(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     """Runs of one benchmark and scale, apart where more than method and seed differs: a short label for file names,
     what differs, in words, and the runs."""
-    flat = {run.path: circumstances(run) for run in runs}
-    keys = sorted(set().union(*flat.values()))
-    varying = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
+    around = {run.path: circumstances(run) for run in runs}
+    keys = sorted(set().union(*around.values()))
+    varying = [key for key in keys if len({one.get(key) for one in around.values()}) > 1]
     pools: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        words = [f"{key.split('.')[-1]}={flat[run.path].get(key)}" for key in varying]
+        words = [f"{key.split('.')[-1]}={around[run.path].get(key)}" for key in varying]
         label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in words))
         if len(label) > LONGEST_LABEL:
             label = "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
@@ -112,9 +129,9 @@ def poolable(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     return [(*told, members) for told, members in pools.items()]
 
 
-def tidy(runs: list[Run], domain: Domain) -> pd.DataFrame:
-    """One line for each number logged."""
-    labels, lines = label_methods(runs), []
+def tidy(runs: list[Run], domain: Domain, usual: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One line for each number logged; `usual` are the settings that a method has by default."""
+    labels, lines = label_methods(runs, usual), []
     for run in runs:
         benchmark, _, scale = run.group.rpartition("-")
         for row in run.rows:

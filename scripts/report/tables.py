@@ -1,5 +1,6 @@
 """Final numbers by method, with intervals, differences paired by seed, and the paper's beside them."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -23,6 +24,8 @@ def table(data: pd.DataFrame, domain: Domain, view: View | None = None) -> pd.Da
     benchmark = data.benchmark.iloc[0]
     final, mean = by_seed(data, domain.metric)
     published = paper_finals(domain, benchmark)
+    known = pd.read_csv(PAPER / "after_reset.csv").itertuples(index=False)
+    measured = {(method, metric): f"{value:g}" for method, metric, value, _, _ in known}
     say, rows = partial(spread, decimals=domain.decimals), []
     methods = sorted(data.method.unique(), key=order)
     final, mean = final.reindex(methods), mean.reindex(methods)  # of a short run there may be no value
@@ -47,6 +50,8 @@ def table(data: pd.DataFrame, domain: Domain, view: View | None = None) -> pd.Da
             row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
         for metric in view.measured if view else ():
             row[AFTER_RESET[metric]] = significant(after_reset(data, metric).get(method))
+            if view and view.figure and not view.setting:
+                row[f"the paper's {AFTER_RESET[metric]}"] = measured.get((method, metric), "")
         if len(values) >= 5:
             row["IQM of final"] = iqm(values.to_numpy(), domain.decimals)
         ours, theirs = difference(final, method), published.get(plain(method))
@@ -137,7 +142,15 @@ def significant(sample: np.ndarray | None) -> str:
     """Mean and 95 % t-interval of a quantity of any size."""
     if sample is None or not len(sample):
         return ""
-    return f"{sample.mean():.3g}" + ("" if len(sample) < 2 else f" ± {interval(sample):.1g}")
+    return compact(sample.mean(), 3) + ("" if len(sample) < 2 else f" ± {compact(interval(sample), 2)}")
+
+
+def compact(value: float, digits: int) -> str:
+    """A number to some significant digits, without an exponent where it is of a common size."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}"
 
 
 def pooled(tasks: Sequence[pd.DataFrame], domain: Domain) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from scripts.report.__main__ import report
 from scripts.report.domains import DOMAINS
 from scripts.report.figures import curves, origins
 from scripts.report.results import load
-from scripts.report.tables import compared, plain, pooled
+from scripts.report.tables import compact, compared, plain, pooled
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
@@ -195,28 +195,43 @@ def test_tasks_are_pooled_each_on_its_own_scale() -> None:
 
 def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, capsys) -> None:
     """With what its view measures; runs of the same benchmark beside it are told apart from it."""
-    tiny = ("seed=0", "budget.train_images=100", "budget.test_images=20")
-    vision("experiment=scale_factor", *tiny)
+    vision("experiment=scale_factor", "seed=0")
     report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
-    assert [path.stem for path in (tmp_path / "report").glob("*.csv")] == ["scale_factor-smoke"]
-    assert (tmp_path / "report" / "scale_factor-smoke.png").stat().st_size > 10_000
+    assert [path.stem for path in (tmp_path / "report").glob("*.csv")] == ["scale_factor-warm_start-smoke"]
+    assert (tmp_path / "report" / "scale_factor-warm_start-smoke.png").stat().st_size > 10_000
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     header = [cell.strip() for cell in lines[0].split("|")]
     own = dict(zip(header, [c.strip() for c in lines[-1].split("|")], strict=True))
     assert own["method"] == "FIRE (norm=own)"
     (directory,) = (d for d in run_dirs(tmp_path / "outputs") if "norm: own" in (d / "config.yaml").read_text())
     boundary = next(row for row in numbers(directory) if "reset/sfe" in row)
-    assert own["SFE / that of a full reset"] == f"{boundary['reset/sfe_normalised']:.3g}"
-    assert own["DfI / min(out, in) after the reset"] == f"{boundary['plasticity/dfi_normalised']:.3g}"
+    for key, column in (
+        ("reset/sfe_normalised", "SFE / that of a full reset"),
+        ("plasticity/dfi_normalised", "DfI / min(out, in) after the reset"),
+    ):
+        assert float(own[column].replace(",", "")) == pytest.approx(boundary[key], rel=0.01)
     assert own["against the paper"] == ""
     assert [c.strip() for c in lines[-2].split("|")][header.index("against the paper")] == "one seed"
 
-    vision("method=shrink_perturb", *tiny)  # which completes fig2a as well
-    vision("method=fire", "method.steps=7", *tiny)
+    vision("method=shrink_perturb")  # which completes fig2a as well
+    vision("method=fire", "budget.epochs=[3,3]")  # no recipe's number
     report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "more")
-    told = sorted(path.stem for path in (tmp_path / "more").glob("*.csv"))
-    assert told == ["fig2a_cifar10-smoke", "scale_factor-smoke", "warm_start-smoke"]
-    assert "FIRE (steps=7)" in (tmp_path / "more" / "warm_start-smoke.md").read_text()
+    titles = ["fig2a_cifar10-smoke", "scale_factor-warm_start-smoke", "warm_start-smoke-epochs=_3,_3_"]
+    assert sorted(path.stem for path in (tmp_path / "more").glob("*.csv")) == titles
+    about = json.loads((tmp_path / "more" / f"{titles[-1]}.json").read_text())
+    assert about["recipe"] == ""
+    assert "epochs=[3, 3]" in about["difference"]
+
+
+def test_a_setting_that_is_not_usual_is_told_of_a_single_run(vision: Vision, tmp_path: Path) -> None:
+    """Nor is it taken for the paper's FIRE, or a run of other numbers for the scale's."""
+    tiny = ("budget.train_images=100", "budget.test_images=20")
+    vision("method=fire", "method.norm=own", *tiny)
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
+    told = (tmp_path / "report" / "warm_start-smoke.md").read_text()
+    assert "| FIRE (norm=own) |" in told
+    assert "0.829" not in told
+    assert "Settings of their own: budget.test_images=20, budget.train_images=100." in told
 
 
 def test_many_variants_of_a_method_are_told_apart() -> None:
@@ -238,6 +253,17 @@ def test_many_variants_of_a_method_are_told_apart() -> None:
 )  # fmt: skip
 def test_label_by_which_the_papers_value_is_found(label: str, published: str) -> None:
     assert plain(label) == published
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "told"),
+    [
+        (3963.2, 3, "3,960"), (0.03184, 3, "0.0318"), (1.9, 3, "1.90"), (0.0, 3, "0"), (999.6, 3, "1,000"),
+        (4.2e-14, 2, "4.2e-14"), (-17.46, 2, "-17"), (2.5e7, 2, "2.5e+07"),
+    ],
+)  # fmt: skip
+def test_numbers_of_any_size(value: float, digits: int, told: str) -> None:
+    assert compact(value, digits) == told
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain() -> None:
         assert (view["entity"], view["project"], view["displayName"]) == ("me", "p", f"FIRE {name}")
         (runs,) = view["spec"]["section"]["runSets"]
         assert [(f["key"]["name"], f["op"], f["value"]) for f in runs["filters"]["filters"]] == [("tags", "IN", [name])]
-        assert [key["name"] for key in runs["grouping"]] == ["group", "method.value.name"]
+        assert [key["name"] for key in runs["grouping"]] == ["group", "variant.value"]
         sections = view["spec"]["section"]["panelBankConfig"]["sections"]
         panels = [panel["config"] for section in sections for panel in section["panels"]]
         assert {panel["xAxis"] for panel in panels} == {axis}

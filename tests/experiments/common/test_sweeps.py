@@ -45,7 +45,14 @@ def test_methods_with_settings_of_their_own() -> None:
     ("overrides", "expected"),
     [
         (["seed=7", "method=none"], [(7, "none", None, None)]),
-        (["seed=7", "method=fire", "method.solver=svd"], [(7, "fire", s, "svd") for s in (5, 10, 20, 30, 40)]),
+        (
+            ["seed=7", "method=fire", "method.steps=60,7"],
+            [(7, "fire", steps, solver) for solver in ("newton_schulz", "polar_express") for steps in (60, 7)],
+        ),
+        (
+            ["seed=7", "method=none,shrink_perturb"],
+            [(7, "none", None, None), (7, "shrink_perturb", None, None)],
+        ),
         (["seed=7,8", "method=full_reset"], [(7, "full_reset", None, None), (8, "full_reset", None, None)]),
         (["seed=7", "method=shrink_perturb"], [(7, "shrink_perturb", None, None)]),  # that no sweep of it names
     ],
@@ -59,27 +66,36 @@ def test_first_one_job_for_each_phase_0() -> None:
     assert leaders_first(sweep) == [0, 3, 1, 4, 2, 5]
 
 
-def test_a_device_each_and_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_each_and_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     slots, threads = places("cpu", 4)
     assert ([slot.name for slot in slots], threads) == (["cpu-0", "cpu-1", "cpu-2", "cpu-3"], 2)
     assert len(places("cpu", 0)[0]) == 8
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,-1,1")  # CUDA stops at the -1
     slots, threads = places("auto", 3)
     assert [(slot.name, slot.environment["CUDA_VISIBLE_DEVICES"]) for slot in slots] == [
         ("cuda-3-0", "3"), ("cuda-5-0", "5"), ("cuda-3-1", "3"),
     ]  # fmt: skip
+    assert all(slot.overrides == ["device=cuda"] for slot in slots)  # never unnoticed on the CPU
     assert threads == 2
     assert [slot.name for slot in places("cuda", 0)[0]] == ["cuda-3-0", "cuda-5-0"]
+    # Two containers call different GPUs 0; their locks go by what the driver calls them.
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '3, GPU-aa'\necho '5, GPU-bb'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert [slot.name for slot in places("cuda", 2)[0]] == ["GPU-aa-0", "GPU-bb-0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert [slot.name for slot in places("auto", 1)[0]] == ["cpu-0"]
 
 
 def test_a_device_is_taken_by_one_sweep() -> None:
     name = f"test-{os.getpid()}"
-    slot = Slot(name, {})
+    slot = Slot(name, {}, [])
     other = (
         "import sys; from experiments.common.parallel import Slot; "
-        f"sys.exit(not Slot({name!r}, {{}}).take())"
+        f"sys.exit(not Slot({name!r}, {{}}, []).take())"
     )  # fmt: skip
     assert slot.take()
     assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 1
@@ -94,8 +110,7 @@ def test_several_at_once_end_like_one_after_the_other(vision: Vision, tmp_path: 
     together = {d.name: numbers(d) for d in run_dirs(tmp_path / "outputs")}
     assert len(together) == 4
     assert len(list((tmp_path / "outputs").glob("phases/*/kept-end-*.pt"))) == 2
-    assert [f"[{n}] started on cpu-{n % 2}: " in printed for n in (0, 1)] == [True, False]  # 2, of seed 1, is next
-    assert "[2] started on cpu-1: " in printed
+    assert all(f"[{number}] started on cpu-{number}: " in printed for number in (0, 1))
     ids = {file.name.split("-")[-2:][0] for file in tmp_path.rglob("*.wandb")}
     assert len(list(tmp_path.rglob("*.wandb"))) == 4
     assert len(ids) == 4  # runs of one sweep never merge
@@ -109,6 +124,32 @@ def test_several_at_once_end_like_one_after_the_other(vision: Vision, tmp_path: 
     status, printed = vision(*sweep, "jobs=2", "wandb.mode=offline")
     assert status == 0
     assert len(re.findall(r"\[\d\] done before: ", printed)) == 4
+
+
+def test_threads_that_are_given_win_over_a_share_of_the_cores(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("-m", "threads=1,2", "method=none", "budget.train_images=100", "jobs=2")
+    assert status == 0, printed
+    configs = [(d / "config.yaml").read_text() for d in run_dirs(tmp_path / "outputs")]
+    assert sorted(re.search(r"^threads: (\d)", config, re.MULTILINE)[1] for config in configs) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (["device=cpu,auto", "jobs=2"], {}, "device cannot be swept over with jobs=2"),
+        (["seed=0,1", "jobs=2"], {"WORLD_SIZE": "2"}, "jobs=2 starts processes of its own; leave torchrun or jobs out"),
+        (["seed=0,1", "jobs=-1"], {}, "jobs=-1 must lie in [0, 1024]"),
+    ],
+)
+def test_what_cannot_run_at_once_is_refused(
+    vision: Vision, words: list[str], environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    status, printed = vision("-m", *words)
+    assert status == 2
+    assert said in printed
+    assert "Traceback" not in printed
 
 
 def test_a_failed_job_is_told_at_once_and_stops_no_other(vision: Vision, tmp_path: Path) -> None:
