@@ -61,7 +61,7 @@ def known(domain: Domain) -> dict[tuple[str, str], str]:
     """The colours of methods with their usual settings, by the W&B group without the domain and the variant."""
     colours = {}
     for scale in [scale for scale in SCALES if (CONFIGS / domain.name / "scale" / f"{scale}.yaml").exists()]:
-        for choices in {tuple(domain.choices(recipe.values)) for recipe in recipes_at(domain.name, scale, ())}:
+        for choices in {tuple(domain.choices(recipe.benchmark)) for recipe in recipes_at(domain.name, scale, ())}:
             for method, (_, colour, _) in METHODS.items():
                 values = composed(domain.name, (f"scale={scale}", *choices, f"method={method}"))
                 colours[f"{domain.benchmark(values)}-{scale}", variant(values["method"])] = colour

@@ -33,7 +33,8 @@ class Domain:
     Attributes:
         name: of the domain.
         schema: of its configurations.
-        benchmark, choices: from the values of one, what its runs are filed under, and the words that choose that.
+        benchmark: from the values of one, what its runs are filed under.
+        choices: the words that choose that.
         metric, title: the key of its rows that matters most, and the same in words.
         step, steps: the key that counts training, and the same in words.
         panels: the paper's panel (results/paper/figures.csv) for the benchmarks that have one.
@@ -51,7 +52,7 @@ class Domain:
     name: str
     schema: type[BaseConfig]
     benchmark: Callable[[Any], str]
-    choices: Callable[[Any], list[str]]
+    choices: Callable[[str], list[str]]
     metric: str
     title: str
     step: str
@@ -75,13 +76,13 @@ class Domain:
 DOMAINS = {
     "vision": Domain(
         "vision", VisionConfig, lambda cfg: cfg["benchmark"]["name"],
-        lambda cfg: [f"benchmark={cfg['benchmark']['name']}"],
+        lambda name: [f"benchmark={name}"],
         "test/accuracy", "test accuracy", "epoch", "epochs",
         {"warm_start": "warm_cifar10_resnet18", "continual": "cont_cifar10_resnet18"}, "Figure 2", whole=("continual",),
     ),
     "language": Domain(
         "language", LanguageConfig, lambda cfg: f"{cfg['data']['name']}-{cfg['checkpoint']}",
-        lambda cfg: [f"data={cfg['data']['name']}", f"checkpoint={cfg['checkpoint']}"],
+        lambda name: [f"{key}={word}" for key, word in zip(("data", "checkpoint"), name.rsplit("-", 1), strict=True)],
         "val/loss", "validation loss", "iteration", "iterations",
         {f"{data}-{branch}": f"llm_{branch}"
          for data in ("wikitext103_openwebtext", "wikitext2_imdb") for branch in ("best", "30k", "60k")}, "Figure 3",
@@ -93,7 +94,7 @@ DOMAINS = {
     ),
     "atari": Domain(
         "atari", AtariConfig, lambda cfg: cfg["game"],
-        lambda cfg: [f"game={cfg['game']}"],
+        lambda name: [f"game={name}"],
         "train/return", "return of training episodes", "env_step", "agent steps",
         {"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"}, "Figure 4(a)",
         paper_step=1e6, whole=None, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")}, axis="return",
@@ -101,7 +102,7 @@ DOMAINS = {
     ),
     "humanoid": Domain(
         "humanoid", HumanoidConfig, lambda cfg: cfg["task"],
-        lambda cfg: [f"task={cfg['task']}"],
+        lambda name: [f"task={name}"],
         "eval/return", "return of evaluation episodes", "env_step", "environment steps",
         {"h1-walk": "sac_walk", "h1-balance_simple": "sac_balance", "h1-run": "sac_run"}, "Figure 4(b)",
         paper_step=1e6, whole=None, apart={"train/return": ("training episodes", "training")}, axis="return",

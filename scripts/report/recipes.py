@@ -7,14 +7,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import CONFIGS, compose_domain, compose_sweep, recipes
+from experiments.common.config import CONFIGS, NOT_IDENTITY, compose_domain, compose_sweep, recipes
 from scripts.report.domains import DOMAINS
 from scripts.report.runs import OF_METHOD, Run, flat, poolable
 
 # What tells the jobs of a recipe from one another; seeds may be any.
 OF_JOB = (*OF_METHOD, "sharpness")
-# What a run's values may say otherwise than its recipe: on what it ran.
-FREE = (*OF_JOB, "seed", "device", "compile", "threads", "env.backend")
+# In what a run may differ from its recipe: in what the recipe sweeps over, and where it ran.
+FREE = (*OF_JOB, *NOT_IDENTITY, "seed", "device", "compile", "threads", "env.backend")
 GENERIC = ("fig3", "fig4a", "fig4b")  # for any checkpoint, game or task: their runs are told by that
 
 
@@ -58,7 +58,7 @@ class Recipe:
     def pools(self, runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
         """Those of `runs` that are its jobs, as `poolable` has them; of runs that may be pooled all or none, as each
         job is there in some seed or not."""
-        mine = [run for run in runs if _of_job(run.values) in self.jobs and not deviations(run.values, self.values)]
+        mine = [run for run in runs if _of_job(run.values) in self.jobs and not deviations(run.config, self.values)]
         complete = [pool for _, _, pool in poolable(mine) if all(_is_there(job, pool) for job in self.jobs)]
         return poolable([run for pool in complete for run in pool])
 
@@ -80,9 +80,9 @@ def composed(domain: str, words: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def deviations(values: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+def deviations(config: dict[str, Any], usual: dict[str, Any]) -> list[str]:
     """The settings of a run, but for those of FREE, that are not as usual."""
-    ours, theirs = flat(values), flat(usual)
+    ours, theirs = flat(config), flat(usual)
     return [
         f"{key}={ours[key]}"
         for key in sorted(ours.keys() & theirs.keys())

@@ -121,7 +121,7 @@ def results(domain: Domain, runs: list[Run]) -> list[Result]:
     for group in sorted({run.group for run in runs}):
         members = [run for run in runs if run.group == group]
         benchmark, _, scale = group.rpartition("-")
-        choices = tuple(domain.choices(members[0].values))
+        choices = tuple(domain.choices(benchmark))
         claimed = set()
         for recipe in recipes_at(domain.name, scale, choices):
             if recipe.benchmark == benchmark:
@@ -137,9 +137,9 @@ def results(domain: Domain, runs: list[Run]) -> list[Result]:
 def _result(
     domain: Domain, scale: str, title: str, recipe: str, label: str, difference: str, members: list[Run]
 ) -> Result:
-    words = (f"scale={scale}", *domain.choices(members[0].values))
+    words = (f"scale={scale}", *domain.choices(members[0].group.removesuffix(f"-{scale}")))
     usual = {name: _by_default(domain.name, (*words, f"method={name}")) for name in {r.method for r in members}}
-    told = deviations(members[0].values, _by_default(domain.name, words)) if not recipe else []
+    told = deviations(members[0].config, _by_default(domain.name, words)) if not recipe else []
     known = {word.split("=")[0] for word in difference.split(", ")}
     told = [word for word in told if word.split("=")[0].split(".")[-1] not in known]
     made_with = sorted(set().union(*(commits(run) for run in members)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from experiments.common.errors import UserError
 from experiments.common.metric_log import read_rows
@@ -21,6 +22,7 @@ class Run:
 
     path: Path
     info: dict[str, Any]
+    config: dict[str, Any]
     rows: list[dict[str, Any]]
 
     @property
@@ -54,7 +56,8 @@ def find_runs(roots: list[Path]) -> list[Run]:
         if key in runs:
             print(f"left out, the same run as {runs[key].path}: {path}")
         else:
-            runs[key] = Run(path, info, read_rows(path / "metrics.jsonl"))
+            config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+            runs[key] = Run(path, info, config, read_rows(path / "metrics.jsonl"))
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, roots))}")
     return list(runs.values())
