@@ -157,12 +157,18 @@ class Method(ABC):
             The report, over all weight matrices of the model, whichever the method touches.
 
         Raises:
-            ValueError: `initial` does not belong to `model`, a pattern matches nothing, a non-finite weight.
+            ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a
+                non-finite weight.
         """
         model = unwrap(model)
         state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
         if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
             raise ValueError("the initial weights are not of this model: other names or shapes")
+        if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):
+            raise ValueError(
+                "the initial weights are the model's own tensors, which have changed with it; keep "
+                "copy.deepcopy(model.state_dict()) before training"
+            )
         self.check(model, scope)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
         names = {storage_key(tensor): names[0] for tensor, names in _state(model)}

@@ -80,12 +80,12 @@ def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
     logger.info(
-        "atari %s, method=%s seed=%d, scale=%s: %s agent steps, replay ratio %s, network of width %d, buffer of %s, "
+        "atari %s, %s seed=%d, scale=%s: %s agent steps, replay ratio %s, network of width %d, buffer of %s, "
         "%s on %s.%s",
-        cfg.game, cfg.method.name, cfg.seed, cfg.scale, "+".join(f"{steps:,}" for steps in budget.steps),
+        cfg.game, config.method_words(cfg), cfg.seed, cfg.scale, "+".join(f"{steps:,}" for steps in budget.steps),
         f"{cfg.replay_ratio:g}", budget.width, f"{budget.buffer:,}", runtime.precision, runtime.device,
         "" if cfg.scale == "paper" else " Too short to rank methods; the paper's protocol: python -m "
-        f"experiments.atari game={cfg.game} method={cfg.method.name} scale=paper",
+        f"experiments.atari game={cfg.game} {config.method_words(cfg)} scale=paper",
     )  # fmt: skip
 
 

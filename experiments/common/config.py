@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from torch import nn
 
@@ -155,6 +156,12 @@ def build_method(cfg: DictConfig) -> fire.Method:
         return fire.build(name, **settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"method={name}: {error}") from error
+
+
+def method_words(cfg: DictConfig) -> str:
+    """The method as the command line has chosen it, with the settings that were given there."""
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return " ".join([f"method={cfg.method.name}", *(word for word in given if word.startswith("method."))])
 
 
 def build_scope(cfg: DictConfig) -> fire.Scope:

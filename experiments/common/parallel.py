@@ -90,7 +90,7 @@ def run_parallel(
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
                     outcomes[job.number] = _ended(job)
-                    ended.append(outcomes[job.number])
+                    ended.append({**outcomes[job.number], "number": job.number})
                 free = [slot for slot in slots if all(job.slot is not slot for job in running)]
                 for slot in free[: len(waiting)]:
                     if slot.take():

@@ -81,13 +81,13 @@ def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget, environment = cfg.budget, envs.describe(cfg.env.backend)
     logger.info(
-        "humanoid %s, method=%s seed=%d, scale=%s: %s environment steps, %s updates for each %d, actor of width %d, "
+        "humanoid %s, %s seed=%d, scale=%s: %s environment steps, %s updates for each %d, actor of width %d, "
         "critics of %d, %s environment on MuJoCo %s, %s on %s.%s",
-        cfg.task, cfg.method.name, cfg.seed, cfg.scale, "+".join(f"{steps:,}" for steps in budget.steps),
+        cfg.task, config.method_words(cfg), cfg.seed, cfg.scale, "+".join(f"{steps:,}" for steps in budget.steps),
         f"{cfg.sac.replay_ratio:g}", cfg.sac.action_repeat, budget.actor_width, budget.critic_width,
         environment["name"], environment["mujoco"], runtime.precision, runtime.device,
         "" if cfg.scale == "paper" else " Too short to rank methods; the paper's protocol: python -m "
-        f"experiments.humanoid task={cfg.task} method={cfg.method.name} scale=paper",
+        f"experiments.humanoid task={cfg.task} {config.method_words(cfg)} scale=paper",
     )  # fmt: skip
 
 

@@ -120,13 +120,13 @@ def announce(cfg: DictConfig, runtime: config.Runtime, processes: int, first: Co
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
     logger.info(
-        "language %s from %s, method=%s seed=%d, scale=%s: %d layers of width %d, first corpus of %s tokens, %s a "
+        "language %s from %s, %s seed=%d, scale=%s: %d layers of width %d, first corpus of %s tokens, %s a "
         "step, %s on %s%s.%s",
-        cfg.data.name, cfg.checkpoint, cfg.method.name, cfg.seed, cfg.scale, budget.layers, budget.width,
+        cfg.data.name, cfg.checkpoint, config.method_words(cfg), cfg.seed, cfg.scale, budget.layers, budget.width,
         f"{sum(map(len, first.train)):,}", f"{budget.sequences * budget.block:,}", runtime.precision, runtime.device,
         f" x {processes}" if processes > 1 else "",
         "" if cfg.scale == "paper" else " The paper's protocol: python -m experiments.language "
-        f"checkpoint={cfg.checkpoint} method={cfg.method.name} scale=paper",
+        f"checkpoint={cfg.checkpoint} {config.method_words(cfg)} scale=paper",
     )  # fmt: skip
 
 

@@ -100,11 +100,11 @@ def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
     logger.info(
-        "vision %s, method=%s seed=%d, scale=%s: %s images, %s width %d, %s epochs, %s on %s.%s",
-        cfg.benchmark.name, cfg.method.name, cfg.seed, cfg.scale, f"{budget.train_images:,}", cfg.model.name,
+        "vision %s, %s seed=%d, scale=%s: %s images, %s width %d, %s epochs, %s on %s.%s",
+        cfg.benchmark.name, config.method_words(cfg), cfg.seed, cfg.scale, f"{budget.train_images:,}", cfg.model.name,
         budget.width, "+".join(map(str, budget.epochs)), runtime.precision, runtime.device,
         "" if cfg.scale == "paper" else " The paper's protocol: python -m experiments.vision "
-        f"benchmark={cfg.benchmark.name} method={cfg.method.name} scale=paper",
+        f"benchmark={cfg.benchmark.name} {config.method_words(cfg)} scale=paper",
     )  # fmt: skip
 
 

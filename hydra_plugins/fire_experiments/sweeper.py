@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from experiments.common.errors import UserError
+from experiments.common.errors import Interrupted, UserError
 
 logger = logging.getLogger("fire")
 
@@ -54,10 +54,22 @@ class RecipeSweeper(Sweeper):
         assert self.launcher is not None
         jobs = expand(self.hydra_context.config_loader, self.params, self.sweeps, arguments)
         self.validate_batch_is_legal(jobs)
-        if logs := self.config.hydra.launcher.get("submitit_folder"):  # type: ignore[union-attr]
-            logger.info("%d jobs go to the cluster; what they print is in %s", len(jobs), logs)
+        logs = self.config.hydra.launcher.get("submitit_folder", "").removesuffix("/%j")  # type: ignore[union-attr]
+        if logs:
+            logger.info("%d jobs are handed over; what they print is in %s/<number>", len(jobs), logs)
+        told = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
+        names = [" ".join(word for word in job if word in told) for job in jobs]
+        task: Any = self._task
+        ended: list[dict[str, Any]] = []
         try:
             returned = self.launcher.launch(jobs, initial_job_idx=0)
+            ended = [result.return_value for result in returned]
+        except (Interrupted, KeyboardInterrupt):
+            # What has ended until now, in which order it may be, and what has not.
+            known = {outcome.get("number", place): outcome for place, outcome in enumerate(task.outcomes)}
+            missing = {"run": "", "status": "not finished", "result": "", "minutes": "", "path": ""}
+            ended = [known.get(number, missing) for number in range(len(jobs))]
+            raise
         except Exception as error:
             if not logs:
                 raise
@@ -65,11 +77,10 @@ class RecipeSweeper(Sweeper):
                 f"a job on the cluster ended without telling how ({type(error).__name__}); the others go on, and the "
                 f"same command later resumes it and shows them all; what they printed is in {logs}"
             ) from error
-        told = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
-        self._task.outcomes = [  # type: ignore[attr-defined]
-            {**result.return_value, "run": " ".join(word for word in job if word in told) or result.return_value["run"]}
-            for job, result in zip(jobs, returned, strict=True)
-        ]
+        finally:
+            task.outcomes = [
+                {**outcome, "run": name or outcome["run"]} for name, outcome in zip(names, ended, strict=False)
+            ]
         return [returned]
 
 

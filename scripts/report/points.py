@@ -71,14 +71,16 @@ def rows_of_methods(methods: list[str], axes: Axes) -> None:
 
 
 def by_method(methods: list[str], values: Values, axes: Axes) -> None:
-    """Methods one below the other: each seed a dot, their mean a bar with its 95 % t-interval."""
+    """Methods one below the other: each seed a dot, their mean a bar, with its 95 % t-interval where the axis is not
+    logarithmic."""
+    bar = no_bar if spans_magnitudes(values) else half_width
     for place, method in enumerate(methods):
         sample = values.get(method, np.array([]))
         if not len(sample):
             continue
         axes.plot(sample, place + _spread_out(sample), "o", color=colour(method), alpha=0.5, markersize=4)
         axes.errorbar(
-            sample.mean(), place, xerr=_bar(sample), fmt="|", color=colour(method), markersize=14, markeredgewidth=2,
+            sample.mean(), place, xerr=bar(sample), fmt="|", color=colour(method), markersize=14, markeredgewidth=2,
             capsize=3,
         )  # fmt: skip
     rows_of_methods(methods, axes)
@@ -105,6 +107,7 @@ def over_setting(view: View, methods: list[str], values: Values, axes: Axes) -> 
                 half = interval(sample)
                 axes.axhspan(sample.mean() - half, sample.mean() + half, color=colour(method), alpha=0.08)
     means = {}
+    bar = no_bar if spans_magnitudes(values) else half_width
     for method, word in placed.items():
         sample = values.get(method, np.array([]))
         if word is None or not len(sample):
@@ -113,7 +116,7 @@ def over_setting(view: View, methods: list[str], values: Values, axes: Axes) -> 
         means[place] = sample.mean()
         axes.plot(place + _spread_out(sample), sample, "o", color=colour(method), alpha=0.5, markersize=4)
         axes.errorbar(
-            place, sample.mean(), yerr=_bar(sample), fmt="_", color=colour(method), markersize=12, markeredgewidth=2,
+            place, sample.mean(), yerr=bar(sample), fmt="_", color=colour(method), markersize=12, markeredgewidth=2,
             capsize=3,
         )  # fmt: skip
     axes.plot(sorted(means), [means[place] for place in sorted(means)], color=colour("fire"), linewidth=1, zorder=1)
@@ -132,8 +135,14 @@ def _numeric(word: str) -> float:
         return float("inf")
 
 
-def _bar(sample: np.ndarray) -> float:
+def half_width(sample: np.ndarray) -> float:
+    """Of the interval; 0 of a single value."""
     return interval(sample) if len(sample) > 1 else 0.0
+
+
+def no_bar(sample: np.ndarray) -> float:
+    """On a logarithmic axis, where an interval that is symmetric misleads, the seeds speak for themselves."""
+    return 0.0
 
 
 def _spread_out(sample: np.ndarray) -> np.ndarray:

@@ -89,6 +89,8 @@ class Result:
             *([f"**{warning}**", ""] if warning else []), numbers, "",
             f"{self.domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
             "paired by seed: all methods of a seed continue from the same phase 0.", "",
+            *(["**Methods have different numbers of seeds**: compare by the paired differences.", ""]
+              if "to" in self.seeds else []),
             *([f"Settings of their own: {about.difference}.", ""] if about.difference else []),
             f"Machine: {self.machine}. torch {about.torch}. Commits: {', '.join(about.commits)}.", "",
         ]  # fmt: skip

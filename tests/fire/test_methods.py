@@ -343,3 +343,13 @@ def test_no_such_target(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fire.build("fire", **settings)
     assert torch.equal(model.weight, before["weight"])
+
+
+def test_initial_weights_that_are_the_models_own_are_refused() -> None:
+    """They have changed with it, so nothing would be reset, without a word."""
+    model = nn.Linear(3, 3)
+    initial = model.state_dict()
+    perturbed(model)
+    for method in (fire.FullReset(), fire.ShrinkPerturb(coefficient=0.5)):
+        with pytest.raises(ValueError, match="the initial weights are the model's own tensors"):
+            method.reset(model, initial)

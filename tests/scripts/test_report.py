@@ -275,3 +275,9 @@ def test_numbers_of_any_size(value: float, digits: int, told: str) -> None:
 )  # fmt: skip
 def test_direction_against_the_papers(ours: list[float], said: str) -> None:
     assert compared(np.array(ours), 0.829, 0.778) == said
+
+
+def test_no_direction_where_the_paper_shows_none() -> None:
+    """Values nearer to one another than its figures can be read."""
+    assert compared(np.array([0.3, 0.31, 0.32]), 3.057, 3.056) == "level in the paper"
+    assert compared(np.array([30.0, 31.0, 32.0]), 600.0, 594.0) == "level in the paper"
