@@ -179,7 +179,7 @@ def _clean_up(job: Running) -> None:
 
 def _kill(job: Running) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a session of its own
+        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a group of its own
 
 
 def is_job() -> bool:
