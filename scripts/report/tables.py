@@ -13,7 +13,7 @@ from scipy import stats
 from scripts.report.domains import Domain, base, name, order
 from scripts.report.views import AFTER_RESET, View
 
-AT_BOUNDARY = re.compile(r"(, )?optimizer_at_boundary=\w+")
+AT_BOUNDARY = re.compile(r"optimizer_at_boundary=\w+")
 RESAMPLES = 10_000
 # How exactly the paper's figures can be read: accuracies and losses, and returns, which are larger, relatively.
 READING, READING_OF_RETURNS, RETURNS = 0.002, 0.02, 20
@@ -87,7 +87,7 @@ def paper_finals(domain: Domain, benchmark: str) -> dict[str, Published]:
 
 def plain(method: str) -> str:
     """A method's label as the paper's values have it: without what became of the optimiser."""
-    return AT_BOUNDARY.sub("", method).removesuffix(" ()")
+    return AT_BOUNDARY.sub("", method).replace(", )", ")").removesuffix(" ()")
 
 
 def compared(ours: np.ndarray, theirs: float | None, nothing: float | None) -> str:
