@@ -193,6 +193,7 @@ def test_tasks_are_pooled_each_on_its_own_scale() -> None:
     assert pooled(tasks[:1], DOMAINS["atari"]).empty
 
 
+@pytest.mark.slow
 def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, capsys) -> None:
     """With what its view measures; runs of the same benchmark beside it are told apart from it."""
     vision("experiment=scale_factor", "seed=0")

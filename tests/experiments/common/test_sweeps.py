@@ -126,6 +126,7 @@ def test_several_at_once_end_like_one_after_the_other(vision: Vision, tmp_path: 
     assert len(re.findall(r"\[\d\] done before: ", printed)) == 4
 
 
+@pytest.mark.slow
 def test_threads_that_are_given_win_over_a_share_of_the_cores(vision: Vision, tmp_path: Path) -> None:
     status, printed = vision("-m", "threads=1,2", "method=none", "budget.train_images=100", "jobs=2")
     assert status == 0, printed
