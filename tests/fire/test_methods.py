@@ -1,6 +1,5 @@
 """Resets of whole models: what they touch, what they leave alone, what they report."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -281,68 +280,6 @@ def test_memory_on_the_gpu(solver: str) -> None:
     report = fire.fire_(model, solver=solver)
     assert report.peak_bytes is not None
     assert 28 * 4 * 512**2 < report.peak_bytes < 3 * 28 * 4 * 512**2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("interpolation", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("norm", ["fire", "own"])
-def test_norm_and_interpolation(norm: str, interpolation: float, dtype: torch.dtype) -> None:
-    """Against the exact polar factor in float64, for a square, a wide and a convolution's matrices."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(8, 4), nn.Conv2d(4, 8, 3)).to(dtype)
-    before = initial_of(model)
-    report = fire.fire_(model, solver="svd", norm=norm, interpolation=interpolation)
-    sfe = 0.0
-    for layer, name, positions in ((model[0], "0.weight", 1), (model[1], "1.weight", 1), (model[2], "2.weight", 9)):
-        W = before[name].double()
-        W = W.permute(2, 3, 0, 1) if W.ndim == 4 else W
-        Q = exact(W)
-        length = torch.linalg.matrix_norm
-        fires = torch.tensor((W.shape[-2] / W.shape[-1]) ** 0.5 / positions, dtype=torch.float64)
-        factor = length(W) / length(Q) if norm == "own" else fires
-        expected = W + interpolation * (factor.reshape(*factor.shape, 1, 1) * Q - W)
-        got = layer.weight.double().permute(2, 3, 0, 1) if layer.weight.ndim == 4 else layer.weight.double()
-        assert torch.allclose(got, expected, rtol=0, atol=2e-6 if dtype == torch.float32 else 1e-12)
-        sfe += float((expected - W).square().sum())
-    assert report.sfe == pytest.approx(sfe, rel=1e-5)
-    for matrix, (name, scale) in zip(report.matrices, (("0", 1), ("1", 0.5**0.5), ("2", 2**0.5 / 9)), strict=True):
-        now = fire.metrics.dfi(next(m for m in fire.weight_matrices(model)[0] if m.name[0] == name).view, scale).sum()
-        assert matrix.dfi_after == pytest.approx(float(now), rel=1e-4, abs=1e-9)
-
-
-@pytest.mark.parametrize("steps", [5, 10])
-def test_rescale_keeps_the_direction_and_takes_fires_norm(steps: int) -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 6), nn.Conv2d(4, 8, 3), nn.Linear(3, 3))
-    model[2].weight.data.zero_()
-    before, projected = initial_of(model), copy.deepcopy(model)
-    fire.fire_(projected, steps=steps)
-    report = fire.build("rescale", steps=steps).reset(model, before)
-    assert report.zero == ("2.weight",)
-    for name in ("0.weight", "1.weight"):
-        W, new, fired = (
-            tensor.detach().double().reshape(*tensor.shape[:2], -1).movedim(-1, 0)
-            for tensor in (before[name], model.state_dict()[name], projected.state_dict()[name])
-        )
-        length = torch.linalg.matrix_norm
-        assert torch.allclose(length(new), length(fired), rtol=1e-5)
-        assert torch.allclose(new, W * (length(fired) / length(W))[:, None, None], rtol=1e-5, atol=1e-7)
-    assert not model[2].weight.any()
-    assert torch.equal(model[0].bias, before["0.bias"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"norm": "frobenius"}, "norm must be one of fire, own"), ({"interpolation": 1.1}, r"must lie in \[0, 1\]")],
-)
-def test_no_such_target(settings: dict, message: str) -> None:
-    model = nn.Linear(3, 3)
-    before = initial_of(model)
-    with pytest.raises(ValueError, match=message):
-        fire.fire_(model, **settings)
-    with pytest.raises(ValueError, match=message):
-        fire.build("fire", **settings)
-    assert torch.equal(model.weight, before["weight"])
 
 
 def test_initial_weights_that_are_the_models_own_are_refused() -> None:
