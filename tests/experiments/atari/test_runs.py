@@ -116,8 +116,8 @@ def test_injection_goes_where_the_pattern_says() -> None:
     """A pattern that fits a head and what lies in it injects the head alone."""
     cfg = compose_domain("atari", AtariConfig, ["scale=smoke"])
     for pattern in ("head", "head*"):
-        network = models.build(cfg.budget, 9, 0)
-        fire.build("plasticity_injection").reset(network, network.state_dict(), fire.Scope(inject=[pattern]))
+        network, initial = (models.build(cfg.budget, 9, 0) for _ in range(2))
+        fire.build("plasticity_injection").reset(network, initial.state_dict(), fire.Scope(inject=[pattern]))
         assert isinstance(network.head, fire.InjectedHead)
         assert len(list(network.parameters())) == 6 + 3 * 4
 
