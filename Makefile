@@ -25,7 +25,7 @@ $(SYNCED): requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(RUN) -m pip install --quiet --disable-pip-version-check uv
 	@echo "installing the pinned dependencies (about 5 GB with PyTorch's CUDA libraries) ..."
-	@VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip sync --quiet --require-hashes requirements.lock
+	@VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	@touch $@
 
 demo: $(SYNCED)

@@ -108,8 +108,8 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
         return compose("config", [*overrides])
 
 
-def compose_sweep(domain: str, schema: type[BaseConfig], recipe: str, overrides: Iterable[str]) -> list[DictConfig]:
-    """The configurations of all jobs of `python -m experiments.<domain> experiment=<recipe> <overrides>`."""
+def sweep_jobs(domain: str, schema: type[BaseConfig], recipe: str, overrides: Iterable[str]) -> list[list[str]]:
+    """The overrides of all jobs of `python -m experiments.<domain> experiment=<recipe> <overrides>`."""
     register_schemas(schema)
     GlobalHydra.instance().clear()
     words = [f"experiment={recipe}", *overrides]
@@ -117,8 +117,12 @@ def compose_sweep(domain: str, schema: type[BaseConfig], recipe: str, overrides:
         from hydra_plugins.fire_experiments.sweeper import expand  # which needs Hydra's own plugins first
 
         sweeper = compose("config", words[:1], return_hydra_config=True).hydra.sweeper
-        jobs = expand(GlobalHydra.instance().config_loader(), sweeper.params, sweeper.sweeps, words)
-        return [compose("config", job) for job in jobs]
+        return expand(GlobalHydra.instance().config_loader(), sweeper.params, sweeper.sweeps, words)
+
+
+def compose_sweep(domain: str, schema: type[BaseConfig], recipe: str, overrides: Iterable[str]) -> list[DictConfig]:
+    """The configurations of those jobs."""
+    return [compose_domain(domain, schema, job) for job in sweep_jobs(domain, schema, recipe, overrides)]
 
 
 def recipes(domain: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Which runs a recipe consists of, and what a run would have been by default: by composing as the command line does."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -7,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import CONFIGS, NOT_IDENTITY, compose_domain, compose_sweep, recipes
+from experiments.common.config import CONFIGS, NOT_IDENTITY, compose_domain, recipes, sweep_jobs
 from scripts.report.domains import DOMAINS
 from scripts.report.runs import OF_METHOD, Run, flat, poolable
 
@@ -49,15 +50,21 @@ class Recipe:
         return f"{self.name}-{self.benchmark if self.choices else ''}-{self.scale}".replace("--", "-")
 
     @cached_property
-    def jobs(self) -> list[dict[str, Any]]:
-        """What each of its jobs, of one seed, has in OF_JOB."""
+    def overrides(self) -> list[tuple[str, ...]]:
+        """Those of each of its jobs, of one seed."""
         words = [f"scale={self.scale}", "seed=0", *self.choices]
-        configs = compose_sweep(self.domain, DOMAINS[self.domain].schema, self.name, words)
-        return [_of_job(OmegaConf.to_container(cfg)) for cfg in configs]
+        return [tuple(job) for job in sweep_jobs(self.domain, DOMAINS[self.domain].schema, self.name, words)]
+
+    @cached_property
+    def jobs(self) -> list[dict[str, Any]]:
+        """What each of those has in OF_JOB."""
+        return [_of_job(composed(self.domain, job)) for job in self.overrides]
 
     def pools(self, runs: Sequence[Run]) -> list[tuple[str, str, list[Run]]]:
         """Those of `runs` that are its jobs, as `poolable` has them; of runs that may be pooled all or none, as each
         job is there in some seed or not."""
+        if len({json.dumps(_of_job(run.values), sort_keys=True) for run in runs}) < len(self.overrides):
+            return []  # composing its jobs takes seconds
         mine = [run for run in runs if _of_job(run.values) in self.jobs and not deviations(run.config, self.values)]
         complete = [pool for _, _, pool in poolable(mine) if all(_is_there(job, pool) for job in self.jobs)]
         return poolable([run for pool in complete for run in pool])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from filelock import FileLock
 
 from experiments.common import checkpoint
@@ -75,6 +76,7 @@ def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tup
     assert script("wandb_sync", str(REPOSITORY / "configs")).returncode == 1
 
 
+@pytest.mark.slow
 def test_wandb_workspace_overlays_the_methods_of_each_domain() -> None:
     """The service cannot be asked, so what would be sent to it is looked at."""
     views = json.loads(script("wandb_workspace", "--json", "--entity", "me", "--project", "p").stdout)

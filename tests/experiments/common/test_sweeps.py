@@ -103,6 +103,7 @@ def test_a_device_is_taken_by_one_sweep() -> None:
     assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_several_at_once_end_like_one_after_the_other(vision: Vision, tmp_path: Path) -> None:
     sweep = ("-m", "method=none,fire", "seed=0,1")
     status, printed = vision(*sweep, "jobs=2", "wandb.mode=offline")

@@ -42,7 +42,7 @@ def package_of(folder: Path) -> bytes:
             for new, old in OLD.get(name, ()):
                 assert new in content
                 content = content.replace(new, old)
-            wheel.writestr(f"{assets.PACKAGE_FOLDER}/{name}", content)
+            wheel.writestr(zipfile.ZipInfo(f"{assets.PACKAGE_FOLDER}/{name}"), content)  # the same bytes at any time
     return buffer.getvalue()
 
 
