@@ -71,9 +71,10 @@ class Running:
 
 
 def run_parallel(
-    domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot], ended: list[dict[str, Any]]
+    domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot], at_once: int, ended: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on whichever of `slots` is free.
+    """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on whichever of `slots` is free,
+    `at_once` of them at most at a time.
 
     Each line a job prints is shown with its number. `ended` takes how each job ended, as they do.
 
@@ -91,9 +92,10 @@ def run_parallel(
                     running.remove(job)
                     outcomes[job.number] = _ended(job)
                     ended.append({**outcomes[job.number], "number": job.number})
-                free = [slot for slot in slots if all(job.slot is not slot for job in running)]
-                for slot in free[: len(waiting)]:
-                    if slot.take():
+                for slot in slots:
+                    if not waiting or len(running) == at_once:
+                        break
+                    if all(job.slot is not slot for job in running) and slot.take():
                         number = waiting.pop(0)
                         running.append(_start(domain, number, jobs[number], slot, Path(scratch)))
                 if waiting and not running and not told:

@@ -41,12 +41,13 @@ class LocalLauncher(BasicLauncher):
             raise UserError(f"jobs={self.jobs} starts processes of its own; leave torchrun or jobs out")
         if len({word for job in job_overrides for word in job if word.startswith("device=")}) > 1:
             raise UserError(f"device cannot be swept over with jobs={self.jobs}; use jobs=1")
-        slots, threads = places(self.config.device, self.jobs)
+        slots, at_once, threads = places(self.config.device, self.jobs)
         # A recipe given to the sweep holds for the job's own process too, which makes no sweep of it again. What a
         # job's overrides say of threads comes later and wins.
         general = ["hydra.mode=RUN", *self._hydra_words()] + ([] if self.config.threads else [f"threads={threads}"])
         task: Any = self.task_function
-        outcomes = run_parallel(task.domain, [[*general, *job] for job in job_overrides], slots, task.outcomes)
+        words = [[*general, *job] for job in job_overrides]
+        outcomes = run_parallel(task.domain, words, slots, at_once, task.outcomes)
         return [
             JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcome)
             for overrides, outcome in zip(job_overrides, outcomes, strict=True)
@@ -58,19 +59,23 @@ class LocalLauncher(BasicLauncher):
         return [word for word in words if not re.match(r"\+*hydra[./](mode|sweeper|launcher|sweep)\b", word)]
 
 
-def places(device: str, jobs: int) -> tuple[list[Slot], int]:
-    """Where `jobs` jobs run at once (0: one for each GPU or core), and with how many CPU threads each."""
+def places(device: str, jobs: int) -> tuple[list[Slot], int, int]:
+    """Where jobs may run, the places to be tried first coming first; how many run at once, which is `jobs` (0: one for
+    each GPU or core); and with how many CPU threads each."""
     cores = torch.get_num_threads()
     found = gpus() if device != "cpu" else {}
     jobs = jobs or len(found) or cores
     threads = max(1, cores // jobs)
     if not found:
-        return [Slot(f"cpu-{i}", {}, []) for i in range(jobs)], threads
-    names = list(found)
-    rounds = [(names[i % len(names)], i // len(names)) for i in range(jobs)]
-    return [
-        Slot(f"{found[name]}-{turn}", {"CUDA_VISIBLE_DEVICES": name}, ["device=cuda"]) for name, turn in rounds
-    ], threads
+        return [Slot(f"cpu-{i}", {}, []) for i in range(jobs)], jobs, threads
+    # All GPUs, however few jobs there are: those of another sweep may hold the first ones.
+    turns = range(-(-jobs // len(found)))
+    slots = [
+        Slot(f"{uuid}-{turn}", {"CUDA_VISIBLE_DEVICES": name}, ["device=cuda"])
+        for turn in turns
+        for name, uuid in found.items()
+    ]
+    return slots, jobs, threads
 
 
 def gpus() -> dict[str, str]:

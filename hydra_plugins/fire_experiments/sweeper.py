@@ -31,8 +31,9 @@ class RecipeSweeper(Sweeper):
           - {method: "none,full_reset"}
           - {method: fire, method.steps: "5,10,20"}
 
-    The command line overrides both: values given there take the place of the recipe's, and of `method` choose among its
-    sweeps; a method that none of them names is run beside them. Each job is run once, however often it is named.
+    The command line overrides both: values given there take the place of the recipe's, those of a method's setting in
+    the sweeps that name it, and of `method` choose among its sweeps; a method that none of them names is run beside
+    them. Each job is run once, however often it is named.
     """
 
     def __init__(self, params: Mapping[str, Any] | None = None, sweeps: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -103,10 +104,11 @@ def expand(
     if others := [method for method in chosen or [] if fitting and method not in named]:
         fitting.append({"method": others})
     common = {key: values for key, values in outer.items() if not any(key in sweep for sweep in fitting)}
+    inherited = [key for key in outer if key in params or not key.lstrip("+").startswith("method.")]
+    rest = {key: outer[key] for key in inherited if key not in common}
     jobs: dict[tuple[str, ...], None] = {}  # an ordered set; seeds come first, so that whole comparisons finish early
     for combination in _product(common):
         for sweep in fitting or [{}]:
-            rest = {key: values for key, values in outer.items() if key not in common}
             jobs.update({(*combination, *own): None for own in _product({**rest, **sweep})})
     return [list(job) for job in jobs]
 

@@ -1,10 +1,12 @@
 """Sweeps: what a recipe's jobs are, several at once, what a failure does, and the end of a sweep that was killed."""
 
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.config import compose_sweep
-from experiments.common.parallel import Slot, leaders_first
+from experiments.common.parallel import Slot, leaders_first, run_parallel
 from experiments.vision.config import VisionConfig
 from hydra_plugins.fire_experiments.launcher import places
 from tests.conftest import REPOSITORY, interrupt, numbers, rows_so_far, run_dirs, start, undisturbed
@@ -46,8 +48,17 @@ def test_methods_with_settings_of_their_own() -> None:
     [
         (["seed=7", "method=none"], [(7, "none", None, None)]),
         (
-            ["seed=7", "method=fire", "method.steps=60,7"],
-            [(7, "fire", steps, solver) for solver in ("newton_schulz", "polar_express") for steps in (60, 7)],
+            ["seed=7", "method=fire", "method.steps=60,7"],  # in the sweep over steps, not of the exact solver too
+            [(7, "fire", 60, "newton_schulz"), (7, "fire", 7, "newton_schulz"), (7, "fire", 10, "polar_express")],
+        ),
+        (
+            ["seed=7", "method.steps=7"],
+            [
+                (7, "none", None, None),
+                (7, "full_reset", None, None),
+                (7, "fire", 7, "newton_schulz"),
+                (7, "fire", 10, "polar_express"),
+            ],
         ),
         (
             ["seed=7", "method=none,shrink_perturb"],
@@ -68,18 +79,22 @@ def test_first_one_job_for_each_phase_0() -> None:
 
 def test_a_device_each_and_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
-    slots, threads = places("cpu", 4)
-    assert ([slot.name for slot in slots], threads) == (["cpu-0", "cpu-1", "cpu-2", "cpu-3"], 2)
+    slots, at_once, threads = places("cpu", 4)
+    assert ([slot.name for slot in slots], at_once, threads) == (["cpu-0", "cpu-1", "cpu-2", "cpu-3"], 4, 2)
     assert len(places("cpu", 0)[0]) == 8
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,-1,1")  # CUDA stops at the -1
-    slots, threads = places("auto", 3)
+    slots, at_once, threads = places("auto", 3)
     assert [(slot.name, slot.environment["CUDA_VISIBLE_DEVICES"]) for slot in slots] == [
-        ("cuda-3-0", "3"), ("cuda-5-0", "5"), ("cuda-3-1", "3"),
+        ("cuda-3-0", "3"), ("cuda-5-0", "5"), ("cuda-3-1", "3"), ("cuda-5-1", "5"),
     ]  # fmt: skip
+    assert at_once == 3
     assert all(slot.overrides == ["device=cuda"] for slot in slots)  # never unnoticed on the CPU
     assert threads == 2
     assert [slot.name for slot in places("cuda", 0)[0]] == ["cuda-3-0", "cuda-5-0"]
+    assert [slot.name for slot in places("cuda", 2)[0]] == ["cuda-3-0", "cuda-5-0"]
+    slots, at_once, _ = places("cuda", 1)  # which may be either, as another sweep leaves it
+    assert ([slot.name for slot in slots], at_once) == (["cuda-3-0", "cuda-5-0"], 1)
     # Two containers call different GPUs 0; their locks go by what the driver calls them.
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '3, GPU-aa'\necho '5, GPU-bb'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -101,6 +116,23 @@ def test_a_device_is_taken_by_one_sweep() -> None:
     assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 1
     slot.lock.release()
     assert subprocess.run([sys.executable, "-c", other], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_job_goes_where_no_other_sweep_is(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.common.parallel.logger", logging.getLogger("of this test"))
+    caplog.set_level(logging.INFO)
+    held = Slot("first", {}, [])
+    assert held.take()
+    release = threading.Timer(60, held.lock.release)  # so that a job that waits for it fails the test
+    release.start()
+    outcomes = run_parallel(
+        "vision", [["--version"], ["--version"]], [Slot(n, {}, []) for n in ("first", "b", "c")], 1, []
+    )
+    release.cancel()
+    held.lock.release()
+    started = re.findall(r"\[(\d)\] started on (\w+)", caplog.text)
+    assert started == [("0", "b"), ("1", "b")]  # one at once
+    assert [outcome["result"] for outcome in outcomes] == ["ended with status 0"] * 2
 
 
 @pytest.mark.slow
