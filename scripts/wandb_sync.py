@@ -34,8 +34,7 @@ def sync(run_dir: Path, mode: str) -> bool:
     if (run_dir / VIDEO).exists():
         mirror.video(run_dir / VIDEO)
     done = run_dir / "done"
-    mirror.finish(json.loads(done.read_text()) if done.exists() else None)
-    return True
+    return mirror.finish(json.loads(done.read_text()) if done.exists() else None)
 
 
 def main() -> int:

@@ -1,8 +1,9 @@
-"""Save a view of each domain in Weights & Biases: `python -m scripts.wandb_workspace --entity me`.
+"""Save a view of each domain in Weights & Biases: `python -m scripts.wandb_workspace outputs/ --entity me`.
 
-A view overlays the methods of each group (benchmark and scale), each with its settings, the mean of its seeds with its
-range, in the colour the method has everywhere here. `--json` prints the views instead of saving them and needs no
-account.
+A view overlays the methods of each group (benchmark and scale, and what else may not be averaged), each with its
+settings, the mean of its seeds with its range, in the colour the method has everywhere here. Colours are those of the
+runs found in the folders; runs with other settings that come later have W&B's own until it is saved again. `--json`
+prints the views instead of saving them and needs no account.
 """
 
 import argparse
@@ -10,22 +11,22 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from experiments.common.config import CONFIGS, WandbConfig
-from experiments.common.wandb_mirror import variant
-from scripts.report.domains import DOMAINS, METHODS, Domain
-from scripts.report.recipes import composed, recipes_at
+from experiments.common.config import WandbConfig
+from experiments.common.wandb_mirror import labels
+from experiments.common.workspace import run_directories
+from scripts.report.domains import DOMAINS, Domain, colour
 
-SCALES = ("laptop", "workstation", "paper")
 RESETS = (
     "reset/sfe_normalised", "plasticity/dfi_normalised", "plasticity/sharpness", "plasticity/effective_rank",
     "plasticity/dormant", "plasticity/weight_norm", "plasticity/grad_norm",
 )  # fmt: skip
 
 
-def view(domain: Domain, entity: str, project: str) -> Any:
-    """The workspace of a domain, not saved yet."""
+def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> Any:
+    """The workspace of a domain, not saved yet, with the colours of its runs."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
@@ -39,10 +40,7 @@ def view(domain: Domain, entity: str, project: str) -> Any:
         ]  # fmt: skip
         return workspaces.Section(name=name, panels=panels, is_open=True)
 
-    colours: dict[object, object] = {
-        workspaces.GroupPath(f"{domain.name}-{group}", label): colour
-        for (group, label), colour in known(domain).items()
-    }
+    colours: dict[object, object] = {workspaces.GroupPath(*groups): colour(groups[-1]) for groups in map(labels, runs)}
     return workspaces.Workspace(
         entity=entity,
         project=project,
@@ -51,21 +49,10 @@ def view(domain: Domain, entity: str, project: str) -> Any:
         settings=workspaces.WorkspaceSettings(x_axis=domain.step, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Tags().isin([domain.name])],
-            groupby=[workspaces.Metric("Group"), workspaces.Config("variant")],
+            groupby=[workspaces.Metric("Group"), workspaces.Config("settings"), workspaces.Config("variant")],
             group_colors=colours,
         ),
     )
-
-
-def known(domain: Domain) -> dict[tuple[str, str], str]:
-    """The colours of methods with their usual settings, by the W&B group without the domain and the variant."""
-    colours = {}
-    for scale in [scale for scale in SCALES if (CONFIGS / domain.name / "scale" / f"{scale}.yaml").exists()]:
-        for choices in {tuple(domain.choices(recipe.benchmark)) for recipe in recipes_at(domain.name, scale, ())}:
-            for method, (_, colour, _) in METHODS.items():
-                values = composed(domain.name, (f"scale={scale}", *choices, f"method={method}"))
-                colours[f"{domain.benchmark(values)}-{scale}", variant(values["method"])] = colour
-    return colours
 
 
 def main() -> int:
@@ -74,6 +61,9 @@ def main() -> int:
         prog="python -m scripts.wandb_workspace", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[Path("outputs")], help="of the runs to be coloured; default: outputs"
+    )
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), help="user or team; $WANDB_ENTITY")
     parser.add_argument(
         "--project", default=os.environ.get("WANDB_PROJECT", WandbConfig().project), help="default: %(default)s"
@@ -83,7 +73,13 @@ def main() -> int:
     if not (arguments.entity or arguments.json):
         print("error: whose workspace? give --entity or set WANDB_ENTITY", file=sys.stderr)
         return 2
-    views = {name: view(domain, arguments.entity or "entity", arguments.project) for name, domain in DOMAINS.items()}
+    found = [run.absolute() for run in run_directories(arguments.folders)]
+    views = {
+        name: view(
+            domain, [run for run in found if run.parts[-3] == name], arguments.entity or "entity", arguments.project
+        )
+        for name, domain in DOMAINS.items()
+    }
     if arguments.json:
         models = {name: made._to_model().model_dump(mode="json", by_alias=True) for name, made in views.items()}
         print(json.dumps(models, indent=1))

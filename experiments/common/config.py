@@ -79,6 +79,8 @@ NOT_IDENTITY = (
     "scale", "jobs", "until", "phase_cache", "overwrite", "checkpoint_seconds", "data_dir", "outputs_dir", "debug",
     "wandb",
 )  # fmt: skip
+# What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
+OF_METHOD = ("method", "optimizer_at_boundary")
 CHOICES = {
     "optimizer_at_boundary": ("keep", "reset"),
     "device": ("auto", "cpu", "cuda"),

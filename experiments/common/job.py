@@ -153,7 +153,9 @@ def train(
         logger.info("resuming %s%s", run.path, reached)
         experiment.load_state_dict(state)
     if state is None and job.cfg.phase_cache:
-        run.log.extend(shared_phase(job, experiment, stop, live))
+        rows, provenance = shared_phase(job, experiment, stop, live)
+        run.note_branch(provenance)
+        run.log.extend(rows)
     elif experiment.phase == 0:
         reach_branch(experiment, run, stop)
         experiment.load_state_dict(run.go_back(experiment.branch))
@@ -168,8 +170,9 @@ def train(
 
 def shared_phase(
     job: Job, experiment: Experiment, stop: StopSignals, mirror: metric_log.Mirror | None
-) -> list[metric_log.Row]:
-    """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there."""
+) -> tuple[list[metric_log.Row], list[dict[str, Any]]]:
+    """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
+    provenance of the phase."""
     with Workspace(
         job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True,
         checkpoint_seconds=job.cfg.checkpoint_seconds,
@@ -189,7 +192,7 @@ def shared_phase(
             there = ", ".join(checkpoint.kept(shared.path)) or "none"
             raise UserError(f"phase 0 has no checkpoint {experiment.branch}; those there are: {there}")
         experiment.load_state_dict(found[0])
-        return found[1]
+        return found[1], shared.provenance
 
 
 def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals) -> None:

@@ -12,6 +12,8 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.common.config import OF_METHOD, digest
+
 logger = logging.getLogger("fire")
 
 INIT_TIMEOUT_SECONDS = 30
@@ -91,20 +93,24 @@ class WandbMirror:
 
         self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
 
-    def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Close the run; without a summary it counts as stopped early."""
+    def finish(self, summary: dict[str, Any] | None = None) -> bool:
+        """Close the run; without a summary it counts as stopped early. Returns whether everything has arrived."""
         if self._run is None:
-            return
+            return False
         if summary is not None:
             _tolerant("summarise", self._run.summary.update, summary)
         # W&B waits for the last row to arrive, for ever if the network is gone; a sweep must not.
         exit_code = 0 if summary is not None else 1
-        ending = threading.Thread(target=_tolerant, args=("finish", self._run.finish, exit_code), daemon=True)
+        run, self._run = self._run, None
+        arrived: list[bool] = []
+        ending = threading.Thread(
+            target=_tolerant, args=("finish", lambda: arrived.append(run.finish(exit_code) is None)), daemon=True
+        )
         ending.start()
         ending.join(FINISH_TIMEOUT_SECONDS)
         if ending.is_alive():
             logger.warning("warning: Weights & Biases is still uploading; python -m scripts.wandb_sync sends the rest")
-        self._run = None
+        return bool(arrived)
 
 
 def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: bool = True) -> WandbMirror:
@@ -115,26 +121,32 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: b
     config: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     info = json.loads((run_dir / "run.json").read_text())
     overwrites = run_dir / "overwrites"
-    domain, group = run_dir.parts[-3:-1]
+    group, settings_of_run, variant = labels(run_dir)
     return WandbMirror(
         mode=settings.mode,
         dir=str(run_dir),
         id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
         x_axis=x_axis,
         fallback=fallback,
-        config={**config, **info["values"], "variant": variant(config["method"])},
+        config={**config, **info["values"], "variant": variant, "settings": settings_of_run},
         project=settings.project,
         entity=settings.entity,
-        group=f"{domain}-{group}",
+        group=group,
         name=run_dir.name.rsplit("-", 1)[0],
-        tags=[domain, config["method"]["name"], config["scale"], *settings.tags],
+        tags=[run_dir.parts[-3], config["method"]["name"], config["scale"], *settings.tags],
     )
 
 
-def variant(method: dict[str, Any]) -> str:
-    """A method with all its settings, by which runs that differ in the seed alone are grouped."""
-    settings = ", ".join(f"{key}={value}" for key, value in sorted(method.items()) if key != "name")
-    return method["name"] + (f" ({settings})" if settings else "")
+def labels(run_dir: Path) -> tuple[str, str, str]:
+    """By what runs are grouped: their domain, benchmark and scale; everything else but method and seed that can change
+    their numbers, as a hash, since only what agrees in that may be compared; and the method with all its settings."""
+    info = json.loads((run_dir / "run.json").read_text())
+    around = {key: value for key, value in info["values"].items() if key not in (*OF_METHOD, "seed")}
+    method = dict(info["values"]["method"])
+    name = method.pop("name")
+    words = [*sorted(method.items()), ("optimizer_at_boundary", info["values"]["optimizer_at_boundary"])]
+    variant = f"{name} ({', '.join(f'{key}={value}' for key, value in words)})"
+    return "-".join(run_dir.parts[-3:-1]), digest({"machine": info["machine"], **around})[:8], variant
 
 
 def _teardown() -> None:

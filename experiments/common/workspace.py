@@ -34,6 +34,7 @@ from experiments.common.seeding import rng_state, set_rng_state
 from experiments.common.wandb_mirror import VIDEO
 
 logger = logging.getLogger("fire")
+PROVENANCE = ("git", "versions", "machine")  # of a part of a job's training
 
 
 class Workspace:
@@ -104,22 +105,41 @@ class Workspace:
                 time.sleep(0.5)
 
     def _describe(self) -> None:
-        """Write what this is; on a later opening make sure that it still is, and add what has changed around it."""
-        description, now = self.path / "run.json", self._circumstances()
-        if not description.exists():
+        """Write what this is; on a later opening make sure that it still is."""
+        if not self._description.exists():
             self._new = True
             checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
-            checkpoint.write_text(description, json.dumps({**now, "continued": []}, indent=1) + "\n")
-            return
-        known = json.loads(description.read_text())
-        if known["identity"] != self.identity:
-            raise UserError(
-                f"{self.path} is of another configuration (identity {known['identity']}, not {self.identity})"
-            )
+            self._write_description({**self._circumstances(), "continued": [], "branched_from": []})
+        elif (known := self._read_description()["identity"]) != self.identity:
+            raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
+
+    @property
+    def _description(self) -> Path:
+        return self.path / "run.json"
+
+    def _read_description(self) -> dict[str, Any]:
+        return json.loads(self._description.read_text())
+
+    def _write_description(self, description: dict[str, Any]) -> None:
+        checkpoint.write_text(self._description, json.dumps(description, indent=1) + "\n")
+
+    def _note_continuation(self) -> None:
+        """Add to the description what has changed around the job since it was last trained."""
+        known, now = self._read_description(), self._circumstances()
         last = {**known, **(known["continued"] or [{}])[-1]}
-        if self.done is None and any(last[key] != now[key] for key in ("git", "versions", "machine")):
-            known["continued"].append({key: now[key] for key in ("git", "versions", "machine", "started", "command")})
-            checkpoint.write_text(description, json.dumps(known, indent=1) + "\n")
+        if any(last[key] != now[key] for key in PROVENANCE):
+            known["continued"].append({key: now[key] for key in (*PROVENANCE, "started", "command")})
+            self._write_description(known)
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """Commit, versions and machine of each part of this job's training."""
+        known = self._read_description()
+        return [{key: part[key] for key in PROVENANCE} for part in (known, *known["continued"])]
+
+    def note_branch(self, provenance: list[dict[str, Any]]) -> None:
+        """Add to the description where the phase it goes on from was trained."""
+        self._write_description({**self._read_description(), "branched_from": provenance})
 
     def _circumstances(self) -> dict[str, Any]:
         packages = ("torch", "numpy", "hydra-core", "fire-reinit")
@@ -142,6 +162,7 @@ class Workspace:
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
+        self._note_continuation()
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
         state = self._restore(*loaded) if loaded else None

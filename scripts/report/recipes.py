@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import CONFIGS, NOT_IDENTITY, compose_domain, recipes, sweep_jobs
+from experiments.common.config import CONFIGS, NOT_IDENTITY, OF_METHOD, compose_domain, recipes, sweep_jobs
 from scripts.report.domains import DOMAINS
-from scripts.report.runs import OF_METHOD, Run, flat, poolable
+from scripts.report.runs import Run, flat, poolable
 
 # What tells the jobs of a recipe from one another; seeds may be any.
 OF_JOB = (*OF_METHOD, "sharpness")

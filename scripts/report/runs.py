@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
+from experiments.common.config import OF_METHOD
 from experiments.common.errors import UserError
 from experiments.common.metric_log import read_rows
 from experiments.common.workspace import run_directories
@@ -66,8 +67,6 @@ def find_runs(roots: list[Path]) -> list[Run]:
 # Settings of one solver, which the others ignore, and what goes without saying.
 SOLVER_SETTINGS = {"newton_schulz": "steps", "polar_express": "tol"}
 PLAIN = {"solver": "newton_schulz", "norm": "fire", "interpolation": 1.0}
-# What belongs to a method: in some domains one of them keeps the optimiser where the others begin it anew.
-OF_METHOD = ("method", "optimizer_at_boundary")
 
 
 def label_methods(runs: list[Run], usual: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:

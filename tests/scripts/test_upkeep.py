@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
-import pytest
 from filelock import FileLock
 
 from experiments.common import checkpoint
+from experiments.common.wandb_mirror import labels
 from scripts.report.domains import METHODS
 from tests.conftest import REPOSITORY, Command, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
@@ -76,10 +77,14 @@ def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tup
     assert script("wandb_sync", str(REPOSITORY / "configs")).returncode == 1
 
 
-@pytest.mark.slow
-def test_wandb_workspace_overlays_the_methods_of_each_domain() -> None:
+def test_wandb_workspace_overlays_the_methods_of_each_domain(
+    vision: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
     """The service cannot be asked, so what would be sent to it is looked at."""
-    views = json.loads(script("wandb_workspace", "--json", "--entity", "me", "--project", "p").stdout)
+    vision("-m", "method=none,fire")
+    vision("method=fire", "budget.train_images=1000")  # may not be averaged with the other one
+    outputs = str(tmp_path / "outputs")
+    views = json.loads(script("wandb_workspace", outputs, "--json", "--entity", "me", "--project", "p").stdout)
     assert set(views) == {"vision", "language", "atari", "humanoid"}
     for name, axis, metric in (
         ("vision", "epoch", "test/accuracy"), ("language", "iteration", "val/loss"),
@@ -89,14 +94,20 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain() -> None:
         assert (view["entity"], view["project"], view["displayName"]) == ("me", "p", f"FIRE {name}")
         (runs,) = view["spec"]["section"]["runSets"]
         assert [(f["key"]["name"], f["op"], f["value"]) for f in runs["filters"]["filters"]] == [("tags", "IN", [name])]
-        assert [key["name"] for key in runs["grouping"]] == ["group", "variant.value"]
+        assert [key["name"] for key in runs["grouping"]] == ["group", "settings.value", "variant.value"]
         sections = view["spec"]["section"]["panelBankConfig"]["sections"]
         panels = [panel["config"] for section in sections for panel in section["panels"]]
         assert {panel["xAxis"] for panel in panels} == {axis}
         assert [metric] in [panel["metrics"] for panel in panels]
         assert all((panel["groupAgg"], panel["groupArea"]) == ("mean", "minmax") for panel in panels)
-    colours = json.dumps(views["vision"])
-    assert "vision-warm_start-laptop" in colours
-    assert METHODS["fire"][1] in colours
+    runs = {path: labels(path) for path in run_dirs(tmp_path / "outputs")}
+    assert {groups[0] for groups in runs.values()} == {"vision-warm_start-smoke"}
+    settings = [{groups[1] for path, groups in runs.items() if method in path.name} for method in ("none", "fire")]
+    assert [len(digests) for digests in settings] == [1, 2]
+    assert settings[0] < settings[1]
+    assert len({groups[2] for groups in runs.values()}) == 2
+    sent = unquote(json.dumps(views["vision"]))
+    assert all(word in sent for groups in runs.values() for word in groups)
+    assert sent.count(METHODS["fire"][1]) == 2
     result = script("wandb_workspace", WANDB_ENTITY="")
     assert (result.returncode, result.stderr) == (2, "error: whose workspace? give --entity or set WANDB_ENTITY\n")

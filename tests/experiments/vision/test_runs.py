@@ -152,6 +152,14 @@ def test_what_changed_around_a_run_is_recorded(vision: Vision, tmp_path: Path) -
     vision("method=none")
     continued = json.loads(description.read_text())
     assert (continued["git"], continued["continued"][0]["git"]) == ("an older commit", info["git"])
+    # Phase 0 was not trained again, and where a later run's was trained is known.
+    (phase,) = (tmp_path / "outputs" / "phases").iterdir()
+    assert json.loads((phase / "run.json").read_text())["continued"] == []
+    (phase / "run.json").write_text(json.dumps({**json.loads((phase / "run.json").read_text()), "git": "the phase's"}))
+    vision("method=fire")
+    (branched,) = (path for path in run_dirs(tmp_path / "outputs") if path.name.startswith("fire"))
+    (part,) = json.loads((branched / "run.json").read_text())["branched_from"]
+    assert part == {"git": "the phase's", "versions": info["versions"], "machine": info["machine"]}
     vision("method=none", "overwrite=true")
     assert json.loads(description.read_text())["git"] == info["git"]
     assert json.loads(description.read_text())["continued"] == []
