@@ -19,7 +19,9 @@ from scripts.report.domains import METHODS, Domain, base, colour, name, order
 from scripts.report.tables import PAPER
 
 LOSS_RANGE = 0.9  # share of all points a panel of losses shows: what a reset does to the first few would hide the rest
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # of the variants of one method
+# Of the variants of one method.
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("", "o", "^", "s", "x")
 Panel = tuple[str, Callable[[Axes], None]]
 
 
@@ -100,7 +102,8 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
     methods = sorted(tests.method.unique(), key=order)
     for number, method in enumerate(methods):
         variants = [other for other in methods if base(other) == base(method)]
-        style = STYLES[variants.index(method) % len(STYLES)]
+        turn, place = divmod(variants.index(method), len(DASHES))
+        style, marker = DASHES[place], MARKERS[turn % len(MARKERS)]
         # At a boundary there are two tests at one step, before and after the reset: the curve drops there.
         seeds = tests[tests.method == method].sort_values(["x", "at_boundary"], kind="stable")
         if since:
@@ -110,7 +113,10 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
         curve = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
         for _, one in seeds.groupby("seed"):
             axes.plot(one.x, one.value, linestyle=style, color=colour(method), alpha=0.25, linewidth=0.8)
-        axes.plot(curve.x, curve.value, linestyle=style, color=colour(method), label=name(method), linewidth=2)
+        axes.plot(
+            curve.x, curve.value, linestyle=style, marker=marker, markevery=0.1, color=colour(method),
+            label=name(method), linewidth=2,
+        )  # fmt: skip
     if tests.empty:
         axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center")
     if shared is not None:

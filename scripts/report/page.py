@@ -54,11 +54,11 @@ def section(result: Result, folder: Path) -> dict[str, Any]:
         "about": description(result.domain.name, result.about.recipe),
         "warning": result.warning(),
         "facts": [
-            ("scale", result.scale), ("seeds", result.seeds), ("machine", result.machine),
-            ("PyTorch", result.about.torch), ("commit", ", ".join(c[:10] for c in result.about.commits)),
+            ("scale", result.scale), ("seeds", result.seeds), *result.circumstances.items(),
+            ("commit", ", ".join(c[:10] for c in result.about.commits)),
             *([("settings", result.about.difference)] if result.about.difference else []),
         ],
-        "command": f"python -m experiments.{result.domain.name} experiment={result.about.recipe}",
+        "command": result.command,
         "figure": base64.b64encode(svg(result.figure()).encode()).decode(),
         "findings": MarkdownIt().render(findings.read_text()) if findings.exists() else "",
         "table": result.table(),
@@ -92,8 +92,9 @@ def summary(results: Sequence[Result]) -> pd.DataFrame:
                 "final minus no reset",
                 "paper's final (scale=paper)",
                 "against the paper",
-            ]
-        ).fillna("")
+            ],
+            fill_value="",
+        )
         part.insert(0, "domain", result.domain.name)
         part.insert(1, "recipe", result.about.recipe or result.title)
         part["scale"], part["machine"] = result.scale, result.machine
@@ -113,7 +114,8 @@ def headline(results: Sequence[Result]) -> pd.DataFrame:
         line["seeds"] = result.seeds
         line |= {label: numbers.final.get(label, "") for label, _, _ in METHODS.values()}
         fire = METHODS["fire"][0]
-        line["FIRE minus no reset"] = numbers["final minus no reset"].get(fire, "")
+        if "final minus no reset" in numbers:  # there are runs without a reset, of the same seeds
+            line["FIRE minus no reset"] = numbers["final minus no reset"].get(fire, "")
         if "fire" in published:
             about = published["fire"].approximate or published["none"].approximate
             theirs = published["fire"] - published["none"]

@@ -70,11 +70,16 @@ class Recipe:
         return poolable([run for pool in complete for run in pool])
 
 
+def is_shared(recipe: str) -> bool:
+    """Whether a recipe is one of all domains, which does not say what it is run on."""
+    return (CONFIGS / "shared" / "experiment" / f"{recipe}.yaml").exists()
+
+
 @cache
 def recipes_at(domain: str, scale: str, choices: tuple[str, ...]) -> tuple[Recipe, ...]:
     """All recipes of a domain at `scale`; those of all domains on what `choices` say."""
     return tuple(
-        Recipe(domain, name, scale, () if (CONFIGS / domain / "experiment" / f"{name}.yaml").exists() else choices)
+        Recipe(domain, name, scale, choices if is_shared(name) else ())
         for name in recipes(domain)
         if name not in GENERIC
     )

@@ -1,7 +1,7 @@
 """A result: runs that may be pooled, as a tidy CSV with a description beside it; both make its figure and its table."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from omegaconf.errors import OmegaConfBaseException
 from scripts.report.domains import DOMAINS, Domain
 from scripts.report.figures import curves, save
 from scripts.report.points import points
-from scripts.report.recipes import composed, deviations, recipes_at
-from scripts.report.runs import Run, commits, poolable, tidy
+from scripts.report.recipes import composed, deviations, is_shared, recipes_at
+from scripts.report.runs import Run, flat, poolable, tidy
 from scripts.report.tables import table
 from scripts.report.views import VIEWS
+
+# What of a run's identity a reader wants to know, though it changes numbers only as chance does, by the names told.
+RAN_WITH = {
+    "device": "device", "threads": "threads", "compile": "compile", "precision": "precision",
+    "environment.name": "environment", "environment.version": "its version", "environment.mujoco": "MuJoCo",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,15 @@ class About:
     Attributes:
         recipe: whose jobs the runs are; empty if of none.
         difference: in which settings they differ from those of their scale or from other runs of the same name.
-        torch: its version. commits: of this repository.
+        ran_with: values of RAN_WITH by its names.
+        torch: its versions. commits: of this repository.
     """
 
     recipe: str
     difference: str
-    torch: str
-    commits: list[str] = field(default_factory=list)
+    ran_with: dict[str, str]
+    torch: list[str]
+    commits: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,23 @@ class Result:
         counts = self.data.groupby("method").seed.nunique()
         return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
 
+    @property
+    def circumstances(self) -> dict[str, str]:
+        """What they were computed on and with."""
+        return {"machine": self.machine, **self.about.ran_with, "PyTorch": ", ".join(self.about.torch)}
+
+    @property
+    def command(self) -> str:
+        """What makes the runs again; empty if no recipe does."""
+        if not self.about.recipe:
+            return ""
+        choices = self.domain.choices(self.data.benchmark.iloc[0]) if is_shared(self.about.recipe) else []
+        seeds = ",".join(str(seed) for seed in sorted(self.data.seed.unique()))
+        words = [f"experiment={self.about.recipe}", *choices, f"scale={self.scale}", f"seed={seeds}"]
+        if self.about.ran_with["device"] == "cpu":  # where their number can change the last bits
+            words.append(f"threads={self.about.ran_with['threads']}")
+        return f"python -m experiments.{self.domain.name} {' '.join(words)}"
+
     def table(self) -> pd.DataFrame:
         """The numbers by method."""
         return table(self.data, self.domain, VIEWS.get(self.about.recipe))
@@ -92,7 +117,9 @@ class Result:
             *(["**Methods have different numbers of seeds**: compare by the paired differences.", ""]
               if "to" in self.seeds else []),
             *([f"Settings of their own: {about.difference}.", ""] if about.difference else []),
-            f"Machine: {self.machine}. torch {about.torch}. Commits: {', '.join(about.commits)}.", "",
+            *([f"Command: `{self.command}`", ""] if self.command else []),
+            ", ".join(f"{key}: {value}" for key, value in self.circumstances.items()) + ".", "",
+            f"Commits: {', '.join(about.commits)}.", "",
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -144,9 +171,14 @@ def _result(
     told = deviations(members[0].config, _by_default(domain.name, words)) if not recipe else []
     known = {word.split("=")[0] for word in difference.split(", ")}
     told = [word for word in told if word.split("=")[0].split(".")[-1] not in known]
-    made_with = sorted(set().union(*(commits(run) for run in members)))
+    parts = [part for run in members for part in run.parts]
+    own = flat(members[0].values)  # in which all of them agree
     about = About(
-        recipe, ", ".join([*filter(None, [difference]), *told]), members[0].info["versions"]["torch"], made_with
+        recipe,
+        ", ".join([*filter(None, [difference]), *told]),
+        {label: own[key].strip('"') for key, label in RAN_WITH.items() if key in own},
+        sorted({part["versions"]["torch"] for part in parts}),
+        sorted({part["git"] for part in parts}),
     )
     data = tidy(members, domain, {name: values.get("method", {}) for name, values in usual.items()})
     return Result(domain, title + label, data, about)

@@ -37,6 +37,16 @@ class Run:
         return self.values["method"]["name"]
 
     @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Commit, versions and machine of each part of its training, that of its shared phase 0 included."""
+        return [self.info, *self.info.get("continued", []), *self.info.get("branched_from", [])]
+
+    @property
+    def machine(self) -> str:
+        """What it was computed on; several where it was interrupted and went on elsewhere."""
+        return " and ".join(sorted({part["machine"] for part in self.parts}))
+
+    @property
     def group(self) -> str:
         """Benchmark and scale."""
         return self.path.parent.name
@@ -96,7 +106,7 @@ def label_methods(runs: list[Run], usual: Mapping[str, Mapping[str, Any]]) -> di
 def circumstances(run: Run) -> dict[str, str]:
     """Everything but method and seed that can change a run's numbers, nested keys dotted."""
     own = {key: value for key, value in run.values.items() if key not in (*OF_METHOD, "seed")}
-    return {"machine": run.info["machine"], **flat(own)}
+    return {"machine": run.machine, **flat(own)}
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, str]:
@@ -140,13 +150,8 @@ def tidy(runs: list[Run], domain: Domain, usual: Mapping[str, Mapping[str, Any]]
             for metric, value in row.items():
                 if metric not in (domain.step, "phase"):
                     lines.append(
-                        (domain.name, benchmark, labels[run.path], run.values["seed"], scale, run.info["machine"],
+                        (domain.name, benchmark, labels[run.path], run.values["seed"], scale, run.machine,
                          row["phase"], domain.step, row[domain.step], metric, value, "reset/sfe" in row)
                     )  # fmt: skip
     columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase"]
     return pd.DataFrame(lines, columns=[*columns, "step_name", "step", "metric", "value", "at_boundary"])
-
-
-def commits(run: Run) -> set[str]:
-    """Commits a run was computed with; several where it was interrupted and went on."""
-    return {run.info["git"], *(part["git"] for part in run.info.get("continued", []))}

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from experiments.common.errors import UserError
-from scripts.report.__main__ import report
+from scripts.report.__main__ import report, report_all
 from scripts.report.domains import DOMAINS
 from scripts.report.figures import curves, origins
 from scripts.report.results import load
@@ -235,6 +235,51 @@ def test_a_setting_that_is_not_usual_is_told_of_a_single_run(vision: Vision, tmp
     assert "Settings of their own: budget.test_images=20, budget.train_images=100." in told
 
 
+def test_where_each_part_of_a_run_was_computed_is_told(vision: Vision, tmp_path: Path) -> None:
+    """What went on elsewhere is not pooled with what did not; all versions and commits are named."""
+    tiny = ("budget.train_images=100", "budget.test_images=20", "threads=1")
+    vision("-m", "method=none,fire", *tiny)
+    _, none = run_dirs(tmp_path / "outputs")
+    info = json.loads((none / "run.json").read_text())
+    part = {"git": "of the phase", "versions": {"torch": "1.13.0"}, "machine": info["machine"]}
+    (none / "run.json").write_text(json.dumps({**info, "branched_from": [part]}))
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "together")
+    about = json.loads((tmp_path / "together" / "warm_start-smoke.json").read_text())
+    assert about["torch"] == sorted(["1.13.0", info["versions"]["torch"]])
+    assert about["commits"] == sorted(["of the phase", info["git"]])
+    assert about["ran_with"] == {"device": "cpu", "threads": "1", "compile": "false", "precision": "fp32"}
+    told = (tmp_path / "together" / "warm_start-smoke.md").read_text()
+    assert "threads: 1, compile: false, precision: fp32, PyTorch: 1.13.0, " in told
+
+    elsewhere = {**part, "machine": "another one"}
+    (none / "run.json").write_text(json.dumps({**info, "continued": [elsewhere]}))
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "apart")
+    machines = [pd.read_csv(path).machine.unique() for path in sorted((tmp_path / "apart").glob("*.csv"))]
+    both = " and ".join(sorted([info["machine"], "another one"]))
+    assert sorted(name for (name,) in machines) == sorted([info["machine"], both])
+
+
+def test_page_of_a_single_method(vision: Vision, tmp_path: Path) -> None:
+    """Of no recipe, so without a command; with nothing to compare with."""
+    vision("method=fire")
+    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "results" / "vision")
+    report_all(tmp_path / "results")
+    page = (tmp_path / "results" / "index.html").read_text()
+    assert "warm_start-smoke" in page
+    assert "python -m" not in page
+    assert "minus no reset" not in (tmp_path / "results" / "summary.md").read_text()
+
+
+def test_command_that_makes_a_result_again() -> None:
+    shared, own = (
+        load(REPOSITORY / f"results/{name}.csv").command
+        for name in ("vision/isometry_exactness-warm_start-laptop", "atari/fig4a_asterix-laptop")
+    )
+    choices = "experiment=isometry_exactness benchmark=warm_start scale=laptop seed=0,1,2 threads=1"
+    assert shared == f"python -m experiments.vision {choices}"
+    assert own == "python -m experiments.atari experiment=fig4a_asterix scale=laptop seed=0,1,2,3 threads=1"
+
+
 def test_many_variants_of_a_method_are_told_apart() -> None:
     data = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv").data
     fire = data[data.method == "fire"]
@@ -242,7 +287,8 @@ def test_many_variants_of_a_method_are_told_apart() -> None:
     canvas = curves(pd.concat([data[data.method == "none"], *variants]), DOMAINS["vision"])
     lines, labels = canvas.axes[0].get_legend_handles_labels()
     assert labels[:7] == ["No reset", *(f"FIRE (steps={steps})" for steps in (5, 10, 20, 30, 40, 50))]
-    assert len({(line.get_color(), str(line.get_linestyle()), line._unscaled_dash_pattern) for line in lines[:6]}) == 6
+    looks = {(line.get_color(), line.get_marker(), line._unscaled_dash_pattern) for line in lines[:7]}
+    assert len({str(look) for look in looks}) == 7
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from wandb.proto import wandb_internal_pb2
 
 from experiments.common import wandb_mirror
 from experiments.vision.train import PHASE_VERSION
+from scripts.wandb_sync import sync
 from tests.conftest import numbers, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
@@ -73,6 +74,20 @@ def test_offline_run_holds_config_group_metrics_and_summary(
         assert float(summary["final"]) == rows[-1]["test/accuracy"]
         assert any(r.WhichOneof("record_type") == "exit" and r.exit.exit_code == 0 for r in found)
     assert len(ids) == 2  # two runs of one sweep never merge
+
+
+def test_an_upload_that_did_not_end_is_no_success(
+    vision: Vision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision("method=none")
+    (directory,) = run_dirs(tmp_path / "outputs")
+    assert sync(directory, "offline")
+
+    def break_off(*_: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", break_off)
+    assert not sync(directory, "offline")
 
 
 @pytest.mark.slow
