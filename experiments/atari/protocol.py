@@ -47,8 +47,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             f"budget.learning_starts={budget.learning_starts} lies beyond the run's {sum(budget.steps)} steps"
         )
-    if not 0 <= cfg.replay_ratio <= 1024:
-        raise UserError(f"replay_ratio={cfg.replay_ratio} must lie in [0, 1024]")
+    if not 0 < cfg.replay_ratio <= 1024:
+        raise UserError(f"replay_ratio={cfg.replay_ratio} must lie in (0, 1024]")
     if not 1 <= cfg.dqn.batch_size <= 65_536:
         raise UserError(f"dqn.batch_size={cfg.dqn.batch_size} must lie in [1, 65536]")
     if not cfg.optimizer.learning_rate > 0:

@@ -88,6 +88,7 @@ CHOICES = {
     "compile": ("auto", "true", "false", "graphs"),
     "until": ("end", "phase0"),
 }
+HIGHEST = {"seed": 2**32 - 1, "jobs": 1024, "threads": 1024, "checkpoint_seconds": 1e9, "sharpness": 1e9}
 DEFAULT_THREADS = torch.get_num_threads()  # read before a job of a sweep changes it
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
@@ -145,9 +146,14 @@ def check_choices(cfg: DictConfig) -> None:
         raise UserError(
             "until=phase0 trains the shared phase, which phase_cache=false does without; choose one of them"
         )
-    for key, highest in (("seed", 2**32 - 1), ("threads", 1024), ("checkpoint_seconds", 1e9), ("sharpness", 1e9)):
-        if not 0 <= cfg[key] <= highest:
-            raise UserError(f"{key}={cfg[key]} must lie in [0, {highest:.0f}]")
+    for key in HIGHEST:
+        check_range(key, cfg[key])
+
+
+def check_range(key: str, value: float) -> None:
+    """Raise UserError for a negative value of one of HIGHEST's keys, or one above."""
+    if not 0 <= value <= HIGHEST[key]:
+        raise UserError(f"{key}={value} must lie in [0, {HIGHEST[key]:.0f}]")
 
 
 def build_method(cfg: DictConfig) -> fire.Method:
@@ -162,6 +168,12 @@ def build_method(cfg: DictConfig) -> fire.Method:
         return fire.build(name, **settings)
     except (ValueError, TypeError) as error:
         raise UserError(f"method={name}: {error}") from error
+
+
+def optimizer_at_boundary(values: Any) -> str:
+    """What a run with these values does with the optimiser: some methods make no sense without a new one."""
+    method = fire.METHODS.get(values["method"]["name"], fire.Method)
+    return "reset" if method.resets_optimizer else values["optimizer_at_boundary"]
 
 
 def method_words(cfg: DictConfig) -> str:

@@ -50,8 +50,8 @@ def check(cfg: DictConfig) -> None:
         )
     if budget.buffer < 2:
         raise UserError(f"budget.buffer={budget.buffer} must be at least 2")
-    if not 0 <= sac.replay_ratio <= 1024:
-        raise UserError(f"sac.replay_ratio={sac.replay_ratio} must lie in [0, 1024]")
+    if not 0 < sac.replay_ratio <= 1024:
+        raise UserError(f"sac.replay_ratio={sac.replay_ratio} must lie in (0, 1024]")
     for key in ("discount", "tau"):
         if not 0 <= sac[key] <= 1:
             raise UserError(f"sac.{key}={sac[key]} must lie in [0, 1]")

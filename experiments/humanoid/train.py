@@ -46,8 +46,7 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     """One run from its composed configuration: validate everything, then train what is missing."""
     protocol.check(cfg)
     method = config.build_method(cfg)
-    if method.resets_optimizer:
-        cfg.optimizer_at_boundary = "reset"
+    cfg.optimizer_at_boundary = config.optimizer_at_boundary(cfg)
     runtime = config.resolve_runtime(cfg, compile_on_cuda="graphs")
     job = protocol.describe(cfg, runtime)
     protocol.announce(cfg, runtime)

@@ -13,10 +13,9 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 
+from experiments.common.config import check_range
 from experiments.common.errors import UserError
 from experiments.common.parallel import Slot, run_parallel
-
-MOST_JOBS = 1024
 
 
 class LocalLauncher(BasicLauncher):
@@ -28,13 +27,12 @@ class LocalLauncher(BasicLauncher):
 
     def __init__(self, jobs: int = 1) -> None:
         super().__init__()
-        if not 0 <= jobs <= MOST_JOBS:
-            raise UserError(f"jobs={jobs} must lie in [0, {MOST_JOBS}]; 0 is one for each GPU or CPU core")
         self.jobs = jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra."""
         assert self.config is not None
+        check_range("jobs", self.jobs)
         if self.jobs == 1:
             return super().launch(job_overrides, initial_job_idx)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:

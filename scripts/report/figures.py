@@ -49,9 +49,15 @@ def curves(data: pd.DataFrame, domain: Domain) -> Figure:
         counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
         axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
-    lines, labels = panels[0].get_legend_handles_labels()
-    canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    legend_below(canvas, panels[0])
     return canvas
+
+
+def legend_below(canvas: Figure, axes: Axes) -> None:
+    """One legend for all panels, of what `axes` has labels for."""
+    lines, labels = axes.get_legend_handles_labels()
+    if lines:
+        canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
 
 
 def on_canvas(drawn: list[Panel], width: float = 5.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scripts.report.domains import Domain, base, colour, name, order, setting
-from scripts.report.figures import Panel, on_canvas
+from scripts.report.figures import Panel, legend_below, on_canvas
 from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals
 from scripts.report.views import AFTER_RESET, View
 
 Values = Mapping[str, np.ndarray]  # of a method, one for each seed
 JITTER = 0.12  # of the seeds, so that equal ones show
 MAGNITUDES = 50
+WITHOUT_INTERVALS = "logarithmic, without intervals"
 PAPERS_PANEL = "warm_cifar10_resnet18"  # that whose ablations are in results/paper
 
 
@@ -37,6 +38,7 @@ def points(data: pd.DataFrame, domain: Domain, view: View) -> Figure:
     if not view.setting:  # the methods' names once a row
         for axes in panels:
             axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())  # type: ignore[union-attr]
+    legend_below(canvas, panels[0])
     return canvas
 
 
@@ -86,6 +88,7 @@ def by_method(methods: list[str], values: Values, axes: Axes) -> None:
     rows_of_methods(methods, axes)
     if spans_magnitudes(values):
         axes.set_xscale("log")
+        axes.set_xlabel(WITHOUT_INTERVALS, fontsize=8)
 
 
 def spans_magnitudes(values: Values) -> bool:
@@ -125,7 +128,7 @@ def over_setting(view: View, methods: list[str], values: Values, axes: Axes) -> 
     axes.set_xlabel(view.setting)
     if spans_magnitudes(values):
         axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
+        axes.set_ylabel(WITHOUT_INTERVALS, fontsize=8)
 
 
 def _numeric(word: str) -> float:

@@ -8,7 +8,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.common.config import CONFIGS, NOT_IDENTITY, OF_METHOD, compose_domain, recipes, sweep_jobs
+from experiments.common.config import (
+    CONFIGS,
+    NOT_IDENTITY,
+    OF_METHOD,
+    compose_domain,
+    optimizer_at_boundary,
+    recipes,
+    sweep_jobs,
+)
 from scripts.report.domains import DOMAINS
 from scripts.report.runs import Run, flat, poolable
 
@@ -103,7 +111,7 @@ def deviations(config: dict[str, Any], usual: dict[str, Any]) -> list[str]:
 
 
 def _of_job(values: Any) -> dict[str, Any]:
-    return {key: values[key] for key in OF_JOB}
+    return {**{key: values[key] for key in OF_JOB}, "optimizer_at_boundary": optimizer_at_boundary(values)}
 
 
 def _is_there(job: dict[str, Any], runs: Sequence[Run]) -> bool:

@@ -1,5 +1,6 @@
 """Every recipe of every domain: composed as the paper's protocol, and run at the smoke scale."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,9 @@ import experiments.humanoid.protocol as humanoid
 import experiments.language.protocol as language
 import experiments.vision.train as vision
 from experiments.common.config import build_method, compose_sweep, recipes
+from scripts.report.__main__ import report
+from scripts.report.domains import DOMAINS as REPORTED
+from scripts.report.recipes import GENERIC
 from tests.conftest import DOMAINS, Command, run_dirs
 
 CHECKS: dict[str, ModuleType] = {"vision": vision, "language": language, "atari": atari, "humanoid": humanoid}
@@ -66,3 +70,7 @@ def test_runs_in_a_few_steps(domain: str, tiny: list[str], request: pytest.Fixtu
         assert all(" done " in line for line in ended)
         jobs += len(ended)
     assert 0 < len(run_dirs(tmp_path / "outputs")) < jobs  # recipes share runs, which are done once
+    if not tiny:  # the scale's own numbers, so that the report knows the runs for the recipes'
+        report(REPORTED[domain], [tmp_path / "outputs" / domain], tmp_path / "report")
+        about = [json.loads(path.read_text())["recipe"] for path in (tmp_path / "report").glob("*.json")]
+        assert sorted(about) == sorted(recipe for recipe in recipes(domain) if recipe not in GENERIC)

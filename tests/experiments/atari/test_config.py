@@ -102,7 +102,7 @@ def test_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CASES = {
     "game=asterics": "game=asterics is unknown; did you mean asteroids, asterix",
-    "replay_ratio=-1": "replay_ratio=-1.0 must lie in [0, 1024]",
+    "replay_ratio=0": "replay_ratio=0.0 must lie in (0, 1024]",
     "budget.steps=[800]": "must be 2 positive numbers, one for each phase",
     "budget.steps=[801,800]": "budget.steps=801 is not a positive multiple of dqn.environments=4",
     "budget.log_every=6": "budget.log_every=6 is not a positive multiple of dqn.environments=4",

@@ -182,7 +182,7 @@ def test_what_cannot_run_at_once_is_refused(
         monkeypatch.setenv(name, value)
     status, printed = vision("-m", *words)
     assert status == 2
-    assert said in printed
+    assert f"error: {said}" in printed
     assert "Traceback" not in printed
 
 

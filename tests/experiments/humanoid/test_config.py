@@ -134,7 +134,7 @@ CASES = {
     "budget.random_actions=400": "budget.random_actions=400 lies beyond the run's 400 actions",
     "budget.critic_width=0": "budget.critic_width=0 must lie in [1, 1000000]",
     "budget.buffer=1": "budget.buffer=1 must be at least 2",
-    "sac.replay_ratio=-1": "sac.replay_ratio=-1.0 must lie in [0, 1024]",
+    "sac.replay_ratio=0": "sac.replay_ratio=0.0 must lie in (0, 1024]",
     "sac.discount=1.5": "sac.discount=1.5 must lie in [0, 1]",
     "sac.temperature=0": "sac.temperature=0.0 must be positive",
     "sac.action_repeat=0": "sac.action_repeat=0 must lie in [1, 1000]",
