@@ -162,7 +162,8 @@ class Workspace:
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
-        self._note_continuation()
+        if not self._new:
+            self._note_continuation()
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
         state = self._restore(*loaded) if loaded else None

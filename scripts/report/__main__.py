@@ -36,9 +36,9 @@ def report_all(folder: Path) -> None:
         found[-1].show(path.parent)
     if not found:
         raise UserError(f"no results in {folder}")
-    made = page(found, folder), headline(found).to_markdown(index=False, disable_numparse=True) + "\n"
-    for name, content in zip(("index.html", "summary.md"), made, strict=True):
-        (folder / name).write_text(content)
+    whole, lines = page(found, folder), headline(found).to_markdown(index=False, disable_numparse=True)
+    (folder / "index.html").write_text(whole)
+    (folder / "summary.md").write_text(lines + "\n")
     print(f"{folder / 'index.html'}, summary.md: {len(found)} results")
 
 

@@ -62,6 +62,7 @@ def section(result: Result, folder: Path) -> dict[str, Any]:
         "figure": base64.b64encode(svg(result.figure()).encode()).decode(),
         "findings": MarkdownIt().render(findings.read_text()) if findings.exists() else "",
         "table": result.table(),
+        "pairs": result.pairs(),
     }  # fmt: skip
 
 

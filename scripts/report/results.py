@@ -15,7 +15,7 @@ from scripts.report.figures import curves, save
 from scripts.report.points import points
 from scripts.report.recipes import composed, deviations, is_shared, recipes_at
 from scripts.report.runs import Run, flat, poolable, tidy
-from scripts.report.tables import table
+from scripts.report.tables import pairs, table
 from scripts.report.views import VIEWS
 
 # What of a run's identity a reader wants to know, though it changes numbers only as chance does, by the names told.
@@ -94,6 +94,10 @@ class Result:
         """The numbers by method."""
         return table(self.data, self.domain, VIEWS.get(self.about.recipe))
 
+    def pairs(self) -> pd.DataFrame:
+        """The differences between methods."""
+        return pairs(self.data, self.domain)
+
     def figure(self) -> Figure:
         """The picture."""
         view = VIEWS.get(self.about.recipe)
@@ -108,12 +112,13 @@ class Result:
     def markdown(self) -> str:
         """Table and circumstances."""
         warning, about = self.warning(), self.about
-        numbers = self.table().to_markdown(index=False, disable_numparse=True)
+        numbers, gaps = (part.to_markdown(index=False, disable_numparse=True) for part in (self.table(), self.pairs()))
         lines = [
             f"# {self.domain.name}: {self.title}", "",
             *([f"**{warning}**", ""] if warning else []), numbers, "",
             f"{self.domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
             "paired by seed: all methods of a seed continue from the same phase 0.", "",
+            *([gaps, ""] if gaps else []),
             *(["**Methods have different numbers of seeds**: compare by the paired differences.", ""]
               if "to" in self.seeds else []),
             *([f"Settings of their own: {about.difference}.", ""] if about.difference else []),

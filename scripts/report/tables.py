@@ -1,5 +1,6 @@
 """Final numbers by method, with intervals, differences paired by seed, and the paper's beside them."""
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -62,6 +63,22 @@ def table(data: pd.DataFrame, domain: Domain, view: View | None = None) -> pd.Da
         rows.append(row)
     columns = pd.DataFrame(rows).fillna("")
     return columns.loc[:, (columns != "").any()]
+
+
+def pairs(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
+    """Differences between every two methods but `none`, which the table has, paired by seed: of the final value and of
+    the mean over the last phase."""
+    methods = sorted((method for method in data.method.unique() if base(method) != "none"), key=order)
+    final, mean = (part.reindex(methods) for part in by_seed(data, domain.metric))
+    rows = []
+    for first, second in itertools.combinations(methods, 2):
+        at_end, on_average = ((part.loc[second] - part.loc[first]).dropna().to_numpy() for part in (final, mean))
+        rows.append(
+            {"difference": f"{name(second)} minus {name(first)}", "seeds": len(at_end),
+             "final": spread(at_end, sign=True, decimals=domain.decimals),
+             "mean of last phase": spread(on_average, sign=True, decimals=domain.decimals)}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 class Published(float):

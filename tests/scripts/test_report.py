@@ -200,7 +200,8 @@ def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, cap
     report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
     assert [path.stem for path in (tmp_path / "report").glob("*.csv")] == ["scale_factor-warm_start-smoke"]
     assert (tmp_path / "report" / "scale_factor-warm_start-smoke.png").stat().st_size > 10_000
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    by_method = capsys.readouterr().out.split("| difference")[0]
+    lines = [line for line in by_method.splitlines() if line.startswith("| ")]
     header = [cell.strip() for cell in lines[0].split("|")]
     own = dict(zip(header, [c.strip() for c in lines[-1].split("|")], strict=True))
     assert own["method"] == "FIRE (norm=own)"
@@ -278,6 +279,20 @@ def test_command_that_makes_a_result_again() -> None:
     choices = "experiment=isometry_exactness benchmark=warm_start scale=laptop seed=0,1,2 threads=1"
     assert shared == f"python -m experiments.vision {choices}"
     assert own == "python -m experiments.atari experiment=fig4a_asterix scale=laptop seed=0,1,2,3 threads=1"
+
+
+def test_differences_between_methods_are_paired_by_seed() -> None:
+    result = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv")
+    finals = result.data.query("metric == 'test/accuracy' and step == 70").set_index(["method", "seed"]).value
+    gaps = [finals["fire", seed] - finals["full_reset", seed] for seed in (0, 1, 2)]
+    half = stats.t.ppf(0.975, 2) * stats.sem(gaps)
+    told = result.pairs().set_index("difference")
+    assert told.final["FIRE minus Full reset"] == f"{sum(gaps) / 3:+.3f} ± {half:.3f}"
+    assert list(told.index) == [
+        "Full reset minus Shrink & perturb",
+        "FIRE minus Shrink & perturb",
+        "FIRE minus Full reset",
+    ]
 
 
 def test_many_variants_of_a_method_are_told_apart() -> None:
