@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from experiments.atari.config import AtariConfig
 from experiments.atari.train import run as atari_run
+from experiments.common import cuda_graphs
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
@@ -30,6 +31,7 @@ from experiments.language.train import run as language_run
 from experiments.vision.config import VisionConfig
 from experiments.vision.data import prepare_cifar10
 from experiments.vision.train import run as vision_run
+from tests.tape import Tape
 
 REPOSITORY = Path(__file__).parents[1]
 # Wall-clock readings: the only numbers two equal runs may differ in.
@@ -54,6 +56,23 @@ def needs_cuda(test: Callable) -> Callable:
 def device(request: pytest.FixtureRequest) -> str:
     """The test runs on the CPU and, where there is one, on a GPU."""
     return request.param
+
+
+@pytest.fixture
+def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """CUDA graphs are recorded on the CPU instead (`tests.tape`), so that what is captured can be tested anywhere; the
+    tapes, in order of their recording."""
+    tapes: list[Tape] = []
+
+    def record(update: Callable[[], None]) -> Callable[[], None]:
+        tapes.append(Tape())
+        with tapes[-1]:
+            update()
+        return tapes[-1].replay
+
+    monkeypatch.setattr(cuda_graphs, "warm_up", lambda update: [update() for _ in range(cuda_graphs.WARM_UP)])
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    return tapes
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ class UpdateGraphs:
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, list[Tensor]]] = {}
+        self._graphs: dict[int, tuple[Callable[[], None], list[Tensor]]] = {}
 
     def forget(self) -> None:
         """Capture again when an update is next needed."""
@@ -44,31 +44,23 @@ class UpdateGraphs:
         if size not in self._graphs:
             inputs = [tensor.clone() for tensor in given]
             self._graphs[size] = _capture(lambda: update(inputs), changed(), optimizers), inputs
-        graph, inputs = self._graphs[size]
+        replay, inputs = self._graphs[size]
         for there, new in zip(inputs, given, strict=True):
             there.copy_(new, non_blocking=True)
-        graph.replay()
+        replay()
 
 
 def _capture(
     update: Callable[[], None], changed: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer]
-) -> torch.cuda.CUDAGraph:
-    """The update as one graph. What the warm-up that this takes has changed is put back, in place."""
-    gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
+) -> Callable[[], None]:
+    """What replays the update, captured as one graph. What the warm-up that this takes has changed is put back, in place."""
     # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
     before = [tensor.detach().clone() for tensor in changed]
     moments = [deepcopy(optimizer.state_dict()["state"]) for optimizer in optimizers]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            update()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
+    warm_up(update)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)  # so that the gradients are of the graph's own memory
-    with torch.cuda.graph(graph):
-        update()
+    replay = record(update)
     with torch.no_grad():
         for tensor, value in zip(changed, before, strict=True):
             tensor.copy_(value)
@@ -77,4 +69,23 @@ def _capture(
             for index, parameter in enumerate(parameters):
                 for key, tensor in optimizer.state[parameter].items():
                     tensor.copy_(kept[index][key]) if index in kept else tensor.zero_()
-    return graph
+    return replay
+
+
+def warm_up(update: Callable[[], None]) -> None:
+    """Run the update on a stream of its own, as a capture demands, until all workspaces are allocated."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            update()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def record(update: Callable[[], None]) -> Callable[[], None]:
+    """Capture the update; what replays it."""
+    gc.collect()  # a graph that is collected in the middle of another's capture would spoil it
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        update()
+    return graph.replay

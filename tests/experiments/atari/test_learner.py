@@ -21,9 +21,9 @@ Atari = Callable[..., tuple[int, str]]
 EAGER = Runtime("cpu", "fp32", "false", 1)
 
 
-def learner(*overrides: str, actions: int = 3) -> Learner:
+def learner(*overrides: str, actions: int = 3, runtime: Runtime = EAGER) -> Learner:
     cfg = compose_domain("atari", AtariConfig, ["scale=smoke", *overrides])
-    return Learner(models.build(cfg.budget, actions, seed=0), cfg, EAGER)
+    return Learner(models.build(cfg.budget, actions, seed=0), cfg, runtime)
 
 
 def batch(size: int = 8, actions: int = 3, seed: int = 0) -> Batch:
