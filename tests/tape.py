@@ -54,9 +54,9 @@ class Tape(TorchDispatchMode):
                         there.copy_(new)
 
 
-def arguments(func: Any) -> Any:
-    """What an operation takes, by its schema."""
-    return func._schema.arguments
+def writes(func: Any) -> bool:
+    """Whether an operation changes one of its arguments."""
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
 
 
 def tensors(tree: Any) -> list[Tensor]:

@@ -53,7 +53,7 @@ class UpdateGraphs:
 def _capture(
     update: Callable[[], None], changed: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer]
 ) -> Callable[[], None]:
-    """What replays the update, captured as one graph. What the warm-up that this takes has changed is put back, in place."""
+    """What replays the update, captured as one graph. What the warm-up has changed is put back, in place."""
     # Detached: a clone that autograd knows would tie the parameters' gradients to the stream of now.
     before = [tensor.detach().clone() for tensor in changed]
     moments = [deepcopy(optimizer.state_dict()["state"]) for optimizer in optimizers]

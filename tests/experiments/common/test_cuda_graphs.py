@@ -29,7 +29,7 @@ def test_tape_repeats_operations_on_their_memory(taped: list[Tape]) -> None:
 
 def test_what_waits_for_the_device_cannot_be_captured(taped: list[Tape]) -> None:
     with pytest.raises(RuntimeError, match="waits for the device"):
-        UpdateGraphs().run(lambda given: print(given[0].sum().item()), [torch.ones(2)], lambda: [], [])
+        UpdateGraphs().run(lambda given: print(given[0].sum().item()), [torch.ones(2)], list, [])
 
 
 def test_launches_are_counted_without_views() -> None:
