@@ -37,9 +37,7 @@ class Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         read = {storage(tensor) for tensor in tensors((args, kwargs))}
         made = [tensor for tensor in tensors(result) if storage(tensor) not in read]
-        if made or any(
-            argument.alias_info is not None and argument.alias_info.is_write for argument in arguments(func)
-        ):
+        if made or writes(func):
             if "empty" not in name:  # memory alone
                 self.launches[name] += 1
             self._steps.append((func, args, kwargs, tensors(result)))
