@@ -1,18 +1,30 @@
 """Matrices by their Gram matrices, which is what both Newton-Schulz and Polar Express work on.
 
-X is a batch (batch, m, n) of matrices with m >= n, G = X^T X (batch, n, n).
+X is a batch (batch, m, n) of matrices, G the Gram matrices of their smaller side, (batch, k, k): X^T X where m >= n.
+Only on a GPU is a wide X, m < n, worked on as it lies, with G = X X^T.
+
+On a GPU launching an operation costs the CPU some 10 microseconds, more than most of these matrices take to compute. So
+there the number of operations counts, and on a CPU what fits its cache: where the two ways differ, `on_gpu` chooses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-# From this many rows a column on, several steps in a row are made on the Gram matrix before X is touched.
-TALL = 4
 # Elements of what counts as a small part of a stack of matrices.
 SLICE = 1 << 20
+# A norm that divides zeros into zeros.
+TINY = 1e-150
+# Bytes of working memory that a GPU may always take.
+GPU_MEMORY = 1 << 30
+GPUS = ["cuda"]
+
+
+def on_gpu(X: Tensor) -> bool:
+    """Whether launching operations on X is what costs time."""
+    return X.device.type in GPUS
 
 
 def tall_side(W: Tensor) -> Tensor:
@@ -28,12 +40,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def batches(X: Tensor) -> Iterator[slice]:
     """Which of X (batch, m, n) to project together, one slice after the other.
 
-    The working memory is about four times a slice, so no more than a quarter of a stack is taken unless all of it is
-    small; on a CPU also no more than its cache holds, but enough to keep its cores busy.
+    The working memory is about four times a slice. On a GPU a stack is cut where that exceeds `GPU_MEMORY`. Elsewhere
+    no more than a quarter of a stack is taken unless all of it is small; on a CPU also no more than its cache holds,
+    but enough to keep its cores busy.
     """
     count, each = len(X), X.shape[-2] * X.shape[-1]
-    size = count if count * each <= SLICE else max(1, count // 4)
-    if X.device.type == "cpu":
+    if on_gpu(X):
+        size = max(1, GPU_MEMORY // (4 * each * X.element_size()))
+    else:
+        size = count if count * each <= SLICE else max(1, count // 4)
+    if X.device.type == "cpu" and not on_gpu(X):
         size = min(size, max(4, SLICE // each))
     for start in range(0, count, size):
         yield slice(start, start + size)
@@ -45,6 +61,10 @@ def normalise_(X: Tensor) -> Tensor:
     Returns:
         The norms, (batch,), float64.
     """
+    if on_gpu(X) and X.dtype == torch.float32:  # whose squares float64 holds
+        norm = frobenius(X)
+        X.div_(norm.clamp(min=TINY)[:, None, None])
+        return norm
     # Divided twice because the squares of entries beyond 1e19 or below 1e-22 leave float32's range.
     flat = X.flatten(1)
     largest = torch.maximum(flat.amax(1), -flat.amin(1))[:, None, None]
@@ -55,29 +75,50 @@ def normalise_(X: Tensor) -> Tensor:
 
 
 def frobenius(X: Tensor) -> Tensor:
-    """Frobenius norm of each matrix of X (batch, m, n): (batch,).
+    """Frobenius norm of each matrix of X (batch, m, n): (batch,); on a GPU in float64.
 
-    Row by row, because PyTorch adds up one long float32 sum on a CPU without care: the norm of a 50304 x 768 matrix
-    comes out 0.2 % wrong.
+    On a CPU row by row, because PyTorch adds up one long float32 sum there without care: the norm of a 50304 x 768
+    matrix comes out 0.2 % wrong.
     """
+    if on_gpu(X):
+        return torch.linalg.vector_norm(X, dim=(-2, -1), dtype=torch.float64)
     return torch.linalg.vector_norm(torch.linalg.vector_norm(X, dim=-1), dim=-1)
 
 
 def gram(X: Tensor) -> Tensor:
-    """X^T X of X (batch, m, n). To be called under `full_precision`."""
-    return torch.bmm(X.mT, X)
+    """The Gram matrices of X's smaller side, (batch, k, k). To be called under `full_precision`."""
+    return torch.bmm(X, X.mT) if is_wide(X) else torch.bmm(X.mT, X)
+
+
+def is_wide(X: Tensor) -> bool:
+    """Whether the matrices have more columns than rows."""
+    return X.shape[-2] < X.shape[-1]
 
 
 def deviation(G: Tensor, scale: Tensor) -> Tensor:
     """Deviation from isometry of V = W / scale, ||G / scale^2 - I||_F^2, for Gram matrices G = W^T W (batch, n, n) and
     scale (batch,): (batch,), float64."""
-    square = double(scale).square().clamp(1e-300, 1e15)  # beyond this G / scale^2 vanishes beside I
+    square = square_of(scale)
+    return (double(distance_to_identity(G, square)) / square).square()
+
+
+def square_of(scale: Tensor) -> Tensor:
+    """scale^2 in float64, kept in a range beyond which G / scale^2 vanishes beside I."""
+    return double(scale).square().clamp(1e-300, 1e15)
+
+
+def distance_to_identity(G: Tensor, square: Tensor | None = None) -> Tensor:
+    """||G - s I||_F for s = `square` (batch,), or 1: (batch,). With `square`, G (batch, n, n) is as before afterwards;
+    without it, its diagonal is not."""
     diagonal = G.diagonal(dim1=-2, dim2=-1)
+    if square is None:
+        diagonal.sub_(1)
+        return frobenius(G)
     kept = diagonal.clone()
-    diagonal.sub_(square.to(G)[:, None])
+    diagonal.sub_((square if on_gpu(G) else square.to(G))[:, None])
     norm = frobenius(G)
     diagonal.copy_(kept)  # cheaper than a copy of G
-    return (double(norm) / square).square()
+    return norm
 
 
 def double(X: Tensor) -> Tensor:
@@ -89,71 +130,6 @@ def double(X: Tensor) -> Tensor:
 def eps(X: Tensor) -> float:
     """Rounding unit of X's dtype."""
     return torch.finfo(X.dtype).eps
-
-
-class Iteration:
-    """X (batch, m, n) with its Gram matrix G, under X <- X (a I + b G + c G^2), in place.
-
-    Besides X and G it needs memory for one more X and, with c, one more G; for a single matrix, which may be as large
-    as all others together, only for a block of rows.
-    """
-
-    def __init__(self, X: Tensor, G: Tensor) -> None:
-        self.X, self.G = X, G
-        self._home = X
-        self._spare = torch.empty_like(X) if len(X) > 1 else None
-        self._square: Tensor | None = None
-
-    def step(self, a: float, b: float, c: float = 0.0) -> None:
-        """Multiply X by the polynomial of its Gram matrix, and bring that up to date."""
-        if self._spare is None:
-            for rows in self._rows():
-                inner, factor = (rows, b) if c == 0 else (torch.addmm(rows, rows, self.G[0], beta=b, alpha=c), 1.0)
-                rows.copy_(torch.addmm(rows, inner, self.G[0], beta=a, alpha=factor))
-            torch.bmm(self.X.mT, self.X, out=self.G)
-        else:
-            if c != 0 and self._square is None:
-                self._square = torch.empty_like(self.G)
-            self.multiply(polynomial_(self.G, self._square, a, b, c))
-
-    def multiply(self, R: Tensor) -> None:
-        """X <- X R, R (batch, n, n), and the new Gram matrix."""
-        if self._spare is None:
-            for rows in self._rows():
-                rows.copy_(rows @ R[0])
-        else:
-            torch.bmm(self.X, R, out=self._spare)
-            self.X, self._spare = self._spare, self.X
-        torch.bmm(self.X.mT, self.X, out=self.G)
-
-    def _rows(self) -> Sequence[Tensor]:
-        return self.X[0].split(max(1, SLICE // (4 * self.X.shape[-1])))
-
-    def finish(self) -> None:
-        """Leave the result in the memory X came in."""
-        if self.X is not self._home:
-            self._home.copy_(self.X)
-
-
-def polynomial_(G: Tensor, square: Tensor | None, a: float, b: float, c: float) -> Tensor:
-    """a I + b G + c G^2 in the memory of G, (batch, n, n); `square` is memory for G^2."""
-    if c != 0:
-        square = torch.bmm(G, G) if square is None else torch.bmm(G, G, out=square)
-        G.mul_(b).add_(square, alpha=c)
-    else:
-        G.mul_(b)
-    G.diagonal(dim1=-2, dim2=-1).add_(a)
-    return G
-
-
-def product(G: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
-    """What X is multiplied by in all, (batch, n, n), each polynomial in turn being of its Gram matrix, first G."""
-    total = R = polynomial_(G.clone(), None, *polynomials[0])
-    for coefficients in polynomials[1:]:
-        G = R @ G @ R  # all of these are polynomials of the first G, so they commute
-        R = polynomial_(G.clone(), None, *coefficients)
-        total = total @ R
-    return total
 
 
 @contextmanager

@@ -11,25 +11,15 @@ Three solvers, batched over leading dimensions:
 Both iterations multiply X (m, n), m >= n, by a polynomial of its Gram matrix: X <- X (a I + b G + c G^2), G = X^T X.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fire.gram import (
-    TALL,
-    Iteration,
-    batches,
-    compute_dtype,
-    double,
-    eps,
-    full_precision,
-    gram,
-    normalise_,
-    product,
-    tall_side,
-)
+from fire.gram import batches, compute_dtype, double, eps, full_precision, gram, normalise_, tall_side
+from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
+from fire.waiting import Asking, answered
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
 
@@ -69,7 +59,8 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     with full_precision(X.device.type):
         for rows in batches(X):
             normalise_(X[rows])
-            polar_(X[rows], gram(X[rows]), original[rows], solver=solver, steps=steps, tol=tol)
+            given = X[rows], gram(X[rows]), original[rows].__getitem__
+            answered([solve(*given, solver=solver, steps=steps, tol=tol)])
     X = X.reshape(tall.shape)
     return (X if tall is W else X.mT).to(W.dtype)
 
@@ -87,35 +78,35 @@ def check_solver(solver: str, steps: int, tol: float, dtype: torch.dtype = torch
         raise ValueError(f"tol must lie in [{reachable:.1e}, 1) for {compute_dtype(dtype)}, got {tol!r}")
 
 
-def polar_(
-    X: Tensor, G: Tensor, original: Tensor | Sequence[Tensor], *, solver: str, steps: int, tol: float
-) -> Tensor | None:
-    """Replace X by its polar factor, in place. To be called under `full_precision`.
+def solve(
+    X: Tensor, G: Tensor, original: Callable[[int], Tensor], *, solver: str, steps: int, tol: float
+) -> Asking[Tensor | None]:
+    """Replace X by its polar factor, in place. To be run by `answered`, under `full_precision`.
 
     Args:
-        X: (batch, m, n), m >= n, contiguous, float32 or float64, each matrix of Frobenius norm 1 or zero.
-        G: its Gram matrices, (batch, n, n); they become those of the factors.
-        original: the matrices (m, n) before normalisation, for those that need their SVD.
+        X: (batch, m, n), m >= n except on a GPU, contiguous, float32 or float64, of Frobenius norms 1 or 0.
+        G: the Gram matrices of its smaller side; they become those of the factors.
+        original: gives each matrix (m, n) before normalisation, for those that need it.
         solver, steps, tol: as in `polar`.
 
     Returns:
         The numerical rank of each matrix, (batch,) on the CPU; None where no rank was looked for.
     """
+    if solver == "newton_schulz" and steps <= _HARMLESS_STEPS:
+        _newton_schulz(X, G, steps)
+        return None
     suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     if solver == "newton_schulz":
-        if steps <= _HARMLESS_STEPS:
-            _newton_schulz(X, G, steps)
-            return None
-        suspects = _nearly_singular(X).cpu()
+        suspects = (yield _nearly_singular(X)) > 0
         _newton_schulz(X, G, steps)
     elif solver == "polar_express":
-        suspects = polar_express(X, G, tol)
-    ranks = torch.full((len(X),), X.shape[-1], device="cpu")
+        suspects = yield from polar_express(X, G, original, tol)
+    ranks = torch.full((len(X),), min(X.shape[-2:]), device="cpu")
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
     for i in suspects.nonzero().flatten().tolist():
-        ranks[i], X[i] = _through_svd(original[i].to(X.dtype), steps if solver == "newton_schulz" else None)
-        G[i] = X[i].mT @ X[i]
+        ranks[i], X[i] = _through_svd(original(i).to(X.dtype), steps if solver == "newton_schulz" else None)
+        G[i] = gram(X[i : i + 1])[0]
     return ranks
 
 
@@ -123,7 +114,7 @@ def _newton_schulz(X: Tensor, G: Tensor, steps: int) -> None:
     """`steps` times X <- 1.5 X - 0.5 X X^T X (paper Alg. 1)."""
     iteration = Iteration(X, G)
     # Steps on the Gram matrix alone multiply its rounding errors, so X is returned to before they count.
-    together = _STEPS_ON_GRAM if X.shape[-2] >= TALL * X.shape[-1] else 1
+    together = _STEPS_ON_GRAM if by_gram(X) else 1
     while steps > 0:
         now = min(steps, together)
         if now == 1:
@@ -155,14 +146,16 @@ def _through_svd(X: Tensor, steps: int | None) -> tuple[int, Tensor]:
 
 
 def _nearly_singular(X: Tensor) -> Tensor:
-    """Which of X (batch, m, n), m >= n, of Frobenius norm 1 might be rank-deficient: boolean, (batch,), on the CPU.
+    """Which of X (batch, m, n), of Frobenius norm 1, might be rank-deficient: (batch,), above 0 for those.
 
-    It errs towards True, and `_through_svd` decides. Zero matrices count: their rank is 0.
+    It errs towards yes, and `_through_svd` decides. Zero matrices count: their rank is 0.
     """
     m, n = X.shape[-2:]
     threshold = 2 * eps(X) * (m**-0.5 + n**-0.5)
-    shifted = double(X).mT @ double(X)
+    shifted = gram(double(X))
     # The second term covers the rounding of the Gram matrix itself.
-    shifted.diagonal(dim1=-2, dim2=-1).sub_(threshold**2 + 100 * torch.finfo(torch.float64).eps)
-    _, failed = torch.linalg.cholesky_ex(shifted)
-    return failed.cpu() > 0
+    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
+    diagonal.sub_(threshold**2 + 100 * torch.finfo(torch.float64).eps)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    # On a GPU a factorisation that fails in a batch may leave NaN and report nothing.
+    return failed + ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)

@@ -1,16 +1,32 @@
 """Polar Express (Amsel et al. 2025, arXiv 2505.16932): the polar factor by minimax quintic steps.
 
 The published method fixes the number of steps in advance for an assumed smallest singular value. Here that is bounded
-from below by a Cholesky factor of the Gram matrix as soon as rounding lets it show, and the steps are made for it.
+from below by a Cholesky factor of the Gram matrix as soon as rounding lets it show, and the steps are made for it. On a
+GPU, where that costs more than some steps too many, it is assumed first, and bounded only for what has not converged.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from fire.gram import SLICE, TALL, Iteration, deviation, eps, frobenius, product
+from fire.gram import (
+    SLICE,
+    TINY,
+    deviation,
+    distance_to_identity,
+    eps,
+    frobenius,
+    gram,
+    is_wide,
+    normalise_,
+    on_gpu,
+    tall_side,
+)
+from fire.iteration import TALL, Iteration, by_gram, product
+from fire.waiting import Asking
 
 # The minimax problem is solved no closer to zero than this share of the interval: steeper polynomials gain little on
 # the smallest singular values and amplify rounding on the others.
@@ -22,28 +38,99 @@ _SAFETY = 1.01
 _WELL_CONDITIONED = 1e-2
 
 
-def polar_express(X: Tensor, G: Tensor, tol: float) -> Tensor:
+# On a GPU nothing looks for the smallest singular value at first. It is assumed to be this share of the largest: for
+# matrices of about as many rows as columns, for longer ones, and in a second attempt.
+_ASSUMED, _ASSUMED_LONG, _ASSUMED_LAST = 1e-4, 1.6e-2, 2e-6
+
+
+def polar_express(X: Tensor, G: Tensor, original: Callable[[int], Tensor], tol: float) -> Asking[Tensor]:
     """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
+
+    Args:
+        original: gives each matrix before normalisation, (m, n).
 
     Returns:
         Which matrices are so near to rank deficiency that this cannot tell: boolean, (batch,), on the CPU.
     """
-    m, n = X.shape[-2:]
+    if not on_gpu(X):
+        return (yield from _bounding(X, G, tol))
+    left, gain = yield from _assuming(X, G, _ASSUMED_LONG if _is_long(X) else _ASSUMED, tol)
+    if left and not by_gram(X):  # from a Gram matrix alone the smallest directions come out wrong, not only short
+        part = X[left]
+        G_part = gram(part)
+        # A null space holds rounding noise of some 4e-7 of the largest singular value. Assuming no less than
+        # _ASSUMED_LAST in all, the steps make no more than a third of it, which cannot pass for converged.
+        still, _ = yield from _assuming(part, G_part, gain * _ASSUMED_LAST, tol, bound=False)
+        X[left], G[left] = part, G_part
+        left = [left[i] for i in still]
+    suspects = torch.zeros(len(X), dtype=torch.bool, device="cpu")
+    if left:
+        part = torch.stack([tall_side(original(i)).to(X.dtype) for i in left])
+        normalise_(part)
+        G_part = gram(part)
+        suspects[left] = yield from _bounding(part, G_part, tol)
+        X[left], G[left] = part.mT if is_wide(X) else part, G_part
+    return suspects
+
+
+def _is_long(X: Tensor) -> bool:
+    short, long = sorted(X.shape[-2:])
+    return long >= 2 * short
+
+
+def _assuming(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) -> Asking[tuple[list[int], float]]:
+    """The steps for singular values of at least `low` of the largest.
+
+    Returns:
+        The numbers of the matrices that have not come to `tol` with them, and how much the smallest singular values
+        have grown.
+    """
+    if bound:
+        _divide_by_bound_(X, G)
+    table = polar_express_table(low, 1.0, tol)
+    iteration = Iteration(X, G)
+    if by_gram(X):
+        iteration.multiply(product(G, table))
+    else:
+        for coefficients in table:
+            iteration.step(*coefficients)
+    iteration.step(1.5, -0.5)
+    iteration.finish()
+    distance = distance_to_identity(G)
+    G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
+    limit = tol * math.sqrt(G.shape[-1])
+    left = [i for i, reached in enumerate((yield distance).tolist()) if not reached <= limit]  # NaN among them
+    return left, 1.5 * math.prod(a for a, _, _ in table)
+
+
+def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
+    """Divide X by an upper bound of its largest singular value, G by its square; the bound, (batch,)."""
     # ||G^2||_F^(1/4) bounds the largest singular value far more tightly than the Frobenius norm.
-    bound = _SAFETY * frobenius(G @ G)[:, None, None].sqrt().sqrt()
-    bound = torch.where(bound > 0, bound, 1.0)
-    X.div_(bound)
-    G.div_(bound.square())
+    fourth = frobenius(G @ G)
+    if on_gpu(X):
+        bound = fourth.pow_(0.25).mul_(_SAFETY).clamp_(min=TINY)
+    else:
+        bound = _SAFETY * fourth.sqrt().sqrt()
+        bound = torch.where(bound > 0, bound, 1.0)
+    X.div_(bound[:, None, None])
+    G.div_(bound.square()[:, None, None])
+    return bound
+
+
+def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[Tensor]:
+    """`polar_express` of X (batch, m, n), m >= n, for the smallest singular value there is, bounded by Cholesky."""
+    m, n = X.shape[-2:]
+    bound = _divide_by_bound_(X, G)
     iteration = Iteration(X, G)
     # As long as the smallest singular value is lost in the rounding of the Gram matrix, it must be taken for tiny, and
     # the steps are those that lift tiny ones fastest. In a square matrix it is about 1/n of the largest, or less.
     high, grown = 1.0, 1.0
     suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     # What rounding may have put into a null space by now: into X when it was stored and in every step.
-    noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / bound.flatten().cpu()
+    noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / (yield bound)
     while True:
         if m > n or grown > 16 * n * _resolution(X):
-            lows = _smallest(G, high).cpu()
+            lows = yield _smallest(G, high)
             suspects = lows <= grown * noise
         if not suspects.any() or grown * float(noise.min()) > _resolution(X) * high:
             break
@@ -62,7 +149,7 @@ def polar_express(X: Tensor, G: Tensor, tol: float) -> Tensor:
             iteration.step(*coefficients)
     for _ in range(20):
         mean_square = deviation(G, torch.ones_like(G[:, 0, 0])) / n
-        if not (mean_square.cpu()[~suspects] > tol**2).any():
+        if not ((yield mean_square)[~suspects] > tol**2).any():
             break
         iteration.step(1.5, -0.5)
     iteration.finish()
@@ -71,7 +158,7 @@ def polar_express(X: Tensor, G: Tensor, tol: float) -> Tensor:
 
 def _smallest(G: Tensor, high: float) -> Tensor:
     """Lower bounds on the singular values of matrices with the Gram matrices G (batch, n, n), none above `high`:
-    (batch,); 0 where rounding hides them."""
+    (batch,); 0 where rounding hides them, or the factorisation gives no finite number, whatever it reports."""
     batch, n, _ = G.shape
     shift = (_resolution(G) * high) ** 2
     diagonal = G.diagonal(dim1=-2, dim2=-1)
@@ -88,8 +175,9 @@ def _smallest(G: Tensor, high: float) -> Tensor:
         columns = torch.zeros(n, min(width, n - start), dtype=G.dtype, device=G.device)
         columns.diagonal(-start).fill_(1)
         inverse = torch.linalg.solve_triangular(factor, columns.expand(batch, -1, -1), upper=False)
-        trace += frobenius(inverse).square()
-    return torch.where(failed == 0, (shift + trace.reciprocal()).sqrt(), 0.0)
+        trace += frobenius(inverse).square().to(trace)
+    bound = (shift + trace.reciprocal()).sqrt()
+    return torch.where((failed == 0) & bound.isfinite(), bound, 0.0)
 
 
 def _resolution(X: Tensor) -> float:

@@ -108,13 +108,13 @@ class ResetReport:
 
 @dataclass(frozen=True)
 class _Record:
-    """What one write did; its numbers stay on the device for now."""
+    """What one write did; its numbers may be on the device for now."""
 
     matrix: WeightMatrix
-    error: Tensor  # its square is the SFE
-    dfi_before: Tensor
-    dfi_after: Tensor
-    zero: Tensor
+    error: Tensor | float  # its square is the SFE
+    dfi_before: Tensor | float
+    dfi_after: Tensor | float
+    zero: int
     rank_deficient: int | None
 
 
@@ -150,15 +150,27 @@ class Recorder:
     def write(self, matrix: WeightMatrix, new: Tensor) -> None:
         """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
         before = metrics.dfi(matrix.view, matrix.scale).sum()
-        error = self._copy(matrix, new)
+        view = matrix.view
+        (error,) = self.copy([matrix], [view], [new.to(view)])
         after = metrics.dfi(matrix.view, matrix.scale).sum()
-        self._records.append(_Record(matrix, error, before, after, torch.zeros(()), None))
+        self._records.append(_Record(matrix, error, before, after, 0, None))
 
-    def write_measured(
-        self, matrix: WeightMatrix, new: Tensor, before: Tensor, after: Tensor, zero: Tensor, rank_deficient: int | None
+    def copy(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+        """Copy `new` into `views` of several matrices, of the same shapes, whose measurements `note` is told later; the
+        root of each one's SFE."""
+        for matrix in matrices:
+            del self._unwritten[matrix.name]
+            self._touched.add(storage_key(matrix.parameter))
+        errors = metrics.distances(views, new)
+        torch._foreach_copy_(list(views), list(new))
+        return errors
+
+    def note(
+        self, matrix: WeightMatrix, error: float, before: float, after: float, zero: int, deficient: int | None
     ) -> None:
-        """`write` for who knows the DfI before and after, summed over the stack, and the ranks of the matrices."""
-        self._records.append(_Record(matrix, self._copy(matrix, new), before, after, zero, rank_deficient))
+        """What `copy` did to a matrix: the root of the SFE, the DfI before and after, summed over the stack, and how
+        many of the stack are zero and rank-deficient."""
+        self._records.append(_Record(matrix, error, before, after, zero, deficient))
 
     def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
         """Copy `new` into a whole parameter or buffer, recording the matrices that lie in it."""
@@ -168,33 +180,23 @@ class Recorder:
         tensor.detach().copy_(new)
         self._touched.add(key)
 
-    def _copy(self, matrix: WeightMatrix, new: Tensor) -> Tensor:
-        del self._unwritten[matrix.name]
-        self._touched.add(storage_key(matrix.parameter))
-        view = matrix.view
-        new = new.to(view)
-        error = metrics.distance(view, new)
-        view.copy_(new)
-        return error
-
     def report(self) -> ResetReport:
         """The finished report; matrices never written count with an SFE of zero."""
         for matrix in self._unwritten.values():
             dfi = metrics.dfi(matrix.view, matrix.scale).sum()
-            self._records.append(_Record(matrix, torch.zeros(()), dfi, dfi, torch.zeros(()), None))
+            self._records.append(_Record(matrix, 0.0, dfi, dfi, 0, None))
         columns = zip(
             _numbers([r.error for r in self._records]),
             _numbers([r.dfi_before for r in self._records]),
             _numbers([r.dfi_after for r in self._records]),
-            _numbers([r.zero for r in self._records]),
             strict=True,
         )
         matrices = tuple(
             MatrixReport(
-                r.matrix.name, tuple(r.matrix.view.shape), r.matrix.scale, error**2, before, after, int(zero),
+                r.matrix.name, tuple(r.matrix.view.shape), r.matrix.scale, error**2, before, after, r.zero,
                 r.rank_deficient,
             )
-            for r, (error, before, after, zero) in zip(self._records, columns, strict=True)
+            for r, (error, before, after) in zip(self._records, columns, strict=True)
         )  # fmt: skip
         full = None if self._full is None else sum(e * e for e in _numbers(self._full))
         if self._cuda:
@@ -205,13 +207,14 @@ class Recorder:
         )  # fmt: skip
 
 
-def _numbers(scalars: Sequence[Tensor]) -> list[float]:
-    """Tensors of one element as numbers, with one wait for each device they are on."""
-    numbers = [0.0] * len(scalars)
-    for device in {scalar.device for scalar in scalars}:
-        places = [i for i, scalar in enumerate(scalars) if scalar.device == device]
+def _numbers(scalars: Sequence[Tensor | float]) -> list[float]:
+    """Numbers, and tensors of one element as numbers, with one wait for each device they are on."""
+    numbers = [0.0 if isinstance(scalar, Tensor) else scalar for scalar in scalars]
+    waiting = {i: scalar for i, scalar in enumerate(scalars) if isinstance(scalar, Tensor)}
+    for device in {scalar.device for scalar in waiting.values()}:
+        places = [i for i, scalar in waiting.items() if scalar.device == device]
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.stack([scalars[i].to(dtype) for i in places]).tolist()
+        values = torch.stack([waiting[i].to(dtype) for i in places]).tolist()
         for i, value in zip(places, values, strict=True):
             numbers[i] = value
     return numbers

@@ -36,7 +36,7 @@ from tests.tape import Tape
 REPOSITORY = Path(__file__).parents[1]
 # Wall-clock readings: the only numbers two equal runs may differ in.
 CLOCK = ("speed/", "reset/seconds")
-_CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
+CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
 
 
 needs_opengl = pytest.mark.skipif(
@@ -47,12 +47,12 @@ needs_opengl = pytest.mark.skipif(
 
 def needs_cuda(test: Callable) -> Callable:
     """Mark a test that needs a GPU."""
-    for mark in _CUDA:
+    for mark in CUDA:
         test = mark(test)
     return test
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=_CUDA)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=CUDA)])
 def device(request: pytest.FixtureRequest) -> str:
     """The test runs on the CPU and, where there is one, on a GPU."""
     return request.param

@@ -39,7 +39,7 @@ class Tape(TorchDispatchMode):
         made = [tensor for tensor in tensors(result) if storage(tensor) not in read]
         if made or writes(func):
             if "empty" not in name:  # memory alone
-                self.launches[name] += 1
+                self.launches[name] += for_each(args) if name.startswith("aten._foreach") else 1
             self._steps.append((func, args, kwargs, tensors(result)))
         return result
 
@@ -50,6 +50,22 @@ class Tape(TorchDispatchMode):
                 for there, new in zip(before, tensors(func(*args, **kwargs)), strict=True):
                     if storage(there) != storage(new):
                         there.copy_(new)
+
+
+def for_each(args: tuple) -> int:
+    """How many launches an operation on lists of tensors is on a GPU: one for all, if they lie alike, or one for each."""
+    lists = [argument for argument in args if isinstance(argument, list | tuple) and tensors(argument)]
+    alike = all(
+        one.stride() == other.stride() and one.dtype == other.dtype and dense(one)
+        for others in lists
+        for one, other in zip(lists[0], others, strict=True)
+    )
+    return 1 if alike else len(lists[0])
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether it fills its memory, in whatever order of its dimensions."""
+    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True)).is_contiguous()
 
 
 def writes(func: Any) -> bool:

@@ -47,7 +47,15 @@ def test_newton_schulz_is_the_published_procedure(key: str, device: str) -> None
 def test_polar_express_is_isometric_on_the_papers_shapes(
     shape: tuple[int, int], device: str, rng: torch.Generator
 ) -> None:
-    W = torch.randn(3, *shape, generator=rng).to(device)
+    W = torch.randn(4, *shape, generator=rng).to(device)
+    for batch in W.split([1, 3]):
+        assert deviation(fire.polar(batch, solver="polar_express", tol=1e-6)) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_polar_express_in_large_batches(shape: tuple[int, int], device: str, rng: torch.Generator) -> None:
+    W = torch.randn(40, *shape, generator=rng).to(device)
     assert deviation(fire.polar(W, solver="polar_express", tol=1e-6)) <= 1e-6
 
 
