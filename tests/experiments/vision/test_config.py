@@ -72,7 +72,8 @@ def test_scale_is_only_a_name() -> None:
 
 
 def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert estimate.work(composed("scale=paper")) == 1000 * 5000 + 100 * 50_000 + 120 * 10_000 / 3
+    expected = 1000 * 5000 + 100 * 50_000 + 120 * 10_000 / 3
+    assert estimate.work(composed("scale=paper")) == pytest.approx(expected)
     monkeypatch.setattr(estimate, "SECONDS", 0.0)
     cfg = composed("scale=smoke")
     text = estimate.describe_cost(cfg, resolve_runtime(cfg))
