@@ -194,7 +194,8 @@ class Runtime:
     Attributes:
         device: cpu or cuda.
         precision: of the training; fp32, tf32, or autocast to bf16 or fp16, which needs loss scaling.
-        compile: false, true (torch.compile) or graphs (torch.compile with CUDA graphs; in DQN a captured graph alone).
+        compile: false, true (torch.compile), or graphs: CUDA graphs. Language takes those that torch.compile makes; in
+            the other domains one graph is a whole step, in vision with its network compiled.
         threads: of PyTorch on the CPU; 0 on CUDA, where it changes nothing.
     """
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 import fire
 from experiments.common import boundary, config
@@ -28,6 +28,7 @@ from experiments.common.progress import Progress
 from experiments.common.seeding import generator, seed_everything
 from experiments.common.workspace import Workspace
 from experiments.vision import data, estimate, models
+from experiments.vision.learner import Learner
 
 logger = logging.getLogger("fire")
 
@@ -35,14 +36,13 @@ logger = logging.getLogger("fire")
 PHASE_VERSION = 2
 PHASE_0_IGNORES = ("method", "optimizer_at_boundary", "sharpness")
 PROBE_IMAGES = 512  # fixed training images that the plasticity metrics look at
-EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # the one fits a cache, the other fills a GPU
 
 
 def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     """One run from its composed configuration: validate everything, then train what is missing."""
     check(cfg)
     method = config.build_method(cfg)
-    runtime = config.resolve_runtime(cfg)
+    runtime = config.resolve_runtime(cfg, compile_on_cuda="graphs")
     job = describe(cfg, runtime)
     announce(cfg, runtime)
 
@@ -140,40 +140,22 @@ class VisionTraining:
         self.model = model.to(runtime.device)
         if self.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
-        self.compiled = runtime.compiled(self.model)
-        self.optimizer = self.new_optimizer()
+        self.learner = Learner(self.model, self.train_set, self.test_set, cfg, runtime)
         self.phase, self.epoch, self.batch = 0, 0, 0
-        self.totals = self.new_totals()
         # Weights and Adam's moments; two checkpoints kept and one being written, in the run and in the shared phase.
         self.disk_bytes = 6 * 3 * sum(t.numel() * t.element_size() for t in self.initial.values())
 
-    def new_optimizer(self) -> torch.optim.Optimizer:
-        """Adam with empty moments."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.cfg.optimizer.learning_rate, fused=True)
-
-    def new_totals(self) -> dict[str, Tensor]:
-        """Sums over the steps of one epoch, kept on the device so that no step waits for them."""
-        names = ("loss", "correct", "grad_norm", "steps")
-        return {name: torch.zeros((), dtype=torch.float64, device=self.runtime.device) for name in names}
-
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": [self.phase, self.epoch, self.batch],
-            "totals": self.totals,
-        }
+        return {**self.learner.state_dict(), "position": [self.phase, self.epoch, self.batch]}
 
     def final_weights(self) -> None:
         """None: the weights of a run like these are quickly trained again."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_state_dict(state)
         self.phase, self.epoch, self.batch = state["position"]
-        self.totals = {name: total.to(self.runtime.device) for name, total in state["totals"].items()}
 
     def epochs_before(self, phase: int) -> int:
         """Epochs trained when `phase` begins."""
@@ -198,38 +180,24 @@ class VisionTraining:
         if before := self.sharpness():
             row["reset/sharpness_before"] = before["plasticity/sharpness"]
         row |= boundary.cross(self.method, self.model, self.initial, self.scope)
-        if self.cfg.optimizer_at_boundary == "reset":
-            self.optimizer = self.new_optimizer()
-        row |= self.evaluate() | self.plasticity() | self.sharpness()
+        self.learner.begin_phase(new_optimizer=self.cfg.optimizer_at_boundary == "reset")
+        row |= self.learner.test() | self.plasticity() | self.sharpness()
         workspace.log.append(row)
 
     def train_epoch(self, workspace: Workspace, count: int, epochs: int, progress: Progress) -> None:
         """The rest of one epoch over the first `count` training images, and its row in the log."""
         cfg, size = self.cfg, self.cfg.budget.batch_size
         order = torch.randperm(count, generator=generator(cfg.seed, "order", self.phase, self.epoch))
+        order = order.to(self.runtime.device)
         steps_per_epoch = math.ceil(count / size)
         warmup = cfg.optimizer.warmup_fraction * epochs * steps_per_epoch
         started, first = time.perf_counter(), self.batch
         self.model.train()
-        for images, labels in self.train_set.batches(order, size, first, self.channels_last):
+        for indices in order[first * size :].split(size):
             step = self.epoch * steps_per_epoch + self.batch
-            for group in self.optimizer.param_groups:
-                group["lr"] = cfg.optimizer.learning_rate * min(1.0, (step + 1) / max(warmup, 1))
-            # A last, smaller batch would make torch.compile start over.
-            model = self.compiled if len(labels) == size else self.model
-            with self.runtime.autocast:
-                logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), cfg.optimizer.clip_norm)
-            self.optimizer.step()
-            self.totals["loss"] += loss.detach() * len(labels)
-            self.totals["correct"] += (logits.detach().argmax(1) == labels).sum()
-            self.totals["grad_norm"] += norm
-            self.totals["steps"] += 1
+            self.learner.update(indices, cfg.optimizer.learning_rate * min(1.0, (step + 1) / max(warmup, 1)))
             self.batch += 1
-            progress.advance(len(labels))
+            progress.advance(len(indices))
             if workspace.save_due() and self.batch < steps_per_epoch:
                 self.save(workspace)
         totals = self.finite_totals(workspace)  # waits for the device
@@ -256,13 +224,14 @@ class VisionTraining:
             "speed/images_per_second": rate,
         }
         if last or (self.epoch + 1) % self.cfg.budget.test_every[self.phase] == 0:
-            row |= self.evaluate()
+            row |= self.learner.test()
         if last:
             row |= self.plasticity()
         workspace.log.append(row)
         shown = {"train": row["train/accuracy"]} | ({"test": row["test/accuracy"]} if "test/accuracy" in row else {})
         progress.show(f"epoch {self.epoch + 1}/{epochs}", **shown)
-        self.epoch, self.batch, self.totals = self.epoch + 1, 0, self.new_totals()
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.learner.clear_totals()
         if workspace.save_due() and not last:
             self.save(workspace)
 
@@ -278,29 +247,13 @@ class VisionTraining:
         Raises:
             UserError: the loss or the gradient has stopped being finite; such a state is never saved.
         """
-        totals = {name: float(total) for name, total in self.totals.items()}
+        totals = self.learner.read_totals()
         if not all(math.isfinite(total) for total in totals.values()):
             raise UserError(
                 f"the loss or gradient is not finite in phase {self.phase}, epoch {self.epoch + 1}, by batch "
                 f"{self.batch}; the last good checkpoint, if any, is in {workspace.path}"
             )
         return totals
-
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Accuracy and loss on the test images."""
-        self.model.eval()
-        correct = torch.zeros((), dtype=torch.long, device=self.runtime.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        # Channels last is a fifth faster here on a CPU too, where in training it is not.
-        for images, labels in self.test_set.batches(
-            torch.arange(len(self.test_set)), EVAL_BATCH[self.runtime.device], 0, channels_last=True
-        ):
-            with self.runtime.autocast:
-                logits = self.model(images)
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-        return {"test/accuracy": int(correct) / len(self.test_set), "test/loss": float(loss) / len(self.test_set)}
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

@@ -112,7 +112,7 @@ def run(device: str, repeats: int) -> pd.DataFrame:
         overrides = [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"]
         cfg = config.compose_domain("vision", VisionConfig, overrides)
         cfg.optimizer.warmup_fraction = 0.0  # of a number of epochs that is not known here
-        loops = _loops(cfg, config.resolve_runtime(cfg), repeats)
+        loops = _loops(cfg, config.resolve_runtime(cfg, compile_on_cuda="graphs"), repeats)
         sweeps = _sweeps(device, Path(scratch))
     return pd.concat([loops, sweeps], ignore_index=True)
 

@@ -1,0 +1,126 @@
+"""A whole step of training as one captured graph: on the CPU, where a tape stands in for CUDA, to the bit as eager."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import fire
+from experiments.common import cuda_graphs
+from experiments.common.errors import Interrupted
+from experiments.common.progress import Progress
+from tests.experiments.vision.conftest import Storage, trained, training
+from tests.tape import WAITS, Tape, launches
+
+METHODS = [name for name in fire.METHODS if name != "plasticity_injection"]
+# Both may only fall.
+LAUNCHES_PER_STEP = 2  # besides the graph: copying the indices and filling in the learning rate
+LAUNCHES_IN_GRAPH = 231  # of a step that is not compiled, on the CPU
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two states are the same to the bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_run_equals_eager_to_the_bit(method: str, taped: list[Tape], uncompiled: None) -> None:
+    eager, captured = training("false", f"method={method}"), training("graphs", f"method={method}")
+    assert trained(captured, Storage()) == trained(eager, Storage())
+    assert len(taped) == 6  # for each of two phases a whole and a smaller batch, and two sizes of test batches
+    one, other = eager.state_dict(), captured.state_dict()
+    for group in other["optimizer"]["param_groups"]:
+        assert group.pop("capturable") is not one["optimizer"]["param_groups"][0].pop("capturable")
+    assert equal(one, other)
+
+
+# After the first step, after the first epoch, and in the middle of an epoch of phase 1.
+@pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (3, "bf16"), (8, "fp32")])
+def test_captured_run_goes_on_in_the_middle(stop_at: int, precision: str, taped: list[Tape], uncompiled: None) -> None:
+    settings = ("optimizer_at_boundary=keep", f"precision={precision}")
+    whole = trained(training("false", *settings), Storage())
+    first, second = Storage(stop_at), Storage()
+    with pytest.raises(Interrupted):
+        trained(training("graphs", *settings), first)
+    rest = training("graphs", *settings)
+    rest.learner.update(torch.arange(64), 0.001)  # a graph of the state before, which loading must forget
+    rest.load_state_dict(first.state)
+    assert first.numbers() + trained(rest, second) == whole
+
+
+def test_checkpoint_of_another_way_to_execute_can_be_gone_on_with(taped: list[Tape], uncompiled: None) -> None:
+    """One from when compile=graphs still had an eager optimiser says capturable=False and has a number as rate."""
+    whole = trained(training("false"), Storage())
+    first = Storage(4)
+    with pytest.raises(Interrupted):
+        trained(training("false"), first)
+    rest = training("graphs")
+    rest.load_state_dict(first.state)
+    assert first.numbers() + trained(rest, Storage()) == whole
+
+
+def test_learning_rate_is_read_at_every_replay(taped: list[Tape], uncompiled: None) -> None:
+    one = training("graphs").learner
+    indices = torch.arange(64)
+    one.update(indices, 0.01)
+    before = [p.detach().clone() for p in one.model.parameters()]
+    one.update(indices, 0.0)
+    assert all(map(torch.equal, before, one.model.parameters()))
+    one.update(indices, 0.01)
+    assert not any(map(torch.equal, before, one.model.parameters()))
+    assert len(taped) == 1
+
+
+def test_a_replayed_step_launches_little_and_an_epoch_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, uncompiled: None
+) -> None:
+    replays: list[Tape] = []
+
+    def record(update: Any) -> Any:
+        with Tape() as tape:
+            update()
+        return lambda: replays.append(tape)  # and nothing more, so that what is outside of graphs can be counted
+
+    monkeypatch.setattr(cuda_graphs, "warm_up", lambda update: update())
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    one, storage = training("graphs"), Storage()
+    one.phase = 1
+    one.learner.update(torch.arange(64), 0.01)
+    assert sum(replays[-1].launches.values()) <= LAUNCHES_IN_GRAPH
+    outside = launches(lambda: one.learner.update(torch.arange(3, 67), 0.01))
+    outside.subtract(launches(lambda: torch.arange(3, 67)))
+    assert sum(outside.values()) == LAUNCHES_PER_STEP
+    one.learner.update(torch.arange(8), 0.01)
+    one.cfg.budget.test_every = [9, 9]
+    one.learner.totals["steps"].fill_(4)
+    replays.clear()
+    with Progress("epoch", 200, 0, "images", shown=False) as progress:
+        counted = launches(lambda: one.train_epoch(storage, 200, 2, progress))  # type: ignore[arg-type]
+    assert len(replays) == 4
+    assert not WAITS & counted.keys()
+    assert sum(counted.values()) <= 4 * LAUNCHES_PER_STEP + 6  # once an epoch: order, sums to read and to clear
+
+
+@pytest.mark.slow
+def test_compiled_objective_is_one_graph_and_agrees_with_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "warm_up", lambda update: update())
+    monkeypatch.setattr(cuda_graphs, "record", lambda update: update)  # compiled code leaves no trace on a tape
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = trained(training("graphs", "method=fire"), Storage())
+    again = trained(training("graphs", "method=fire"), Storage())
+    counters = torch._dynamo.utils.counters
+    # Neither a smaller last batch, a reset, a test nor another run makes torch.compile start over.
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert again == compiled
+    eager = trained(training("false", "method=fire"), Storage())
+    losses = [[row["train/loss"] for row in rows if "train/loss" in row] for rows in (compiled, eager)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # fused operations round differently
+    assert losses[0] != losses[1]
