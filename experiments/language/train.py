@@ -8,6 +8,7 @@ full reset 3.057, FIRE 3.019 (3 seeds, scale=paper). What a run is, and when, is
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -28,12 +29,12 @@ from experiments.common.workspace import Workspace
 from experiments.language import estimate, protocol
 from experiments.language.best import Best
 from experiments.language.corpora import Corpus, Mixture
-from experiments.language.hardware import peak_rate
+from experiments.language.hardware import peak_rate, preferred_attention
 
 logger = logging.getLogger("fire")
 
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
-EVAL_TOKENS = 16_384  # in one forward pass of a validation
+EVAL_TOKENS = 16_384  # in one uncompiled forward pass of a validation
 
 
 def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
@@ -83,7 +84,9 @@ class LanguageTraining:
         boundary.check_scope(method, network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.model = network.to(runtime.device)
-        self.called = team.parallel(self.model, runtime.compiled(self.model))
+        self.compiled = runtime.compiled(self.model)
+        self.called = team.parallel(self.model, self.compiled)
+        self.attention = partial(preferred_attention, runtime.device, budget.block)
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
         self.optimizer = self.new_optimizer()
         self.phase, self.iteration = 0, 0
@@ -175,7 +178,7 @@ class LanguageTraining:
             # Gradients are averaged over the processes once, in the last backward pass.
             waits = self.team.size > 1 and number + 1 < len(mine)
             with self.called.no_sync() if waits else nullcontext():
-                with self.runtime.autocast:
+                with self.runtime.autocast, self.attention():
                     part = self.called(sequences) / len(mine)
                 self.scaler.scale(part).backward()
             loss += part.detach()
@@ -297,11 +300,20 @@ class LanguageTraining:
     def validation_loss(self, windows: Tensor) -> float:
         """Mean loss of a token in fixed windows, (count, block + 1), shared out among the processes."""
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        size = max(1, EVAL_TOKENS // self.cfg.budget.block)
-        for part in windows.split(size)[self.team.rank :: self.team.size]:
-            with self.runtime.autocast:
-                total += self.model(part.long()).double() * len(part)
+        for call, part in self.validation_parts(windows)[self.team.rank :: self.team.size]:
+            with self.runtime.autocast, self.attention():
+                total += call(part.long()).double() * len(part)
         return float(self.team.sum(total)) / len(windows)
+
+    def validation_parts(self, windows: Tensor) -> list[tuple[Callable[..., Tensor], Tensor]]:
+        """Windows cut into forward passes, each with what is called. A compiled network gets as many at once as in
+        training, because it is compiled again for every other shape; what is left over goes through the eager one."""
+        size, whole = self.cfg.budget.micro_batch, 0
+        if self.runtime.compile == "true":
+            whole = len(windows) // size * size
+        parts = [(self.compiled, windows[at : at + size]) for at in range(0, whole, size)]
+        rest = max(1, EVAL_TOKENS // self.cfg.budget.block)
+        return parts + [(self.model, windows[at : at + rest]) for at in range(whole, len(windows), rest)]
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

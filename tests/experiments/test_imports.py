@@ -39,10 +39,10 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
-def run_without(blocked: set[str], domain: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m experiments.<domain>` where some packages are not installed."""
+def run_without(blocked: set[str], module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m <module>` where some packages are not installed."""
     return subprocess.run(
-        [sys.executable, "-c", BLOCKED, ",".join(sorted(blocked)), f"experiments.{domain}", *arguments],
+        [sys.executable, "-c", BLOCKED, ",".join(sorted(blocked)), module, *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
 
@@ -55,8 +55,8 @@ def test_a_run_needs_no_package_of_another_domain(
         request.getfixturevalue({"vision": "data_dir", "humanoid": "robot_dir"}[domain])
     folder, words = made_text if domain == "language" else (cache, [])
     result = run_without(
-        OPTIONAL - NEEDED[domain], domain, *words, *TINY[domain], "method=none", "scale=smoke", "device=cpu",
-        "threads=1", "wandb.mode=disabled", f"data_dir={folder}", f"outputs_dir={tmp_path}",
+        OPTIONAL - NEEDED[domain], f"experiments.{domain}", *words, *TINY[domain], "method=none", "scale=smoke",
+        "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={folder}", f"outputs_dir={tmp_path}",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(run_dirs(tmp_path)) == 1
@@ -65,8 +65,8 @@ def test_a_run_needs_no_package_of_another_domain(
 @pytest.mark.parametrize("domain", ["atari", "humanoid"])
 def test_a_video_that_cannot_be_written_is_said_before_training(domain: str, robot_dir: Path, tmp_path: Path) -> None:
     result = run_without(
-        {"imageio_ffmpeg"}, domain, "record_video=true", "scale=smoke", "device=cpu", "wandb.mode=disabled",
-        f"outputs_dir={tmp_path}", f"data_dir={robot_dir}",
+        {"imageio_ffmpeg"}, f"experiments.{domain}", "record_video=true", "scale=smoke", "device=cpu",
+        "wandb.mode=disabled", f"outputs_dir={tmp_path}", f"data_dir={robot_dir}",
     )  # fmt: skip
     assert result.returncode == 1
     errors = [line for line in result.stdout.splitlines() if "error" in line]
@@ -77,6 +77,18 @@ def test_a_video_that_cannot_be_written_is_said_before_training(domain: str, rob
 
 def test_blocking_blocks(tmp_path: Path) -> None:
     """The test above means something: without a package that is needed there is an error."""
-    result = run_without({"ale_py"}, "atari", "scale=smoke", "wandb.mode=disabled", f"outputs_dir={tmp_path}")
+    result = run_without(
+        {"ale_py"}, "experiments.atari", "scale=smoke", "wandb.mode=disabled", f"outputs_dir={tmp_path}"
+    )
     assert result.returncode != 0
     assert "ale_py" in result.stdout + result.stderr
+
+
+def test_a_missing_package_is_an_error_of_its_domains_tests_alone() -> None:
+    files = [f"tests/experiments/{domain}/test_cuda.py" for domain in DOMAINS]
+    arguments = ("--collect-only", "-q", "-p", "no:cacheprovider", *files)
+    printed = run_without(OPTIONAL - {"transformers"}, "pytest", *arguments).stdout
+    for domain, file in zip(DOMAINS, files, strict=True):
+        assert (f"{file}::" in printed) == (domain != "humanoid"), printed
+        assert (f"ERROR {file}" in printed) == (domain == "humanoid"), printed
+    assert "ModuleNotFoundError: No module named 'gymnasium'" in printed
