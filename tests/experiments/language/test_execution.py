@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
 from experiments.common.config import Runtime
 from experiments.language.hardware import preferred_attention
-from experiments.language.model import GPT
+from experiments.language.model import GPT, build
 from tests.conftest import Command, numbers, run_dirs
 
 
@@ -77,6 +77,28 @@ def test_training_and_validation_compile_one_graph_each(
     eager, other = ([row.get("val/loss") for row in numbers_of(tmp_path / name)] for name in ("eager", "compiled"))
     assert [value is None for value in eager] == [value is None for value in other]
     assert [value for value in other if value] == pytest.approx([value for value in eager if value], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("eager", torch.float32), ("aot_eager_decomp_partition", torch.bfloat16)]
+)
+def test_compiled_the_scores_are_kept_once_in_half_precision(backend: str, dtype: torch.dtype) -> None:
+    """They are the largest thing a training step keeps. The second backend cuts the network into forward and backward
+    as torch.compile does by default; the first, the network as it is written, keeps them in float32."""
+    network = build(layers=2, heads=2, width=64, block=128, vocabulary=1024, seed=0)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    torch._dynamo.reset()
+    called = torch.compile(network, backend=backend)
+    tokens = torch.randint(1024, (4, 129), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        called(tokens).backward()
+    large = {(tensor.data_ptr(), tensor.dtype) for tensor in kept if tensor.numel() >= 4 * 128 * 1024}
+    assert [kind for _, kind in large] == [dtype]
 
 
 def numbers_of(outputs: Path) -> list[dict[str, Any]]:
