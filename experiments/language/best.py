@@ -81,7 +81,7 @@ class Best:
         for _, name in self._on_disk(folder)[:-2]:
             checkpoint.drop(folder, name)
 
-    def agree(self, folder: Path) -> None:
+    def reconcile(self, folder: Path) -> None:
         """Make what is on disk agree with the state to go on from: what a lost part of the training has left goes.
 
         Raises:

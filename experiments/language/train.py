@@ -152,7 +152,7 @@ class LanguageTraining:
         if until_phase > 1 and self.phase == 0:
             self.cross_boundary(workspace)
         if self.phase == 0:
-            self.team.lead(lambda: self.best.agree(workspace.path))
+            self.team.lead(lambda: self.best.reconcile(workspace.path))
         length = self.cfg.budget.iterations[self.phase]
         end = self.periodic().get(self.branch, length) if self.phase == 0 else length
         tokens = self.cfg.budget.sequences * self.cfg.budget.block
