@@ -10,8 +10,8 @@ from tests.conftest import DOMAINS, REPOSITORY, run_dirs
 
 # Of the packages that an experiment may need beyond those all of them do; `matplotlib` and the like are for reports.
 OPTIONAL = {
-    "ale_py", "cv2", "datasets", "gymnasium", "huggingface_hub", "imageio_ffmpeg", "markdown_it", "matplotlib", "mujoco",
-    "pandas", "pyarrow", "scipy", "tiktoken", "torchvision", "transformers", "wandb", "wandb_workspaces",
+    "ale_py", "cv2", "datasets", "gymnasium", "huggingface_hub", "imageio_ffmpeg", "markdown_it", "matplotlib",
+    "mujoco", "pandas", "pyarrow", "scipy", "tiktoken", "torchvision", "transformers", "wandb", "wandb_workspaces",
 }  # fmt: skip
 NEEDED = {"vision": set(), "language": set(), "atari": {"ale_py", "gymnasium"}, "humanoid": {"mujoco", "gymnasium"}}
 TINY = {
