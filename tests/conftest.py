@@ -1,9 +1,14 @@
-"""Shared fixtures: the real data sets, and the command lines as a user calls them."""
+"""Shared fixtures: the real data sets, and the command lines as a user calls them.
+
+A domain is imported when a test of it asks for it, so that the others' tests run without its packages.
+"""
 
 import ctypes.util
+import importlib
 import json
 import logging
 import os
+import random
 import subprocess
 import sys
 import time
@@ -15,22 +20,10 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.atari.config import AtariConfig
-from experiments.atari.train import run as atari_run
 from experiments.common import cuda_graphs
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
-from experiments.humanoid import assets
-from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.rendering import LIBRARIES
-from experiments.humanoid.train import run as humanoid_run
-from experiments.language.config import LanguageConfig
-from experiments.language.prepare import prepare
-from experiments.language.train import run as language_run
-from experiments.vision.config import VisionConfig
-from experiments.vision.data import prepare_cifar10
-from experiments.vision.train import run as vision_run
 from tests.tape import Tape
 
 REPOSITORY = Path(__file__).parents[1]
@@ -40,7 +33,7 @@ CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reas
 
 
 needs_opengl = pytest.mark.skipif(
-    not any(map(ctypes.util.find_library, LIBRARIES.values())),
+    not any(map(ctypes.util.find_library, ("EGL", "OSMesa"))),
     reason="needs EGL or OSMesa (on Debian: libegl1 libopengl0 libgl1-mesa-dri), which .ci/run installs",
 )
 
@@ -84,6 +77,8 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def data_dir(cache: Path) -> Path:
     """Real CIFAR-10."""
+    from experiments.vision.data import prepare_cifar10
+
     prepare_cifar10(cache)
     return cache
 
@@ -91,25 +86,63 @@ def data_dir(cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def text_dir(cache: Path) -> Path:
     """WikiText-2 and IMDb, as bytes."""
+    from experiments.language.prepare import prepare
+
     for corpus in ("wikitext2", "imdb"):
         prepare(corpus, "bytes", cache, "text", workers=2)
     return cache
 
 
+def sentences(seed: int, bytes_at_least: int) -> str:
+    """Text that a small model can learn: sentences of made-up words, each of which only a few others follow."""
+    draw = random.Random(seed)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(300)]
+    after = {word: draw.choices(words, k=4) for word in words}
+    lines, size = [], 0
+    while size < bytes_at_least:
+        sentence = [draw.choice(words)]
+        while len(sentence) < 12:
+            sentence.append(draw.choice(after[sentence[-1]]))
+        lines.append(" ".join(sentence) + ".")
+        size += len(lines[-1]) + 1
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def made_text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A data folder with two small corpora made here, as bytes, and the words of the command line that choose them."""
+    from experiments.language.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("made_text")
+    for number, name in enumerate(("first", "second")):
+        path = folder / f"{name}.txt"
+        path.write_text(sentences(number, 300_000))
+        prepare(str(path), "bytes", folder, "text", workers=1)
+    return folder, ["data=files", *(f"data.{name}=[{folder / name}.txt]" for name in ("first", "second"))]
+
+
 @pytest.fixture(scope="session")
 def robot_dir(cache: Path) -> Path:
     """HumanoidBench's models."""
+    from experiments.humanoid import assets
+
     assets.prepare(cache)
     return cache
 
 
 Command = Callable[..., tuple[int, str]]
-DOMAINS: dict[str, tuple[type[BaseConfig], Callable[..., Any]]] = {
-    "vision": (VisionConfig, vision_run),
-    "language": (LanguageConfig, language_run),
-    "atari": (AtariConfig, atari_run),
-    "humanoid": (HumanoidConfig, humanoid_run),
-}
+DOMAINS = ("vision", "language", "atari", "humanoid")
+
+
+def schema_of(domain: str) -> type[BaseConfig]:
+    """The root of a domain's configuration."""
+    return getattr(importlib.import_module(f"experiments.{domain}.config"), f"{domain.capitalize()}Config")
+
+
+def run_of(domain: str) -> Callable[..., Any]:
+    """What a domain does with a configuration."""
+    return importlib.import_module(f"experiments.{domain}.train").run
 
 
 @pytest.fixture
@@ -134,8 +167,7 @@ def command_line(
             extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
             main = REPOSITORY / "experiments" / domain / "__main__.py"
             monkeypatch.setattr(sys, "argv", [str(main), *arguments, *extra])
-            schema, run = DOMAINS[domain]
-            status = launch(domain, schema, run)
+            status = launch(domain, schema_of(domain), run_of(domain))
             return status, capsys.readouterr().out
 
         return call
@@ -154,6 +186,14 @@ def vision(command_line: Callable[..., Command], data_dir: Path) -> Command:
 def language(command_line: Callable[..., Command], text_dir: Path) -> Command:
     """The command line of the language domain."""
     return command_line("language", text_dir)
+
+
+@pytest.fixture
+def language_made(command_line: Callable[..., Command], made_text: tuple[Path, list[str]]) -> Command:
+    """The command line of the language domain, on text that is made here."""
+    folder, words = made_text
+    call = command_line("language", folder)
+    return lambda *arguments: call(*words, *arguments)
 
 
 @pytest.fixture

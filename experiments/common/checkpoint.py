@@ -51,12 +51,17 @@ def save_as(folder: Path, content: dict[str, Any], name: str) -> Path:
     return path
 
 
-def rename(folder: Path, old: str, new: str) -> None:
-    """Give what is kept as `old`, if anything, the name `new`, in place of an earlier one."""
-    if (path := kept(folder).get(old)) is not None:
-        target = path.with_name(f"kept-{new}-{path.stem.rpartition('-')[2]}.pt")
-        move(path, target)
-        _drop_others(folder, new, target)
+def keep_also(folder: Path, name: str, other: str) -> None:
+    """Keep what is kept as `name`, if anything, as `other`, too, in place of an earlier one."""
+    if (path := kept(folder).get(name)) is not None:
+        target = path.with_name(f"kept-{other}-{path.stem.rpartition('-')[2]}.pt")
+        link(path, target)
+        _drop_others(folder, other, target)
+
+
+def drop(folder: Path, name: str) -> None:
+    """Delete what is kept as `name`, if anything."""
+    _drop_others(folder, name, None)
 
 
 def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path, str]:
@@ -92,7 +97,7 @@ def link(path: Path, target: Path) -> None:
         move(copy, target)
 
 
-def _drop_others(folder: Path, name: str, path: Path) -> None:
+def _drop_others(folder: Path, name: str, path: Path | None) -> None:
     for other in folder.glob(f"kept-{name}-*.pt"):
         if other != path:
             other.unlink(missing_ok=True)

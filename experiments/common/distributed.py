@@ -143,10 +143,6 @@ class Elsewhere:
     log = _NoLog()
     path = "the leader's directory"
 
-    def nothing(self, *arguments: Any) -> None:
-        """Followers write nothing."""
-
-    save = rename_kept = nothing
     signal = None
 
     def save_due(self) -> bool:

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, parallel
+from experiments.common import checkpoint, metric_log, parallel, video
 from experiments.common.config import digest
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.wandb_mirror import VIDEO, open_mirror
@@ -100,6 +100,8 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     run that is done.
     """
     cfg = job.cfg
+    if "record_video" in cfg and cfg.record_video:
+        video.check()
     summary = None if cfg.overwrite or cfg.until != "end" else summary_of(job.run_dir)
     if summary is not None:
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 
 from experiments.common.errors import UserError
@@ -14,11 +13,21 @@ from experiments.common.wandb_mirror import VIDEO
 logger = logging.getLogger("fire")
 
 
+def check() -> None:
+    """Raise UserError, before training starts, if no video could be written."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"record_video=true needs the package imageio-ffmpeg ({error})") from error
+
+
 def write(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:
     """Write pictures, (height, width, 3) uint8, to `path` (MP4, H.264), whole or not at all.
 
     `size` is (width, height).
     """
+    import imageio_ffmpeg
+
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     writer = imageio_ffmpeg.write_frames(
         str(temporary), size, fps=frames_per_second, macro_block_size=2, ffmpeg_log_level="error",

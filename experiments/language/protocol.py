@@ -16,6 +16,7 @@ from experiments.common.errors import UserError
 from experiments.common.fetch import default_data_dir
 from experiments.common.job import Job
 from experiments.language import corpora, model, tokenizers
+from experiments.language.best import BEST
 from experiments.language.corpora import Corpus
 
 logger = logging.getLogger("fire")
@@ -24,7 +25,6 @@ logger = logging.getLogger("fire")
 PHASE_VERSION = 1
 PHASE_0_IGNORES = ("method", "optimizer_at_boundary", "sharpness", "checkpoint")
 PAPER_ITERATIONS = 97_282  # of phase 0, whose checkpoints 30k and 60k the paper branches from
-BEST, BEST_SO_FAR = "best", "best_so_far"
 PERIODIC = [f"{thousands}k" for thousands in range(10, 100, 10)]
 
 

@@ -8,7 +8,7 @@ full reset 3.057, FIRE 3.019 (3 seeds, scale=paper). What a run is, and when, is
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -27,13 +27,14 @@ from experiments.common.progress import Progress
 from experiments.common.seeding import seed_everything
 from experiments.common.workspace import Workspace
 from experiments.language import estimate, protocol
+from experiments.language.best import Best
 from experiments.language.corpora import Corpus, Mixture
-from experiments.language.hardware import peak_rate
+from experiments.language.hardware import peak_rate, preferred_attention
 
 logger = logging.getLogger("fire")
 
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
-EVAL_TOKENS = 16_384  # in one forward pass of a validation
+EVAL_TOKENS = 16_384  # in one uncompiled forward pass of a validation
 
 
 def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
@@ -83,12 +84,14 @@ class LanguageTraining:
         boundary.check_scope(method, network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.model = network.to(runtime.device)
-        self.called = team.parallel(self.model, runtime.compiled(self.model))
+        self.compiled = runtime.compiled(self.model)
+        self.called = team.parallel(self.model, self.compiled)
+        self.attention = partial(preferred_attention, runtime.device, budget.block)
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
         self.optimizer = self.new_optimizer()
         self.phase, self.iteration = 0, 0
         self.origin = 0  # iterations before this phase
-        self.best, self.best_at, self.settled = math.inf, 0, False  # lowest validation loss of phase 0
+        self.best = Best()
         self.totals = self.new_totals()
         self.peak = peak_rate(runtime)
         self.branch, self.rewinds = cfg.checkpoint, cfg.checkpoint == protocol.BEST
@@ -123,7 +126,7 @@ class LanguageTraining:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "position": [self.phase, self.iteration, self.origin],
-            "best": [self.best, self.best_at, self.settled],
+            "best": self.best.state(),
             "totals": self.totals,
         }
 
@@ -140,7 +143,7 @@ class LanguageTraining:
             raise UserError(f"the checkpoint is of another network: {str(error).splitlines()[0]}") from error
         self.scaler.load_state_dict(state["scaler"])
         self.phase, self.iteration, self.origin = state["position"]
-        self.best, self.best_at, self.settled = state["best"]
+        self.best.load(state["best"])
         self.totals = self.new_totals()
         self.totals |= {name: total.to(self.runtime.device) for name, total in state["totals"].items()}
 
@@ -148,15 +151,19 @@ class LanguageTraining:
         """Train phase 0 until the checkpoint to branch from is kept, or, from there, phase 1 to its end."""
         if until_phase > 1 and self.phase == 0:
             self.cross_boundary(workspace)
+        if self.phase == 0:
+            self.team.lead(lambda: self.best.reconcile(workspace.path))
         length = self.cfg.budget.iterations[self.phase]
         end = self.periodic().get(self.branch, length) if self.phase == 0 else length
         tokens = self.cfg.budget.sequences * self.cfg.budget.block
         done = self.iteration * tokens
         with Progress(f"phase {self.phase}", end * tokens, done, "tokens", shown=self.team.leads) as progress:
-            while self.iteration < end and not (self.phase == 0 and self.rewinds and self.settled):
+            while self.iteration < end and not (self.phase == 0 and self.rewinds and self.best.settled):
                 self.train_iteration()
                 progress.advance(tokens)
                 self.finish_iteration(workspace, progress)
+        if self.phase == 0:
+            self.team.lead(lambda: self.best.close(workspace.path))
 
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""
@@ -171,7 +178,7 @@ class LanguageTraining:
             # Gradients are averaged over the processes once, in the last backward pass.
             waits = self.team.size > 1 and number + 1 < len(mine)
             with self.called.no_sync() if waits else nullcontext():
-                with self.runtime.autocast:
+                with self.runtime.autocast, self.attention():
                     part = self.called(sequences) / len(mine)
                 self.scaler.scale(part).backward()
             loss += part.detach()
@@ -209,32 +216,26 @@ class LanguageTraining:
             self.team.lead(lambda: workspace.log.append(row))
             progress.show(f"iteration {at}", **shown(row))
             self.totals = self.new_totals()
-            if validates and phase == 0 and not self.settled and row["val/loss"] < self.best:
-                self.best, self.best_at = row["val/loss"], at
-                keep.append(protocol.BEST if last else protocol.BEST_SO_FAR)
-        wait = self.cfg.patience * budget.iterations[0]
-        settles = phase == 0 and not self.settled and (last or (self.best_at > 0 and at - self.best_at >= wait))
+            if validates and phase == 0 and self.best.improves(row["val/loss"], at) and self.team.leads:
+                self.best.hold(workspace.snapshot(self.state_dict()))
+        settles = phase == 0 and self.best.settles(at, last, self.cfg.patience * budget.iterations[0])
         if keep or settles or self.team.agree(workspace.save_due()):
             self.save(workspace, keep, settles)
 
-    def save(self, workspace: Workspace, keep: Sequence[str] = (), settles: bool = False) -> None:
+    def save(self, workspace: Workspace, keep: list[str], settles: bool) -> None:
         """Checkpoint, and stop here if a signal has asked for it.
 
         Args:
             keep: names to keep it under.
-            settles: the best checkpoint so far of phase 0 is now its best.
+            settles: the best so far of phase 0 is now its best.
         """
         self.finite_totals(workspace)
-
-        def write() -> None:
-            # First, because a state that says it is settled must never be without its best.
-            if settles and protocol.BEST not in keep:
-                workspace.rename_kept(protocol.BEST_SO_FAR, protocol.BEST)
-            workspace.save(self.state_dict(), keep)
-
         started = time.perf_counter()
-        self.settled = self.settled or settles
-        self.team.lead(write)
+        self.best.settled = self.best.settled or settles
+        if self.phase == 0:
+            self.team.lead(lambda: self.best.write(workspace, self.state_dict(), keep, self.iteration))
+        else:
+            self.team.lead(lambda: workspace.save(self.state_dict(), keep))
         self.clock += time.perf_counter() - started  # which does not count as training
         if (signal := self.team.agree(workspace.signal)) is not None:
             raise Interrupted(signal)
@@ -299,11 +300,20 @@ class LanguageTraining:
     def validation_loss(self, windows: Tensor) -> float:
         """Mean loss of a token in fixed windows, (count, block + 1), shared out among the processes."""
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        size = max(1, EVAL_TOKENS // self.cfg.budget.block)
-        for part in windows.split(size)[self.team.rank :: self.team.size]:
-            with self.runtime.autocast:
-                total += self.model(part.long()).double() * len(part)
+        for call, part in self.validation_parts(windows)[self.team.rank :: self.team.size]:
+            with self.runtime.autocast, self.attention():
+                total += call(part.long()).double() * len(part)
         return float(self.team.sum(total)) / len(windows)
+
+    def validation_parts(self, windows: Tensor) -> list[tuple[Callable[..., Tensor], Tensor]]:
+        """Windows cut into forward passes, each with what is called. A compiled network gets as many at once as in
+        training, because it is compiled again for every other shape; what is left over goes through the eager one."""
+        size, whole = self.cfg.budget.micro_batch, 0
+        if self.runtime.compile == "true":
+            whole = len(windows) // size * size
+        parts = [(self.compiled, windows[at : at + size]) for at in range(0, whole, size)]
+        rest = max(1, EVAL_TOKENS // self.cfg.budget.block)
+        return parts + [(self.model, windows[at : at + rest]) for at in range(whole, len(windows), rest)]
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

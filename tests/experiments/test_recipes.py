@@ -16,7 +16,7 @@ from experiments.common.config import build_method, compose_sweep, recipes
 from scripts.report.__main__ import report
 from scripts.report.domains import DOMAINS as REPORTED
 from scripts.report.recipes import GENERIC
-from tests.conftest import DOMAINS, Command, run_dirs
+from tests.conftest import DOMAINS, Command, run_dirs, schema_of
 
 CHECKS: dict[str, ModuleType] = {"vision": vision, "language": language, "atari": atari, "humanoid": humanoid}
 ALL = [(domain, recipe) for domain in DOMAINS for recipe in recipes(domain)]
@@ -34,10 +34,10 @@ def test_every_figure_has_its_recipe() -> None:
 
 @pytest.mark.parametrize(("domain", "recipe"), ALL)
 def test_composes_at_paper_scale(domain: str, recipe: str) -> None:
-    jobs = compose_sweep(domain, DOMAINS[domain][0], recipe, ["scale=paper", "seed=0"])
+    jobs = compose_sweep(domain, schema_of(domain), recipe, ["scale=paper", "seed=0"])
     assert len({OmegaConf.to_yaml(cfg.method) for cfg in jobs}) == len(jobs)
     assert {"none", "full_reset", "fire"} <= {cfg.method.name for cfg in jobs}
-    seeds = {cfg.seed for cfg in compose_sweep(domain, DOMAINS[domain][0], recipe, ["method=none"])}
+    seeds = {cfg.seed for cfg in compose_sweep(domain, schema_of(domain), recipe, ["method=none"])}
     assert len(seeds) == (5 if recipe.startswith("fig4") else 3)
     for cfg in jobs:
         CHECKS[domain].check(cfg)
@@ -66,7 +66,7 @@ def test_runs_in_a_few_steps(domain: str, tiny: list[str], request: pytest.Fixtu
         status, printed = call(f"experiment={recipe}", "seed=0", *tiny)
         assert status == 0, printed
         ended = [line for line in printed.splitlines() if line.startswith("method=")]
-        assert len(ended) == len(compose_sweep(domain, DOMAINS[domain][0], recipe, ["seed=0"])), printed
+        assert len(ended) == len(compose_sweep(domain, schema_of(domain), recipe, ["seed=0"])), printed
         assert all(" done " in line for line in ended)
         jobs += len(ended)
     assert 0 < len(run_dirs(tmp_path / "outputs")) < jobs  # recipes share runs, which are done once

@@ -97,8 +97,12 @@ def test_checkpoints_are_kept_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     kept = checkpoint.kept(tmp_path)
     assert {name: torch.load(path)["n"] for name, path in kept.items()} == {"low": 1, "high": 2}
     assert len(list(tmp_path.glob("*.pt"))) == 4  # two to resume from, two kept
-    checkpoint.rename(tmp_path, "low", "high")
-    checkpoint.rename(tmp_path, "nothing", "high")
+    checkpoint.keep_also(tmp_path, "low", "high")
+    checkpoint.keep_also(tmp_path, "nothing", "high")
+    assert checkpoint.kept(tmp_path).keys() == {"low", "high"}
+    checkpoint.drop(tmp_path, "low")
+    checkpoint.drop(tmp_path, "nothing")
+    assert checkpoint.kept(tmp_path).keys() == {"high"}
     path = checkpoint.kept(tmp_path)["high"]
     assert (checkpoint.read(path) or {})["n"] == 1
     path.write_bytes(path.read_bytes()[:-1] + b"?")

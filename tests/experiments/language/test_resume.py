@@ -39,19 +39,24 @@ def best_is_settled(outputs: Path) -> bool:
     return bool(list(outputs.rglob("kept-best-*.pt")))
 
 
+def best_is_in_memory(outputs: Path) -> bool:
+    return any("val/loss" in row for row in rows_so_far(outputs, "phases/*")) and not list(outputs.rglob("*.pt"))
+
+
 @pytest.mark.parametrize(
-    "moment",
+    ("moment", "seconds"),
     [
-        pytest.param(in_phase_0, marks=pytest.mark.slow),
-        in_phase_1,
-        pytest.param(writing_a_checkpoint, marks=pytest.mark.slow),
-        best_is_settled,
+        pytest.param(in_phase_0, 0, marks=pytest.mark.slow),
+        (in_phase_1, 0),
+        pytest.param(writing_a_checkpoint, 0, marks=pytest.mark.slow),
+        (best_is_settled, 0),
+        (best_is_in_memory, 1000),
     ],
 )
 def test_kill_9_and_resume(
-    moment: Callable[[Path], bool], reference: list[dict], text_dir: Path, tmp_path: Path
+    moment: Callable[[Path], bool], seconds: int, reference: list[dict], text_dir: Path, tmp_path: Path
 ) -> None:
-    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}", "checkpoint_seconds=0"]
+    arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}", f"checkpoint_seconds={seconds}"]
     status, printed = stopped_when("language", moment, signal.SIGKILL, arguments, tmp_path)
     assert status == -signal.SIGKILL, printed
     process = start("language", *arguments)
