@@ -12,7 +12,7 @@ import fire
 from experiments.vision import models
 from scripts.benchmark.memory import extra_bytes
 from scripts.benchmark.plan import Case, Options
-from scripts.benchmark.timing import Limit, alternate, between, matrix_rate, ratio, seconds, spread
+from scripts.benchmark.timing import Limit, alternate, between, known, matrix_rate, ratio, seconds, spread
 
 STEPS = 10
 LOOP = "plain loop"
@@ -169,21 +169,18 @@ def largest_group(model: nn.Module) -> int:
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each network and way of projecting it."""
-    say = "{:,.1f}".format
     milliseconds = results.assign(**{key: results[key] * 1e3 for key in ("seconds", "seconds_min", "seconds_max")})
-    megabytes = (results.extra_bytes / 1e6).map("{:,.0f}".format).where(results.extra_bytes.notna(), "")
     shown = pd.DataFrame(
         {
             "network": results.case,
             "": results.solver,
-            "ms": milliseconds.seconds.map(say),
-            "range": between(milliseconds, "seconds", say),
-            "turns": results.repeats,
-            "loop / this": results.loop_over_this.map("{:.2f}".format).where(results.loop_over_this.notna(), ""),
-            "floor of the loop, ms": (results.floor_seconds * 1e3).map(say),
-            "DfI after": results.dfi.map("{:.1e}".format),
-            "extra memory, MB": megabytes,
-            "largest group, MB": (results.largest_group_bytes / 1e6).map("{:,.0f}".format),
+            "ms": known(milliseconds.seconds, "{:,.1f}"),
+            **between(milliseconds, "seconds", "{:,.1f}"),
+            "loop / this": known(results.loop_over_this, "{:.2f}"),
+            "floor of the loop, ms": known(results.floor_seconds * 1e3, "{:,.1f}"),
+            "DfI after": known(results.dfi, "{:.1e}"),
+            "extra memory, MB": known(results.extra_bytes / 1e6, "{:,.0f}"),
+            "largest group, MB": known(results.largest_group_bytes / 1e6, "{:,.0f}"),
         }
     )
     once = ["network", "floor of the loop, ms", "largest group, MB"]

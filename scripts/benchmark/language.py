@@ -32,7 +32,7 @@ from experiments.language.config import LanguageConfig
 from experiments.language.hardware import peak_rate
 from experiments.language.prepare import prepare
 from scripts.benchmark.plan import Case, Options
-from scripts.benchmark.timing import Limit, alternate, between, ratio, seconds, spread
+from scripts.benchmark.timing import Limit, alternate, between, known, ratio, seconds, spread
 
 CORPUS = "wikitext2"
 SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=workstation", "data=wikitext2_imdb", "budget.first_tokens=null"]}
@@ -225,16 +225,14 @@ def reset_beside_a_step(device: str, case: str, loops: Sequence[str], limit: Lim
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each loop."""
-    say, rate, mfu = "{:,.2f}".format, results.tokens_per_second, results.mfu
     columns = {
         "": results.case.where(~results.case.duplicated(), ""),
         "loop": results.loop,
-        "seconds": results.seconds.map(say),
-        "range": between(results, "seconds", say),
-        "turns": results.repeats,
-        "tokens / s": rate.map("{:,.0f}".format).where(rate.notna(), ""),
-        "this / ours": results.over_ours.map("{:.2f}".format),
+        "seconds": known(results.seconds, "{:,.2f}"),
+        **between(results, "seconds", "{:,.2f}"),
+        "tokens / s": known(results.tokens_per_second, "{:,.0f}"),
+        "this / ours": known(results.over_ours, "{:.2f}"),
     }
-    if mfu.notna().any():
-        columns["MFU"] = mfu.map("{:.1%}".format).where(mfu.notna(), "")
+    if results.mfu.notna().any():
+        columns["MFU"] = known(results.mfu, "{:.1%}")
     return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True)

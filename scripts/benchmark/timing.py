@@ -99,10 +99,16 @@ def spread(values: Sequence[float], name: str = "seconds") -> dict[str, Any]:
     }
 
 
-def between(results: pd.DataFrame, name: str, say: Callable[[float], str]) -> pd.Series:
-    """The range of a column for people; empty where it was measured once."""
-    low, high = results[f"{name}_min"].map(say), results[f"{name}_max"].map(say)
-    return (low + " to " + high).where(results.repeats > 1, "")
+def known(values: pd.Series, form: str) -> pd.Series:
+    """Numbers for people; empty where one is not known."""
+    return values.map(form.format).where(values.notna(), "")
+
+
+def between(results: pd.DataFrame, name: str, form: str) -> pd.DataFrame:
+    """Two columns for people: the range of one, empty where it was measured once, and how many turns there were."""
+    low, high = (known(results[f"{name}_{end}"], form) for end in ("min", "max"))
+    several = (results.repeats > 1) & (low != "")
+    return pd.DataFrame({"range": (low + " to " + high).where(several, ""), "turns": known(results.repeats, "{:.0f}")})
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
@@ -121,15 +127,13 @@ def rates(case: str, times: Mapping[str, list[float]], steps: Mapping[str, int])
 
 def rates_table(results: pd.DataFrame, unit: str) -> str:
     """Markdown: a row for each loop."""
-    say = "{:,.1f}".format
     shown = pd.DataFrame(
         {
             "": results.case.where(~results.case.duplicated(), ""),
             "loop": results.loop,
-            unit: results.steps_per_second.map(say),
-            "range": between(results, "steps_per_second", say),
-            "turns": results.repeats,
-            "ours / this": results.over_ours.map("{:.2f}".format),
+            unit: known(results.steps_per_second, "{:,.1f}"),
+            **between(results, "steps_per_second", "{:,.1f}"),
+            "ours / this": known(results.over_ours, "{:.2f}"),
         }
     )
     return shown.to_markdown(index=False, disable_numparse=True)

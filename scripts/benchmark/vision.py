@@ -30,7 +30,7 @@ from experiments.vision import data
 from experiments.vision.config import VisionConfig
 from experiments.vision.train import VisionTraining, describe
 from scripts.benchmark.plan import Case, Options
-from scripts.benchmark.timing import Limit, alternate, between, ratio, spread
+from scripts.benchmark.timing import Limit, alternate, between, known, ratio, spread
 
 SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=paper", "precision=bf16"]}
 # Phase 0 and 1 in the paper's proportions: as many images in each, and a fifth as many test images as training images.
@@ -169,18 +169,14 @@ def _sweeps(device: str, scratch: Path, loops: Sequence[str], limit: Limit) -> p
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each loop."""
-    say = "{:.2f}".format
-    known = results.images_per_second
-    rate = known.map("{:,.0f}".format).where(known.notna(), "")
     shown = pd.DataFrame(
         {
             "": results.case.where(~results.case.duplicated(), ""),
             "loop": results.loop,
-            "seconds": results.seconds.map(say),
-            "range": between(results, "seconds", say),
-            "turns": results.repeats,
-            "training images / s": rate,
-            "this / ours": results.over_ours.map("{:.2f}".format),
+            "seconds": known(results.seconds, "{:.2f}"),
+            **between(results, "seconds", "{:.2f}"),
+            "training images / s": known(results.images_per_second, "{:,.0f}"),
+            "this / ours": known(results.over_ours, "{:.2f}"),
         }
     )
     return shown.to_markdown(index=False, disable_numparse=True)

@@ -345,6 +345,15 @@ def test_standard_loop_sees_the_same_images(data_dir: Path) -> None:
     assert [label for _, label in theirs] == labels.tolist()
 
 
+@pytest.mark.parametrize("name", ["core", "vision", "language", "atari"])
+def test_committed_tables_are_those_of_the_rows(name: str) -> None:
+    """Cells that were not measured are empty."""
+    path = REPOSITORY / f"results/benchmark/{name}-h200.csv"
+    table = {"core": core, "vision": vision, "language": language, "atari": atari}[name].table(pd.read_csv(path))
+    assert path.with_suffix(".md").read_text().split("\n\n", 1)[1] == f"{table}\n"
+    assert "nan" not in table
+
+
 def test_timing_runs_in_turns() -> None:
     order = []
     times = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, Limit(2), "cpu", lambda: None)
