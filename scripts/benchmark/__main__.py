@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.common.errors import Interrupted, StopSignals
 from scripts.benchmark.plan import Budget, Options, chosen
 from scripts.benchmark.suite import Suite, reason
 
@@ -39,8 +40,12 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
         parser.error("--device cuda: PyTorch sees no CUDA device here")
     budget = Budget(options.budget, clock)
     names = dict.fromkeys(BENCHMARKS if "all" in options.benchmarks else options.benchmarks)
-    with ExitStack() as stack:
-        suites = [planned(name, options, budget, stack) for name in names]
+    with ExitStack() as stack, StopSignals():
+        try:
+            suites = [planned(name, options, budget, stack) for name in names]
+        except (KeyboardInterrupt, Interrupted):
+            print("interrupted; nothing was measured", file=sys.stderr)
+            return 130
         if names_to_choose_from := choose(suites, options.only):
             print(f"error: --only {options.only} fits none of these:\n{names_to_choose_from}", file=sys.stderr)
             return 2

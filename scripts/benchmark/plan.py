@@ -57,7 +57,7 @@ class Case:
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.name} ({', '.join(self.loops)})"
+        return f"{self.name} ({'; '.join(self.loops)})"
 
 
 def chosen(case: Case, pattern: str | None) -> Case | None:

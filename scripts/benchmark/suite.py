@@ -11,6 +11,7 @@ from types import ModuleType
 import pandas as pd
 import torch
 
+from experiments.common.errors import Interrupted
 from experiments.common.workspace import git_revision, machine
 from scripts.benchmark.plan import Budget, Case
 from scripts.benchmark.timing import OutOfTimeError
@@ -22,7 +23,7 @@ class Suite:
     Attributes:
         module: has its `cases` and the `table` of its rows.
         cases: to be measured. left_out, failed: of what no row came, and why.
-        interrupted: Ctrl-C has come.
+        interrupted: Ctrl-C or SIGTERM has come.
     """
 
     module: ModuleType
@@ -53,7 +54,7 @@ class Suite:
                 except OutOfTimeError:
                     self.left_out.append(case.title)
                     print(f"{self.name}: left out, no time is left for it: {case.title}", flush=True)
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, Interrupted):
                     self.interrupted = True
                     self.left_out += [other.title for other in self.cases[number:]]
                     return

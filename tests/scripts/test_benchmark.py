@@ -1,10 +1,13 @@
 """The benchmarks measure what they say, on cases small enough for a test."""
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 import fire
+from experiments.common.errors import Interrupted
 from experiments.common.workspace import git_revision
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
@@ -93,7 +97,7 @@ def test_budget_is_shared_among_cases(monkeypatch: pytest.MonkeyPatch, tmp_path:
     repeats = {row.case: row.repeats for name in ("atari", "humanoid") for row in written(name, tmp_path).itertuples()}
     assert repeats == {"first": 3, "second": 3, "third": 3}
     assert clock.now <= 140
-    assert "Not measured, no time left of 140 s: more (ours, plain)." in (tmp_path / "atari-cpu.md").read_text()
+    assert "Not measured, no time left of 140 s: more (ours; plain)." in (tmp_path / "atari-cpu.md").read_text()
 
     clock.now = 0.0
     assert command.main([*arguments, "160"], clock) == 0
@@ -113,15 +117,24 @@ def test_what_does_not_fit_into_a_budget_is_left_out_and_named(
     out = ["--device", "cpu", "--out", str(tmp_path)]
     assert command.main(["atari", "--budget", "60", *out], clock) == 0
     printed = capsys.readouterr().out
-    assert "atari: left out, no time is left for it: slow (ours, plain)" in printed.splitlines()
-    assert "atari: left out, no time is left for it: fits (ours, plain)" in printed.splitlines()
+    assert "atari: left out, no time is left for it: slow (ours; plain)" in printed.splitlines()
+    assert "atari: left out, no time is left for it: fits (ours; plain)" in printed.splitlines()
     assert not (tmp_path / "atari-cpu.csv").exists()
     told = (tmp_path / "atari-cpu.md").read_text()
     assert told.splitlines()[2:] == [
-        f"Not measured, no time left of 60 s: {name} (ours, plain)." for name in ("slow", "fits")
+        f"Not measured, no time left of 60 s: {name} (ours; plain)." for name in ("slow", "fits")
     ]
     assert command.main(["atari", *out], clock) == 0  # without a budget all turns are taken
     assert set(written("atari", tmp_path).repeats) == {5}
+
+
+def test_all_on_cuda_is_planned_to_fit_into_four_minutes() -> None:
+    """By what each case is expected to need there for one turn; what is only extra may be left out."""
+    with ExitStack() as stack:
+        modules = [import_module(f"scripts.benchmark.{name}") for name in command.BENCHMARKS]
+        cases = [case for module in modules for case in module.cases(Options("cuda", False, stack))]
+    assert sum(case.least for case in cases if not case.extra) <= 230  # and 10 s for imports and the like
+    assert {case.name for case in cases if case.extra} >= {"sweep of four methods", "a quarter of it"}
 
 
 def test_all_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
@@ -149,11 +162,14 @@ def test_all_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not (tmp_path / "core-cpu.md").exists()
 
 
-def test_what_is_complete_is_written_when_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("how", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+def test_what_is_complete_is_written_when_interrupted(
+    how: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path, capsys
+) -> None:
     clock = Clock()
 
     def interrupted(loops: Sequence[str], limit: Limit) -> pd.DataFrame:
-        raise KeyboardInterrupt
+        raise how
 
     members = [case("whole", clock, 1), replace(case("half", clock, 1), run=interrupted), case("never", clock, 1)]
     suite("atari", monkeypatch, lambda _: list(members))
@@ -161,7 +177,7 @@ def test_what_is_complete_is_written_when_interrupted(monkeypatch: pytest.Monkey
     assert capsys.readouterr().err == "interrupted; what was complete has been written\n"
     assert set(written("atari", tmp_path).case) == {"whole"}
     told = (tmp_path / "atari-cpu.md").read_text()
-    assert "Not measured, interrupted: half (ours, plain).\nNot measured, interrupted: never (ours, plain).\n" in told
+    assert "Not measured, interrupted: half (ours; plain).\nNot measured, interrupted: never (ours; plain).\n" in told
     assert not (tmp_path / "humanoid-cpu.md").exists()
 
 
