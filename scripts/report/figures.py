@@ -44,13 +44,12 @@ def curves(data: pd.DataFrame, domain: Domain, unfinished: Sequence[Unfinished] 
 
     def own(metric: str, axes: Axes) -> None:
         draw(finished, metric, since, axes)
-        draw_unfinished(data, unfinished, metric, domain, axes)
+        draw_unfinished(data, unfinished, metric, since, domain, axes)
 
     drawn: list[Panel] = [(ours, partial(own, domain.metric))]
     if panel and scale == "paper":
-        ours += f"\ndotted: the paper's {domain.figure}" + (
-            ", its final value as a line across" if "warm" in panel else ""
-        )
+        ours += f"\ndotted: the paper's {domain.figure}"
+        ours += ", its final value as a line across" if "warm" in panel else ""
         drawn[0] = (ours, partial(draw_over, partial(own, domain.metric), panel, domain))
     elif panel:
         title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "warm" in panel else "")
@@ -150,13 +149,16 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
 
 
 def draw_unfinished(
-    data: pd.DataFrame, unfinished: Sequence[Unfinished], metric: str, domain: Domain, axes: Axes
+    data: pd.DataFrame, unfinished: Sequence[Unfinished], metric: str, since: bool, domain: Domain, axes: Axes
 ) -> None:
-    """Runs as far as they are: dashed, with an open end, which the legend explains."""
+    """Runs as far as they are, from a single boundary on: dashed, with an open end, which the legend explains."""
     several = data.seed.nunique() > 1
     for one in unfinished:
-        mine = data[(data.method == one.method) & (data.seed == one.seed) & (data.metric == metric) & (data.x >= 0)]
-        curve = mine.sort_values(["x", "at_boundary"], kind="stable")
+        run = data[(data.method == one.method) & (data.seed == one.seed)]
+        boundaries = run[run.at_boundary].x.unique()
+        if since or len(boundaries) == 1:
+            run = run[(run.x > boundaries.max()) | run.at_boundary]
+        curve = run[(run.metric == metric) & (run.x >= 0)].sort_values(["x", "at_boundary"], kind="stable")
         label = f"{name(one.method)}{f', seed {one.seed}' if several else ''} ({one.words(domain)})"
         axes.plot(
             curve.x, curve.value, linestyle=(0, (4, 1.5)), marker="o", markevery=[-1], markerfacecolor="white",
@@ -200,6 +202,8 @@ def draw_over(own: Callable[[Axes], None], panel: str, domain: Domain, axes: Axe
     if domain.whole is None:  # returns begin low, and that is what they are about
         return
     theirs = heights(axes.lines[count:])
+    if not (len(ours) and len(theirs)):
+        return
     rising = "loss" not in domain.metric
     low = min(np.quantile(ours, 1 - SHOWN) if rising else ours.min(), theirs.min())
     high = max(ours.max() if rising else np.quantile(ours, SHOWN), theirs.max())
@@ -207,5 +211,6 @@ def draw_over(own: Callable[[Axes], None], panel: str, domain: Domain, axes: Axe
 
 
 def heights(lines: Sequence[Line2D]) -> np.ndarray:
-    """The y-values of all points of some lines."""
-    return np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in lines])
+    """The y-values of all points of some lines that are finite."""
+    values = np.concatenate([np.array([]), *(np.asarray(line.get_ydata(), dtype=float) for line in lines)])
+    return values[np.isfinite(values)]
