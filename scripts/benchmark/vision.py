@@ -101,7 +101,7 @@ def images(cfg: DictConfig, synthetic: bool) -> tuple[data.Images, data.Images]:
 
 
 def _loops(cfg: DictConfig, setting: str, synthetic: bool, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
-    runtime, (train, test) = config.resolve_runtime(cfg), images(cfg, synthetic)
+    runtime, (train, test) = config.resolve_runtime(cfg, compile_on_cuda="graphs"), images(cfg, synthetic)
     standard = _standard_loops(cfg, runtime, train, test, loops)
     with ours(cfg, runtime, train, test) as epoch:
         contestants: dict[str, Callable[[], object]] = {}
