@@ -274,7 +274,7 @@ def test_vision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data_dir: Path)
 def test_vision_on_synthetic_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without CIFAR-10 and torchvision, and labelled so."""
     monkeypatch.setenv("FIRE_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setitem(vision.SCALES, "cpu", ["scale=smoke"])
+    monkeypatch.setitem(vision.SCALES, "cpu", ["scale=smoke", "threads=1", "budget.train_images=128"])
     monkeypatch.setattr(vision, "find_spec", lambda name: None)
     results = measure("vision", tmp_path, "--synthetic")
     assert list(results.loop) == ["ours", "ours"]
@@ -284,7 +284,7 @@ def test_vision_on_synthetic_images(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_dir: Path) -> None:
     monkeypatch.setenv("FIRE_DATA", str(text_dir))
-    monkeypatch.setitem(language.SCALES, "cpu", ["scale=smoke"])
+    monkeypatch.setitem(language.SCALES, "cpu", ["scale=smoke", "threads=1"])
     monkeypatch.setitem(language.PRECISIONS, "cpu", ("fp32",))
     monkeypatch.setattr(language, "ITERATIONS", 1)
     results = measure("language", tmp_path, "--only", "training*")
