@@ -1,3 +1,3 @@
-"""Measured speed: `python -m scripts.benchmark core` and `python -m scripts.benchmark vision`."""
+"""Measured speed: `python -m scripts.benchmark all`, or some of core, vision, language, atari and humanoid."""
 
 import experiments  # noqa: F401 - before PyTorch is loaded, because it says how PyTorch's threads wait

@@ -1,45 +1,90 @@
-"""`python -m scripts.benchmark core|vision|language|atari|humanoid`: times, ratios, the machine, as CSV and Markdown.
+"""`python -m scripts.benchmark core|vision|language|atari|humanoid|all`: times and ratios, as CSV and Markdown.
 
-On 2 idle CPU cores each takes 6 to 8 minutes; nothing else should run meanwhile.
+On 2 idle CPU cores each takes 6 to 8 minutes; nothing else should run meanwhile. With `--budget` a command takes fewer
+turns, at least one; a case that does not fit at all is left out and named.
 """
 
 import argparse
-import platform
 import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from experiments.common.workspace import machine
-from scripts.benchmark import atari, core, humanoid, language, vision
+from experiments.common.errors import Interrupted, StopSignals
+from scripts.benchmark.plan import Budget, Options, chosen
+from scripts.benchmark.suite import Suite, reason
 
-BENCHMARKS = {"core": core, "vision": vision, "language": language, "atari": atari, "humanoid": humanoid}
+BENCHMARKS = ("core", "vision", "language", "atari", "humanoid")
 
 
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__)
-    parser.add_argument("benchmark", choices=sorted(BENCHMARKS))
+def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.perf_counter) -> int:
+    """The command line; `clock` gives the seconds that a budget counts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), metavar="benchmark", help="or several")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each contestant (default: %(default)s)")
+    parser.add_argument("--only", metavar="PATTERN", help="cases or loops whose name has this, or fits it as a glob")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole command")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each loop at most (default: %(default)s)")
+    parser.add_argument("--synthetic", action="store_true", help="vision: random images where CIFAR-10 is not at hand")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder (default: %(default)s)")
-    arguments = parser.parse_args()
-    benchmark = BENCHMARKS[arguments.benchmark]
-    torch.set_float32_matmul_precision("highest")
+    options = parser.parse_args(arguments)
+    if options.repeats < 1 or (options.budget is not None and options.budget <= 0):
+        parser.error("--repeats and --budget must be positive")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch sees no CUDA device here")
+    budget = Budget(options.budget, clock)
+    names = dict.fromkeys(BENCHMARKS if "all" in options.benchmarks else options.benchmarks)
+    with ExitStack() as stack, StopSignals():
+        try:
+            suites = [planned(name, options, budget, stack) for name in names]
+        except (KeyboardInterrupt, Interrupted):
+            print("interrupted; nothing was measured", file=sys.stderr)
+            return 130
+        if names_to_choose_from := choose(suites, options.only):
+            print(f"error: --only {options.only} fits none of these:\n{names_to_choose_from}", file=sys.stderr)
+            return 2
+        return carry_out(suites, options.out)
+
+
+def planned(name: str, options: argparse.Namespace, budget: Budget, stack: ExitStack) -> Suite:
+    """A benchmark with its cases; without any, and with the reason, where a package of it is missing."""
+    suite = Suite(name, options.device, options.repeats, budget, stack.enter_context(ExitStack()))
     try:
-        results = benchmark.run(arguments.device, arguments.repeats)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    threads = f", {torch.get_num_threads()} threads" if arguments.device == "cpu" else ""
-    where = f"{machine(arguments.device)}{threads}, PyTorch {torch.__version__}, Python {platform.python_version()}"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"{arguments.benchmark}-{arguments.device}"
-    results.assign(machine=where).to_csv(stem.with_suffix(".csv"), index=False)
-    text = f"{where}\n\n{benchmark.table(results)}\n"
-    stem.with_suffix(".md").write_text(text)
-    print(f"\n{text}\nwritten: {stem}.csv, {stem}.md")
-    return 0
+        suite.module = import_module(f"scripts.benchmark.{name}")
+        suite.cases = suite.module.cases(Options(options.device, options.synthetic, suite.stack))
+    except Exception as error:
+        suite.fail(reason(error))
+    return suite
+
+
+def carry_out(suites: Sequence[Suite], out: Path) -> int:
+    """Measure and write one after the other; the exit status."""
+    for number, suite in enumerate(suites):
+        later = [case for other in suites[number + 1 :] for case in other.cases]
+        suite.measure(later)
+        suite.write(out)
+        if suite.interrupted:
+            print("interrupted; what was complete has been written", file=sys.stderr)
+            return 130
+    return int(any(suite.failed for suite in suites))
+
+
+def choose(suites: Sequence[Suite], pattern: str | None) -> str:
+    """Leave in each suite what a pattern asks for; all names, a case a line, if that is nothing."""
+    known: dict[str, list[str]] = {}
+    for suite in suites:
+        for case in suite.cases:
+            known.setdefault(case.name, []).extend(case.loops)
+        suite.cases = [found for case in suite.cases if (found := chosen(case, pattern))]
+    if any(suite.cases for suite in suites):
+        return ""
+    return "\n".join(f"  {name}: {'; '.join(loops)}" for name, loops in known.items())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ made by NumPy, an eager update of a contiguous network, `loss.item()` now and th
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import ale_py
@@ -25,8 +25,9 @@ from experiments.atari.config import AtariConfig
 from experiments.atari.envs import STICKY
 from experiments.atari.train import AtariTraining
 from experiments.common import config
-from scripts.benchmark.processes import measure, together
-from scripts.benchmark.timing import alternate, rates, rates_table
+from scripts.benchmark.plan import Case, Options
+from scripts.benchmark.processes import measure, several
+from scripts.benchmark.timing import Limit, alternate, rates, rates_table
 
 gym.register_envs(ale_py)
 
@@ -35,7 +36,10 @@ CASES = {
     "a quarter of it": ["scale=paper", "budget.width=16", "budget.hidden=128"],
 }
 VECTORS = {"environments in turn": gym.vector.SyncVectorEnv, "environments in processes": gym.vector.AsyncVectorEnv}
-STEPS = {"cpu": 80, "cuda": 4000}  # agent steps of a turn
+# Agent steps of a turn: on CUDA a second or two for each.
+STEPS = {"cpu": {"ours": 80, "plain": 80}, "cuda": {"ours": 2000, "plain": 500}}
+# Seconds of a case until its first turn and of a turn. CUDA: ours as an H200 took; the plain loops are a guess.
+EXPECTED = {"cpu": (60.0, 5.0), "cuda": (21.0, 6.0)}
 FILL = 2000  # transitions in the buffer before the first update
 
 
@@ -145,20 +149,27 @@ def single_environment(game: str) -> gym.Env:
     return FrameStackObservation(AtariPreprocessing(env, noop_max=0, frame_skip=4, screen_size=84), 4)
 
 
-def run(device: str, repeats: int) -> pd.DataFrame:
-    """Both loops in turns, then several processes of ours at once."""
-    several = together("scripts.benchmark.atari", device, "the paper's network, several runs at once")
-    return pd.concat([*(_loops(case, device, repeats) for case in CASES), several], ignore_index=True)
+def cases(options: Options) -> list[Case]:
+    """Both networks with all loops, then several processes of ours at once."""
+    loops = ("ours", *(f"plain, {name}" for name in VECTORS))
+    found = [
+        Case(case, loops, "ours", partial(_measure, options.device, case), *EXPECTED[options.device], extra=number > 0)
+        for number, case in enumerate(CASES)
+    ]
+    return [*found, several("scripts.benchmark.atari", options.device, "the paper's network, several runs at once")]
 
 
-def _loops(case: str, device: str, repeats: int) -> pd.DataFrame:
-    cfg, steps = composed(CASES[case], device), STEPS[device]
+def _measure(device: str, case: str, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+    cfg = composed(CASES[case], device)
     training = ours(cfg)
-    contestants: dict[str, Callable[[], object]] = {"ours": partial(advance, training, steps)}
+    steps = {loop: STEPS[device]["ours" if loop == "ours" else "plain"] for loop in loops}
+    contestants: dict[str, Callable[[], object]] = {"ours": partial(advance, training, steps["ours"])}
     for name, vector in VECTORS.items():
-        contestants[f"plain, {name}"] = partial(PlainLoop(cfg, vector, device).advance, steps)
-    times = alternate(contestants, repeats, device)
-    return rates(f"{case}, {training.runtime.precision}", times, steps, repeats)
+        loop = f"plain, {name}"
+        if loop in loops:
+            contestants[loop] = partial(PlainLoop(cfg, vector, device).advance, steps[loop])
+    times = alternate(contestants, limit, device)
+    return rates(f"{case}, {training.runtime.precision}", times, steps)
 
 
 def measure_alone(device: str, threads: int, seconds: float) -> None:

@@ -1,8 +1,7 @@
 """`fire_` against a plain loop over matrices and kernel positions, on the weights of the paper's networks."""
 
-import statistics
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 import fire
 from experiments.vision import models
 from scripts.benchmark.memory import extra_bytes
-from scripts.benchmark.timing import alternate, matrix_rate, ratio, seconds
+from scripts.benchmark.plan import Case, Options
+from scripts.benchmark.timing import Limit, alternate, between, known, matrix_rate, ratio, seconds, spread
 
 STEPS = 10
 LOOP = "plain loop"
@@ -21,8 +21,20 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "polar_express": {"solver": "polar_express", "tol": 1e-6},
     "svd": {"solver": "svd"},
 }
-# On a CPU the oracle runs once for matrices this large: it is there for its DfI.
-LARGE = 50_000_000
+ORACLE = "svd"
+# Seconds of a turn, and of the oracle. CPU: 2 cores, as in results/benchmark. CUDA: a turn as on an H200 at commit
+# 103a8a6; the oracle there is a guess.
+EXPECTED: dict[str, dict[str, tuple[float, float]]] = {
+    "cpu": {
+        "ResNet-18, width 64": (2.8, 1.9), "ResNet-18, width 16": (0.2, 0.2), "ViT-Tiny, q and k": (0.2, 0.2),
+        "SimBa critics": (1.6, 0.9), "GPT-0.1B": (34, 20),
+    },
+    "cuda": {
+        "ResNet-18, width 64": (0.3, 8), "ResNet-18, width 16": (0.2, 5), "ViT-Tiny, q and k": (0.1, 3),
+        "SimBa critics": (0.1, 3), "GPT-0.1B": (0.6, 20),
+    },
+}  # fmt: skip
+UNKNOWN = (1.0, 1.0)
 
 
 def linears(*shapes: tuple[int, int], copies: int = 1) -> nn.Module:
@@ -83,46 +95,66 @@ def loop_operations(model: nn.Module) -> float:
 
 def contestants(model: nn.Module) -> dict[str, Callable[[], object]]:
     """What is compared, by name."""
-    ours = {name: partial(fire.fire_, model, **settings) for name, settings in SOLVERS.items()}
-    return {LOOP: partial(plain_loop, model), **ours}
+    return {LOOP: partial(plain_loop, model)} | {name: partial(ours, model, name) for name in SOLVERS}
 
 
-def run(device: str, repeats: int) -> pd.DataFrame:
-    """A row for every case and way of projecting it."""
+def ours(model: nn.Module, solver: str) -> tuple[float, float, float]:
+    """`fire_`, with its report read: a call that has not been waited for would not have been timed."""
+    report = fire.fire_(model, **SOLVERS[solver])
+    return report.sfe, report.dfi_before, report.dfi_after
+
+
+def cases(options: Options) -> list[Case]:
+    """Each network with the ways of projecting it; the oracle apart, because it is there for its DfI and runs once."""
+    rate = cache(partial(best_product, options.device))
+    turns = ((LOOP, *(name for name in SOLVERS if name != ORACLE)), (ORACLE,))
+    expected = EXPECTED[options.device]
+    return [
+        Case(
+            name, loops, LOOP, partial(_measure, options.device, name, rate),
+            0 if loops == (ORACLE,) else 2 + expected.get(name, UNKNOWN)[0],
+            expected.get(name, UNKNOWN)[loops == (ORACLE,)],
+            extra=loops == (ORACLE,),
+        )
+        for name in CASES
+        for loops in turns
+    ]  # fmt: skip
+
+
+def best_product(device: str) -> float:
+    """The machine's `matrix_rate`, told."""
     rate = matrix_rate(device)
     print(f"best float32 matrix product here: {rate / 1e9:,.0f} GFLOP/s", flush=True)
+    return rate
+
+
+def _measure(device: str, case: str, rate: Callable[[], float], loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+    model = CASES[case]().to(device)
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    restore = partial(model.load_state_dict, initial)
+    compared = {name: function for name, function in contestants(model).items() if name in loops}
+    if ORACLE in compared:
+        times = {ORACLE: [seconds(compared[ORACLE], device)]}
+        print(f"{case}: {ORACLE}, once: {times[ORACLE][0]:.3f} s", flush=True)
+    else:
+        times = alternate(compared, limit, device, restore)
     rows = []
-    for case, make in CASES.items():
-        print(f"{case} ...", flush=True)
-        model = make().to(device)
-        initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        restore = partial(model.load_state_dict, initial)
-        compared = contestants(model)
-        large = device == "cpu" and sum(p.numel() for p in model.parameters()) > LARGE
-        oracle = {"svd": compared.pop("svd")} if large else {}
-        times = alternate(compared, repeats, device, restore)
-        for name, function in {**compared, **oracle}.items():
+    for name, function in compared.items():
+        if name != ORACLE:  # whose result is still there
             restore()
-            if name in oracle:
-                times[name] = [seconds(function, device)]
-            else:
-                function()
-            median = statistics.median(times[name])
-            print(f"{case}, {name}: {median * 1e3:,.1f} ms", flush=True)
-            dfi = fire.metrics.isometry(model)["dfi"]
-            rows.append(
-                {
-                    "case": case,
-                    "solver": name,
-                    "seconds": median,
-                    "loop_over_this": ratio(times[LOOP], times[name]) if name in compared else None,
-                    "repeats": len(times[name]),
-                    "dfi": dfi,
-                    "extra_bytes": None if name in oracle else extra_bytes(function, device),
-                    "largest_group_bytes": largest_group(model),
-                    "floor_seconds": loop_operations(model) / rate,
-                }
-            )
+            function()
+        rows.append(
+            {
+                "case": case,
+                "solver": name,
+                **spread(times[name]),
+                "loop_over_this": ratio(times[LOOP], times[name]) if LOOP in times else None,
+                "dfi": fire.metrics.isometry(model)["dfi"],
+                "extra_bytes": None if name == ORACLE else extra_bytes(function, device),
+                "largest_group_bytes": largest_group(model),
+                "floor_seconds": loop_operations(model) / rate(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -137,17 +169,18 @@ def largest_group(model: nn.Module) -> int:
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each network and way of projecting it."""
-    megabytes = (results.extra_bytes / 1e6).map("{:,.0f}".format).where(results.extra_bytes.notna(), "")
+    milliseconds = results.assign(**{key: results[key] * 1e3 for key in ("seconds", "seconds_min", "seconds_max")})
     shown = pd.DataFrame(
         {
             "network": results.case,
             "": results.solver,
-            "ms": (results.seconds * 1e3).map("{:,.0f}".format),
-            "loop / this": results.loop_over_this.map("{:.2f}".format).where(results.loop_over_this.notna(), ""),
-            "floor of the loop, ms": (results.floor_seconds * 1e3).map("{:,.0f}".format),
-            "DfI after": results.dfi.map("{:.1e}".format),
-            "extra memory, MB": megabytes,
-            "largest group, MB": (results.largest_group_bytes / 1e6).map("{:,.0f}".format),
+            "ms": known(milliseconds.seconds, "{:,.1f}"),
+            **between(milliseconds, "seconds", "{:,.1f}"),
+            "loop / this": known(results.loop_over_this, "{:.2f}"),
+            "floor of the loop, ms": known(results.floor_seconds * 1e3, "{:,.1f}"),
+            "DfI after": known(results.dfi, "{:.1e}"),
+            "extra memory, MB": known(results.extra_bytes / 1e6, "{:,.0f}"),
+            "largest group, MB": known(results.largest_group_bytes / 1e6, "{:,.0f}"),
         }
     )
     once = ["network", "floor of the loop, ms", "largest group, MB"]

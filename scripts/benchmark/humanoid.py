@@ -6,7 +6,7 @@ backward(), `loss.item()` now and then.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -25,11 +25,19 @@ from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import draw
 from experiments.humanoid.train import HumanoidTraining
-from scripts.benchmark.processes import measure, together
-from scripts.benchmark.timing import alternate, rates, rates_table
+from scripts.benchmark.plan import Case, Options
+from scripts.benchmark.processes import measure, several
+from scripts.benchmark.timing import Limit, alternate, rates, rates_table
 
 CASES = {"the paper's networks": ["scale=paper"], "those of scale=laptop": ["scale=laptop"]}
-STEPS = {"cpu": {"paper": 20, "laptop": 300}, "cuda": {"paper": 4000, "laptop": 4000}}  # environment steps of a turn
+# Environment steps of a turn: on CUDA some seconds for each.
+STEPS = {
+    "cpu": {"paper": {"ours": 20, "plain": 20}, "laptop": {"ours": 300, "plain": 300}},
+    "cuda": {"paper": {"ours": 2000, "plain": 500}, "laptop": {"ours": 2000, "plain": 500}},
+}
+# Seconds of a case until its first turn and of a turn; on CUDA a guess.
+EXPECTED = {"cpu": ((15.0, 6.0), (15.0, 7.0)), "cuda": ((19.0, 7.0), (19.0, 7.0))}
+PLAYERS = {"ours": "native", "HumanoidBench's": "humanoid_bench"}
 ENV_STEPS = 1000
 FILL = 500  # random actions before the first update
 
@@ -181,35 +189,39 @@ class PlainLoop:
                 self.learn()
 
 
-def run(device: str, repeats: int) -> pd.DataFrame:
-    """Both loops in turns, several processes of ours at once, the environment alone."""
-    several = together("scripts.benchmark.humanoid", device, "the paper's networks, several runs at once")
-    parts = [*(_loops(case, device, repeats) for case in CASES), several, _environments(repeats)]
-    return pd.concat(parts, ignore_index=True)
+def cases(options: Options) -> list[Case]:
+    """Both loops for both sizes, several processes of ours at once, the environment alone."""
+    found = [
+        Case(case, ("ours", "plain"), "ours", partial(_measure, options.device, case), *expected, extra=number > 0)
+        for number, (case, expected) in enumerate(zip(CASES, EXPECTED[options.device], strict=False))
+    ]
+    together = several("scripts.benchmark.humanoid", options.device, "the paper's networks, several runs at once")
+    alone = Case("the environment alone, random actions", tuple(PLAYERS), "ours", _environments, 2.0, 1.0)
+    return [*found, together, alone]
 
 
-def _loops(case: str, device: str, repeats: int) -> pd.DataFrame:
+def _measure(device: str, case: str, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
     cfg = composed(CASES[case], device)
-    steps = STEPS[device][cfg.scale]
     training = ours(cfg)
-    contestants: dict[str, Callable[[], object]] = {
-        "ours": partial(advance, training, steps), "plain": partial(PlainLoop(cfg, device).advance, steps)
-    }  # fmt: skip
-    return rates(f"{case}, {training.runtime.precision}", alternate(contestants, repeats, device), steps, repeats)
+    steps = {loop: STEPS[device][cfg.scale][loop] for loop in loops}
+    contestants: dict[str, Callable[[], object]] = {"ours": partial(advance, training, steps["ours"])}
+    if "plain" in loops:
+        contestants["plain"] = partial(PlainLoop(cfg, device).advance, steps["plain"])
+    return rates(f"{case}, {training.runtime.precision}", alternate(contestants, limit, device), steps)
 
 
-def _environments(repeats: int) -> pd.DataFrame:
-    backends = ["native"]
+def _environments(loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+    backends = {loop: PLAYERS[loop] for loop in loops}
     try:
-        backends.append(envs.resolve_backend("humanoid_bench"))
+        envs.resolve_backend("humanoid_bench")
     except UserError:
-        print("HumanoidBench's package cannot be imported: the native environment alone", flush=True)
-    players = {name: envs.Player(envs.make("h1-walk", name, default_data_dir()), 1) for name in backends}
+        if backends.pop("HumanoidBench's", None):
+            print(f"{limit.case}: HumanoidBench's package cannot be imported, so ours alone", flush=True)
     contestants = {
-        {"native": "ours", "humanoid_bench": "HumanoidBench's"}[name]: partial(_play, player)
-        for name, player in players.items()
+        loop: partial(_play, envs.Player(envs.make("h1-walk", backend, default_data_dir()), 1))
+        for loop, backend in backends.items()
     }
-    return rates("the environment alone, random actions", alternate(contestants, repeats, "cpu"), ENV_STEPS, repeats)
+    return rates(limit.case, alternate(contestants, limit, "cpu"), dict.fromkeys(backends, ENV_STEPS))
 
 
 def _play(player: envs.Player) -> None:

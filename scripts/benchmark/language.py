@@ -7,9 +7,10 @@ and as many of validation text.
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,22 @@ from experiments.language import corpora, model, protocol, train
 from experiments.language.config import LanguageConfig
 from experiments.language.hardware import peak_rate
 from experiments.language.prepare import prepare
-from scripts.benchmark.timing import alternate, ratio, seconds
+from scripts.benchmark.plan import Case, Options
+from scripts.benchmark.timing import Limit, alternate, between, known, ratio, seconds, spread
 
 CORPUS = "wikitext2"
 SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=workstation", "data=wikitext2_imdb", "budget.first_tokens=null"]}
 PRECISIONS = {"cpu": ("fp32", "bf16"), "cuda": ("bf16",)}
 ITERATIONS = 10  # in a turn
-VALIDATED = 100  # iterations to one validation
+VALIDATED = {"cpu": 100, "cuda": 20}  # iterations to one validation
 PLAIN_BATCHES = 200  # of each split in a plain validation
 PAPER_TOKENS, PAPER_BLOCK = 491_520, 1024
 SHARE = {"cpu": 1, "cuda": 30}  # sequences in the forward pass that stands for the paper's iteration
+STEP_PRECISION = {"cpu": "fp32", "cuda": "bf16"}
+ITERATION, FIRE = "one iteration of 491,520 tokens, extrapolated", "fire_, 5 steps"
+# Seconds until the first turn, and of a turn: training, with a validation, `fire_`. CUDA: as on an H200, with 24 s of
+# compiling for each loop, which the last case finds done.
+EXPECTED = {"cpu": ((12.0, 4.0), (70.0, 60.0), (60.0, 11.0)), "cuda": ((55.0, 5.0), (18.0, 18.0), (14.0, 0.3))}
 
 
 class PlainAttention(model.Attention):
@@ -96,9 +103,9 @@ class PlainLoop:
                 with self.runtime.autocast:
                     self.called(self.batch(tokens)).item()
 
-    def whole(self) -> None:
-        """Iterations to one validation, and that."""
-        self.train(VALIDATED)
+    def whole(self, iterations: int) -> None:
+        """Some iterations and a validation."""
+        self.train(iterations)
         self.validate()
 
 
@@ -120,69 +127,81 @@ def ours(cfg: DictConfig, runtime: config.Runtime, corpus: corpora.Corpus) -> It
             yield iterations
 
 
-def run(device: str, repeats: int) -> pd.DataFrame:
-    """Times of both loops in every precision, and of `fire_` beside an iteration of the paper's."""
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+class Pair:
+    """Both loops in one precision, made when they are first asked for and shared by the cases."""
+
+    def __init__(self, options: Options, precision: str) -> None:
+        self.stack = options.stack
+        scratch = self.stack.enter_context(tempfile.TemporaryDirectory())
+        settings = [f"device={options.device}", f"precision={precision}", f"outputs_dir={scratch}/run"]
+        self.cfg = config.compose_domain("language", LanguageConfig, [*SCALES[options.device], *settings])
+        self.cfg.budget.iterations = [10**7, 1]  # of which no checkpoint is reached here
+        self.setting = f"{self.cfg.budget.layers} layers of width {self.cfg.budget.width}, {precision}"
+
+    @cached_property
+    def runtime(self) -> config.Runtime:
+        """How both compute."""
+        return config.resolve_runtime(self.cfg)
+
+    @cached_property
+    def corpus(self) -> corpora.Corpus:
+        """What both read."""
+        folder, budget = config.data_folder(self.cfg), self.cfg.budget
+        prepare(CORPUS, self.cfg.tokenizer, folder, "text", workers=2)
+        return corpora.load([CORPUS], self.cfg.tokenizer, folder, budget.block, "", budget.first_tokens)
+
+    @cached_property
+    def plain(self) -> PlainLoop:
+        """The loop as one writes it first."""
+        return PlainLoop(self.cfg, self.runtime, self.corpus)
+
+    @cached_property
+    def ours(self) -> Callable[[int, bool], None]:
+        """This project's."""
+        return self.stack.enter_context(ours(self.cfg, self.runtime, self.corpus))
+
+    def measure(self, iterations: int, validated: bool, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+        """Tokens a second of some iterations, with a validation after them or without."""
         contestants: dict[str, Callable[[], object]] = {}
-        tokens: dict[str, int] = {}
-        for precision in PRECISIONS[device]:
-            overrides = [
-                *SCALES[device],
-                f"device={device}",
-                f"precision={precision}",
-                f"outputs_dir={scratch}/{precision}",
-            ]
-            cfg = config.compose_domain("language", LanguageConfig, overrides)
-            cfg.budget.iterations = [10**7, 1]  # of which no checkpoint is reached here
-            runtime = config.resolve_runtime(cfg)
-            folder = config.data_folder(cfg)
-            prepare(CORPUS, cfg.tokenizer, folder, "text", workers=2)
-            corpus = corpora.load([CORPUS], cfg.tokenizer, folder, cfg.budget.block, "", cfg.budget.first_tokens)
-            plain = PlainLoop(cfg, runtime, corpus)
-            iterations = stack.enter_context(ours(cfg, runtime, corpus))
-            size = f"{cfg.budget.layers} layers of width {cfg.budget.width}, {precision}"
-            contestants |= {
-                f"training, {size}; plain": partial(plain.train, ITERATIONS),
-                f"training, {size}; ours": partial(iterations, ITERATIONS, False),
-                f"with validation, {size}; plain": plain.whole,
-                f"with validation, {size}; ours": partial(iterations, VALIDATED, True),
-            }
-            step = cfg.budget.sequences * cfg.budget.block
-            tokens |= {name: step * (ITERATIONS if name.startswith("training") else VALIDATED) for name in contestants}
-        times = alternate(contestants, repeats, device)
-        per_token = plain.model.operations_per_token()
-        peak = peak_rate(runtime)
-    return pd.concat([_table(times, tokens, per_token, peak), reset_beside_a_step(device, repeats)], ignore_index=True)
+        if "plain" in loops:
+            contestants["plain"] = partial(self.plain.whole if validated else self.plain.train, iterations)
+        contestants["ours"] = partial(self.ours, iterations, validated)
+        times = alternate(contestants, limit, self.runtime.device)
+        tokens = iterations * self.cfg.budget.sequences * self.cfg.budget.block
+        peak = peak_rate(self.runtime)
+        rows: list[dict[str, Any]] = []
+        for name, values in times.items():
+            rate = tokens / statistics.median(values)
+            mfu = protocol.build_model(self.cfg).operations_per_token() * rate / peak if peak else None
+            over_ours = ratio(values, times["ours"])
+            row = {"case": limit.case, "loop": name, **spread(values), "tokens_per_second": rate, "mfu": mfu}
+            rows.append({**row, "over_ours": over_ours})
+        return pd.DataFrame(rows)
 
 
-def _table(times: dict[str, list[float]], tokens: dict[str, int], per_token: float, peak: float | None) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
-    for name, values in times.items():
-        case, _, loop = name.partition("; ")
-        rate = tokens[name] / statistics.median(values)
-        rows.append(
-            {
-                "case": case,
-                "loop": loop,
-                "seconds": statistics.median(values),
-                "tokens_per_second": rate,
-                "mfu": per_token * rate / peak if peak else None,
-                "over_ours": ratio(values, times[f"{case}; ours"]),
-                "repeats": len(values),
-            }
-        )
-    return pd.DataFrame(rows)
+def cases(options: Options) -> list[Case]:
+    """Both loops in every precision, and `fire_` beside an iteration of the paper's."""
+    device, found = options.device, []
+    for precision in PRECISIONS[device]:
+        pair, count = Pair(options, precision), VALIDATED[device]
+        names = (f"training, {pair.setting}", f"a validation every {count} iterations, {pair.setting}")
+        for name, iterations, validated in zip(names, (ITERATIONS, count), (False, True), strict=True):
+            run = partial(pair.measure, iterations, validated)
+            expected = EXPECTED[device][validated]
+            found.append(Case(name, ("plain", "ours"), "ours", run, *expected, extra=validated))
+    step = f"GPT-0.1B, {STEP_PRECISION[device]}"
+    beside = partial(reset_beside_a_step, device, step)
+    return [*found, Case(step, (FIRE, ITERATION), FIRE, beside, *EXPECTED[device][2])]
 
 
-def reset_beside_a_step(device: str, repeats: int) -> pd.DataFrame:
+def reset_beside_a_step(device: str, case: str, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
     """`fire_` on GPT-0.1B, as published, and one iteration of 491,520 tokens, from one forward and backward pass of
     a part of them and one step of AdamW."""
     network = model.build(12, 12, 768, PAPER_BLOCK, 50304, seed=0).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     share = SHARE[device]
     batch = torch.randint(50257, (share, PAPER_BLOCK + 1), device=device)
-    precision = "bf16" if device == "cuda" else "fp32"
-    runtime = config.Runtime(device, precision, "true" if device == "cuda" else "false", 0)
+    runtime = config.Runtime(device, STEP_PRECISION[device], "true" if device == "cuda" else "false", 0)
     called = runtime.compiled(network)
 
     def part() -> None:
@@ -190,18 +209,18 @@ def reset_beside_a_step(device: str, repeats: int) -> pd.DataFrame:
             loss = called(batch)
         loss.backward()
 
+    def reset() -> float:
+        return fire.fire_(network, steps=5, fused={"*.c_attn": [768] * 3}).sfe  # read, so waited for
+
     part()
-    contestants = {"fire_": lambda: fire.fire_(network, steps=5, fused={"*.c_attn": [768] * 3}), "part": part}
-    times = alternate(contestants, min(repeats, 3), device)
+    times = alternate({FIRE: reset, ITERATION: part}, replace(limit, most=min(limit.most, 3)), device)
     step = statistics.median(seconds(optimizer.step, device) for _ in range(3))
-    whole = [part * PAPER_TOKENS / (share * PAPER_BLOCK) + step for part in times["part"]]
-    case = f"GPT-0.1B, {precision}"
+    times[ITERATION] = [part * PAPER_TOKENS / (share * PAPER_BLOCK) + step for part in times[ITERATION]]
     rows = [
-        {"case": case, "loop": "one iteration of 491,520 tokens, extrapolated", "seconds": statistics.median(whole)},
-        {"case": case, "loop": "fire_, 5 steps", "seconds": statistics.median(times["fire_"])},
+        {"case": case, "loop": name, **spread(times[name]), "over_ours": ratio(times[name], times[FIRE])}
+        for name in (ITERATION, FIRE)
     ]
-    rows[0]["over_ours"], rows[1]["over_ours"] = ratio(whole, times["fire_"]), 1.0
-    return pd.DataFrame(rows).assign(repeats=len(whole))
+    return pd.DataFrame(rows).assign(tokens_per_second=None, mfu=None)
 
 
 def table(results: pd.DataFrame) -> str:
@@ -209,10 +228,11 @@ def table(results: pd.DataFrame) -> str:
     columns = {
         "": results.case.where(~results.case.duplicated(), ""),
         "loop": results.loop,
-        "seconds": results.seconds.map("{:,.2f}".format),
-        "tokens / s": results.tokens_per_second.map("{:,.0f}".format).where(results.tokens_per_second.notna(), ""),
-        "this / ours": results.over_ours.map("{:.2f}".format),
+        "seconds": known(results.seconds, "{:,.2f}"),
+        **between(results, "seconds", "{:,.2f}"),
+        "tokens / s": known(results.tokens_per_second, "{:,.0f}"),
+        "this / ours": known(results.over_ours, "{:.2f}"),
     }
     if results.mfu.notna().any():
-        columns["MFU"] = results.mfu.map("{:.0%}".format).where(results.mfu.notna(), "")
+        columns["MFU"] = known(results.mfu, "{:.1%}")
     return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True)

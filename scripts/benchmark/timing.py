@@ -1,11 +1,47 @@
 """Honest timing: what is compared is run in turns, so that a slow minute of the machine slows all of it."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
+
+
+class OutOfTimeError(Exception):
+    """Not one turn that counts fits into what is left of the budget."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How many turns a case may take.
+
+    Attributes:
+        most: turns.
+        case: its name, for the progress lines.
+        turn: seconds expected for one.
+        share_ends: when, by the clock, the case's share of the budget is over. budget_ends: when all of it is.
+        clock: gives seconds.
+    """
+
+    most: int
+    case: str = ""
+    turn: float = 0.0
+    share_ends: float = math.inf
+    budget_ends: float = math.inf
+    clock: Callable[[], float] = time.perf_counter
+
+    def allows(self, done: int, longest: float) -> bool:
+        """Whether another turn may begin, after `done` of them of which the longest took `longest` seconds.
+
+        The first may use what is left of the budget, the others the case's own share.
+        """
+        if done == 0:
+            return self.clock() + self.turn <= self.budget_ends
+        return done < self.most and self.clock() + longest <= self.share_ends
 
 
 def seconds(function: Callable[[], object], device: str) -> float:
@@ -25,52 +61,79 @@ def synchronize(device: str) -> None:
 
 def alternate(
     contestants: Mapping[str, Callable[[], object]],
-    repeats: int,
+    limit: Limit,
     device: str,
     prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each contestant, `repeats` times in turns after one round that does not count.
+    """Seconds of each contestant, in as many turns as the limit allows, after one round that does not count.
 
     `prepare` is called before each of them and not timed.
+
+    Raises:
+        OutOfTimeError: no turn fits.
     """
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    done, longest = -1, 0.0
+    while done < 0 or limit.allows(done, longest):
+        started = limit.clock()
+        done += 1
         for name, function in contestants.items():
             prepare()
             elapsed = seconds(function, device)
-            print(f"turn {turn} of {repeats}: {name}, {elapsed:.3f} s", flush=True)
-            if turn > 0:
+            print(f"{limit.case}: turn {done} of {limit.most}, {name}: {elapsed:.3f} s", flush=True)
+            if done > 0:
                 times[name].append(elapsed)
+        longest = max(longest, limit.clock() - started) if done > 0 else 0.0
+    if done == 0:
+        raise OutOfTimeError
     return times
 
 
-def ratio(numerator: list[float], denominator: list[float]) -> float:
+def spread(values: Sequence[float], name: str = "seconds") -> dict[str, Any]:
+    """Columns of a row: the median of some values, their range and how many they are."""
+    return {
+        name: statistics.median(values),
+        f"{name}_min": min(values),
+        f"{name}_max": max(values),
+        "repeats": len(values),
+    }
+
+
+def known(values: pd.Series, form: str) -> pd.Series:
+    """Numbers for people; empty where one is not known."""
+    return values.map(form.format).where(values.notna(), "")
+
+
+def between(results: pd.DataFrame, name: str, form: str) -> pd.DataFrame:
+    """Two columns for people: the range of one, empty where it was measured once, and how many turns there were."""
+    low, high = (known(results[f"{name}_{end}"], form) for end in ("min", "max"))
+    several = (results.repeats > 1) & (low != "")
+    return pd.DataFrame({"range": (low + " to " + high).where(several, ""), "turns": known(results.repeats, "{:.0f}")})
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
     """Median of the quotients of what ran in the same turn."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def rates(case: str, times: Mapping[str, list[float]], steps: int, repeats: int) -> pd.DataFrame:
-    """Steps a second of each contestant in a case, one of which is `ours`, from the seconds that `steps` took."""
+def rates(case: str, times: Mapping[str, list[float]], steps: Mapping[str, int]) -> pd.DataFrame:
+    """Steps a second of each loop in a case, one of which is `ours`, from the seconds that its `steps` took."""
+    pace = {name: [steps[name] / value for value in values] for name, values in times.items()}
     return pd.DataFrame(
-        {
-            "case": case,
-            "loop": name,
-            "steps_per_second": steps / statistics.median(values),
-            "over_ours": ratio(values, times["ours"]),
-            "repeats": repeats,
-        }
-        for name, values in times.items()
+        {"case": case, "loop": name, **spread(values, "steps_per_second"), "over_ours": ratio(pace["ours"], values)}
+        for name, values in pace.items()
     )
 
 
 def rates_table(results: pd.DataFrame, unit: str) -> str:
-    """Markdown: a row for each contestant."""
+    """Markdown: a row for each loop."""
     shown = pd.DataFrame(
         {
             "": results.case.where(~results.case.duplicated(), ""),
             "loop": results.loop,
-            unit: results.steps_per_second.map("{:,.1f}".format),
-            "ours / this": results.over_ours.map("{:.2f}".format),
+            unit: known(results.steps_per_second, "{:,.1f}"),
+            **between(results, "steps_per_second", "{:,.1f}"),
+            "ours / this": known(results.over_ours, "{:.2f}"),
         }
     )
     return shown.to_markdown(index=False, disable_numparse=True)

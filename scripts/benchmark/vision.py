@@ -11,83 +11,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-import torchvision
 from omegaconf import DictConfig
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms
 
 from experiments.common import config
-from experiments.common.errors import StopSignals
+from experiments.common.errors import StopSignals, UserError
 from experiments.common.progress import Progress
 from experiments.common.workspace import Workspace
-from experiments.vision import data, models
+from experiments.vision import data
 from experiments.vision.config import VisionConfig
 from experiments.vision.train import VisionTraining, describe
-from scripts.benchmark.timing import alternate, ratio
+from scripts.benchmark.plan import Case, Options
+from scripts.benchmark.timing import Limit, alternate, between, known, ratio, spread
 
 SCALES = {"cpu": ["scale=laptop"], "cuda": ["scale=paper", "precision=bf16"]}
 # Phase 0 and 1 in the paper's proportions: as many images in each, and a fifth as many test images as training images.
 PROPORTIONS = {"train_images": 1000, "test_images": 200, "epochs": "[100,10]", "test_every": "[1,1]"}
 METHODS = "none,shrink_perturb,full_reset,fire"
-WORKERS = sorted({0, 2, min(8, os.cpu_count() or 1)})
-
-
-class Cifar10(torchvision.datasets.CIFAR10):
-    """torchvision's data set, over images in memory already."""
-
-    def __init__(self, images: data.Images) -> None:
-        self.data = np.ascontiguousarray(images.images.permute(0, 2, 3, 1).numpy())
-        self.targets = images.labels.tolist()
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)])
-        self.target_transform = None
-
-
-class StandardLoop:
-    """The loop as one writes it first."""
-
-    def __init__(self, cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: data.Images, workers: int):
-        self.cfg, self.runtime, self.workers = cfg, runtime, workers
-        settings: dict[str, Any] = {"num_workers": workers, "pin_memory": runtime.device == "cuda"}
-        settings |= {"persistent_workers": workers > 0, "batch_size": cfg.budget.batch_size}
-        self.train_loader: DataLoader = DataLoader(Cifar10(train), shuffle=True, **settings)
-        self.test_loader: DataLoader = DataLoader(Cifar10(test), **settings)
-        self.model = models.build(cfg.model.name, cfg.budget.width, 10, seed=0).to(runtime.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cfg.optimizer.learning_rate)
-
-    def train(self) -> None:
-        """One epoch."""
-        self.model.train()
-        total = 0.0
-        for images, labels in self.train_loader:
-            images, labels = (t.to(self.runtime.device, non_blocking=True) for t in (images, labels))
-            with self.runtime.autocast:
-                loss = F.cross_entropy(self.model(images), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.optimizer.clip_norm)
-            self.optimizer.step()
-            total += loss.item()
-
-    @torch.no_grad()
-    def test(self) -> None:
-        """Accuracy on the test images."""
-        self.model.eval()
-        correct = 0
-        for images, labels in self.test_loader:
-            images, labels = (t.to(self.runtime.device, non_blocking=True) for t in (images, labels))
-            with self.runtime.autocast:
-                correct += (self.model(images).argmax(1) == labels).sum().item()
+SWEEPS = {"shared phase": "true", "four separate runs": "false"}  # and their `phase_cache`
+CORES = os.cpu_count() or 1
+WORKERS = {"cpu": sorted({0, 2, min(8, CORES)}), "cuda": [min(8, CORES)]}
+# Seconds until the first turn, and of a turn; of both sweeps. CUDA: as on an H200, with 20 s of compiling; the sweeps a
+# guess.
+EXPECTED = {"cpu": (60.0, 53.0), "cuda": (30.0, 5.3)}
+SWEEP_SECONDS = {"cpu": 195.0, "cuda": 60.0}
 
 
 @contextmanager
@@ -106,83 +61,122 @@ def ours(cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: dat
             yield epoch
 
 
-def run(device: str, repeats: int) -> pd.DataFrame:
-    """Images a second of both loops, and the share of its cost that the shared phase leaves to a sweep."""
-    with tempfile.TemporaryDirectory() as scratch:
-        overrides = [*SCALES[device], f"device={device}", f"outputs_dir={scratch}/run"]
-        cfg = config.compose_domain("vision", VisionConfig, overrides)
-        cfg.optimizer.warmup_fraction = 0.0  # of a number of epochs that is not known here
-        loops = _loops(cfg, config.resolve_runtime(cfg, compile_on_cuda="graphs"), repeats)
-        sweeps = _sweeps(device, Path(scratch))
-    return pd.concat([loops, sweeps], ignore_index=True)
+def cases(options: Options) -> list[Case]:
+    """An epoch of both loops, and the share of its cost that the shared phase leaves to a sweep."""
+    scratch = options.stack.enter_context(tempfile.TemporaryDirectory())
+    overrides = [*SCALES[options.device], f"device={options.device}", f"outputs_dir={scratch}/run"]
+    cfg = config.compose_domain("vision", VisionConfig, overrides)
+    cfg.optimizer.warmup_fraction = 0.0  # of a number of epochs that is not known here
+    setting = f"width {cfg.budget.width}, batch {cfg.budget.batch_size}, {cfg.precision}"
+    setting += ", synthetic images" if options.synthetic else ""
+    loops = ("ours", *(_standard(workers) for workers in WORKERS[options.device]))
+    epoch = partial(_loops, cfg, setting, options.synthetic)
+    found = [Case(f"an epoch, {setting}", loops, "ours", epoch, *EXPECTED[options.device])]
+    if options.synthetic:
+        print("vision: the sweep of four methods needs CIFAR-10, so --synthetic leaves it out", flush=True)
+        return found
+    sweep = partial(_sweeps, options.device, Path(scratch))
+    seconds = SWEEP_SECONDS[options.device]
+    return [*found, Case("sweep of four methods", tuple(SWEEPS), "shared phase", sweep, 0.0, seconds, extra=True)]
 
 
-def _loops(cfg: DictConfig, runtime: config.Runtime, repeats: int) -> pd.DataFrame:
+def _standard(workers: int) -> str:
+    return f"standard, {workers} workers"
+
+
+def images(cfg: DictConfig, synthetic: bool) -> tuple[data.Images, data.Images]:
+    """For training and for tests; random ones if `synthetic`, which are as much work."""
     budget = cfg.budget
-    train, test = data.load("cifar10", config.data_folder(cfg), budget.train_images, budget.test_images, seed=0)
-    standard = {f"standard, {n} workers": StandardLoop(cfg, runtime, train, test, n) for n in WORKERS}
+    if synthetic:
+        rng = torch.Generator().manual_seed(0)
+        counts = (budget.train_images, budget.test_images)
+        shapes = [(count, 3, 32, 32) for count in counts]
+        pixels = [torch.randint(256, shape, dtype=torch.uint8, generator=rng) for shape in shapes]
+        labels = [torch.randint(10, (count,), generator=rng) for count in counts]
+        return data.Images(pixels[0], labels[0]), data.Images(pixels[1], labels[1])
+    try:
+        return data.load("cifar10", config.data_folder(cfg), budget.train_images, budget.test_images, seed=0)
+    except UserError as error:
+        raise UserError(f"{error}; with --synthetic random images take its place") from error
+
+
+def _loops(cfg: DictConfig, setting: str, synthetic: bool, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+    runtime, (train, test) = config.resolve_runtime(cfg, compile_on_cuda="graphs"), images(cfg, synthetic)
+    standard = _standard_loops(cfg, runtime, train, test, loops)
     with ours(cfg, runtime, train, test) as epoch:
         contestants: dict[str, Callable[[], object]] = {}
         for name, loop in standard.items():
             contestants |= {f"{name}, training": loop.train, f"{name}, test": loop.test}
         contestants |= {"ours, training": partial(epoch, False), "ours, whole epoch": partial(epoch, True)}
-        times = alternate(contestants, repeats, runtime.device)
+        times = alternate(contestants, limit, runtime.device)
     names = [*standard, "ours"]
     trained = {name: times[f"{name}, training"] for name in names}
     whole = {"ours": times["ours, whole epoch"]}
     for name in standard:
         whole[name] = [a + b for a, b in zip(trained[name], times[f"{name}, test"], strict=True)]
-    setting = f"width {budget.width}, batch {budget.batch_size}, {runtime.precision}"
-    return pd.DataFrame(
+    rows: list[dict[str, Any]] = [
         {
             "case": f"{part}, {setting}",
             "loop": name,
-            "seconds": statistics.median(values[name]),
-            "images_per_second": budget.train_images / statistics.median(values[name]),
+            **spread(values[name]),
+            "images_per_second": cfg.budget.train_images / statistics.median(values[name]),
             "over_ours": ratio(values[name], values["ours"]),
-            "repeats": repeats,
         }
         for part, values in (("training", trained), ("whole epoch", whole))
         for name in names
-    )
+    ]
+    return pd.DataFrame(rows)
 
 
-def _sweeps(device: str, scratch: Path) -> pd.DataFrame:
-    """Four methods from one phase 0 against four runs that each train their own."""
+def _standard_loops(
+    cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: data.Images, loops: Sequence[str]
+) -> dict[str, Any]:
+    asked = {_standard(workers): workers for workers in WORKERS[runtime.device] if _standard(workers) in loops}
+    if asked and find_spec("torchvision") is None:
+        print("vision: torchvision is not installed, so the standard loop is left out", flush=True)
+        return {}
+    if not asked:
+        return {}
+    from scripts.benchmark.standard_loop import StandardLoop
+
+    return {name: StandardLoop(cfg, runtime, train, test, workers) for name, workers in asked.items()}
+
+
+def _sweeps(device: str, scratch: Path, loops: Sequence[str], limit: Limit) -> pd.DataFrame:
+    """Four methods from one phase 0 against four runs that each train their own, once each."""
     overrides = [f"budget.{key}={value}" for key, value in PROPORTIONS.items()]
     elapsed = {}
-    for name, cache in (("shared phase", "true"), ("four separate runs", "false")):
+    for name in loops:
         command = [
             sys.executable, "-m", "experiments.vision", "-m", f"method={METHODS}", f"device={device}",
-            f"phase_cache={cache}", "compile=false", "wandb.mode=disabled",
-            f"outputs_dir={scratch / cache}", *overrides,
+            f"phase_cache={SWEEPS[name]}", "compile=false", "wandb.mode=disabled",
+            f"outputs_dir={scratch / SWEEPS[name]}", *overrides,
         ]  # fmt: skip
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         elapsed[name] = time.perf_counter() - started
-        print(f"sweep, {name}: {elapsed[name]:.1f} s", flush=True)
+        print(f"{limit.case}: {name}: {elapsed[name]:.1f} s", flush=True)
     return pd.DataFrame(
         {
             "case": "sweep of four methods, paper's proportions",
             "loop": name,
-            "seconds": value,
+            **spread([value]),
             "over_ours": value / elapsed["shared phase"],
-            "repeats": 1,
         }
         for name, value in elapsed.items()
-    )
+    ).assign(images_per_second=None)
 
 
 def table(results: pd.DataFrame) -> str:
     """Markdown: a row for each loop."""
-    rate = results.images_per_second.map("{:,.0f}".format).where(results.images_per_second.notna(), "")
     shown = pd.DataFrame(
         {
             "": results.case.where(~results.case.duplicated(), ""),
             "loop": results.loop,
-            "seconds": results.seconds.map("{:.1f}".format),
-            "training images / s": rate,
-            "this / ours": results.over_ours.map("{:.2f}".format),
+            "seconds": known(results.seconds, "{:.2f}"),
+            **between(results, "seconds", "{:.2f}"),
+            "training images / s": known(results.images_per_second, "{:,.0f}"),
+            "this / ours": known(results.over_ours, "{:.2f}"),
         }
     )
     return shown.to_markdown(index=False, disable_numparse=True)

@@ -1,9 +1,11 @@
 """Curves and tables of finished runs, and the page of all results.
 
 `python -m scripts.report vision|language|atari|humanoid [run directories]` writes into `outputs/report/<domain>/`, for
-each recipe of which every method has finished in some seed, a tidy CSV of every metric, a figure and a Markdown table;
-runs that belong to no such recipe are told with all others of their benchmark and scale. Results of different scales,
-machines or settings are never pooled.
+each recipe of which every method has finished in some seed, a tidy CSV of every metric, a figure and a Markdown table.
+A recipe that is not complete is shown with what is missing, if no reset and another method have finished in one seed;
+of several that could show the same runs, only the one with the largest share of its methods is. Runs that belong to no
+such recipe are told with all others of their benchmark and scale. Results of different scales, machines or settings are
+never pooled.
 
 `python -m scripts.report` makes figures and tables in `results/` anew from the CSVs there, and from all of them
 `results/index.html`, a page that needs nothing but itself, and the README's table, `results/summary.md`.

@@ -1,7 +1,7 @@
 """Curves of runs, with the paper's beside them."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,41 +10,55 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from scripts.report.domains import METHODS, Domain, base, colour, name, order
+from scripts.report.missing import Unfinished, without
 from scripts.report.tables import PAPER
 
-LOSS_RANGE = 0.9  # share of all points a panel of losses shows: what a reset does to the first few would hide the rest
+# Share of all points that a panel of losses shows, and one with the paper's curves: what a reset does to the first few
+# would hide the rest.
+SHOWN = 0.9
 # Of the variants of one method.
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("", "o", "^", "s", "x")
 Panel = tuple[str, Callable[[Axes], None]]
 
 
-def curves(data: pd.DataFrame, domain: Domain) -> Figure:
+def curves(data: pd.DataFrame, domain: Domain, unfinished: Sequence[Unfinished] = ()) -> Figure:
     """Our curves; the paper's over them at its own scale, in a panel of their own otherwise."""
     benchmark, scale = data.benchmark.iloc[0], data.scale.iloc[0]
     since = domain.since_boundary(benchmark)
     data = data.assign(x=data.step - (origins(data) if since else 0))
+    finished = without(data, unfinished)
     panel = domain.panels.get(benchmark)
-    seeds = data.seed.nunique()
+    seeds = finished.seed.nunique()
     ours = f"ours, scale={scale}, {seeds} seed{'s' if seeds > 1 else ''}"
     ours += f"\n{domain.warning}" if domain.warning and scale != "paper" else ""
-    drawn: list[Panel] = [(ours, partial(draw, data, domain.metric, since))]
+
+    def own(metric: str, axes: Axes) -> None:
+        draw(finished, metric, since, axes)
+        draw_unfinished(data, unfinished, metric, since, domain, axes)
+
+    drawn: list[Panel] = [(ours, partial(own, domain.metric))]
     if panel and scale == "paper":
-        drawn[0] = (ours, partial(draw_over, data, domain.metric, since, panel, domain.paper_step))
+        ours += f"\ndotted: the paper's {domain.figure}"
+        ours += ", its final value as a line across" if "warm" in panel else ""
+        drawn[0] = (ours, partial(draw_over, partial(own, domain.metric), panel, domain))
     elif panel:
         title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "warm" in panel else "")
         drawn.append((title, partial(draw_paper, panel, domain.paper_step, linewidth=1.5)))
     for metric, (title, _) in domain.apart.items():
-        drawn.append((f"ours, {title}", partial(draw, data, metric, since)))
+        drawn.append((f"ours, {title}", partial(own, metric)))
     if domain.before:
         drawn.append(("ours, before: phase 0 until the branch", partial(draw_before, data, domain.before)))
-    canvas, panels = on_canvas(drawn)
+    canvas, panels = on_canvas(drawn, *((7.2, 4.2) if len(drawn) == 1 else ()))
     for axes, (title, _) in zip(panels, drawn, strict=True):
         counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
         axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
@@ -57,7 +71,8 @@ def legend_below(canvas: Figure, axes: Axes) -> None:
     """One legend for all panels, of what `axes` has labels for."""
     lines, labels = axes.get_legend_handles_labels()
     if lines:
-        canvas.legend(lines, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+        columns = 3 if len(canvas.axes) == 1 else 5
+        canvas.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
 def on_canvas(drawn: list[Panel], width: float = 5.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
@@ -129,8 +144,26 @@ def draw(data: pd.DataFrame, metric: str, since: bool, axes: Axes) -> None:
         axes.axvline(shared, color="#888888", linewidth=1, linestyle=":")
         axes.annotate(" reset", (shared, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     if "loss" in metric and len(tests):
-        low, high = tests.value.min(), tests.value.quantile(LOSS_RANGE)
+        low, high = tests.value.min(), tests.value.quantile(SHOWN)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+
+
+def draw_unfinished(
+    data: pd.DataFrame, unfinished: Sequence[Unfinished], metric: str, since: bool, domain: Domain, axes: Axes
+) -> None:
+    """Runs as far as they are, from a single boundary on: dashed, with an open end, which the legend explains."""
+    several = data.seed.nunique() > 1
+    for one in unfinished:
+        run = data[(data.method == one.method) & (data.seed == one.seed)]
+        boundaries = run[run.at_boundary].x.unique()
+        if since or len(boundaries) == 1:
+            run = run[(run.x > boundaries.max()) | run.at_boundary]
+        curve = run[(run.metric == metric) & (run.x >= 0)].sort_values(["x", "at_boundary"], kind="stable")
+        label = f"{name(one.method)}{f', seed {one.seed}' if several else ''} ({one.words(domain)})"
+        axes.plot(
+            curve.x, curve.value, linestyle=(0, (4, 1.5)), marker="o", markevery=[-1], markerfacecolor="white",
+            markersize=7, color=colour(one.method), linewidth=1.6, label=label,
+        )  # fmt: skip
 
 
 def draw_before(data: pd.DataFrame, metrics: dict[str, str], axes: Axes) -> None:
@@ -150,12 +183,34 @@ def draw_paper(panel: str, step: float, axes: Axes, **style: Any) -> None:
     for _, (label, tint, published) in METHODS.items():
         curve = figures[figures.method.isin(published)].sort_values("x")
         constant = len(curve) == 2 and curve.y.nunique() == 1  # the figure gives only its final value
-        axes.plot(step * curve.x, curve.y, color=tint, **{**style, **({"linestyle": ":"} if constant else {})})
-        if len(curve) and not any(line.get_label() == label for line in first.lines):
-            first.plot([], [], color=tint, label=label, linewidth=2)
+        look = {"color": tint, **style, **({"linestyle": ":"} if constant else {})}
+        axes.plot(step * curve.x, curve.y, **look)
+        if len(curve) and not any(str(line.get_label()).startswith(label) for line in first.lines):
+            if axes is first:  # over ours, and ours does not have it
+                first.plot([], [], **look, label=f"{label}, the paper's alone")
+            else:
+                first.plot([], [], color=tint, label=label, linewidth=2)
 
 
-def draw_over(data: pd.DataFrame, metric: str, since: bool, panel: str, step: float, axes: Axes) -> None:
-    """Our curves with the paper's over them, dashed."""
-    draw(data, metric, since, axes)
-    draw_paper(panel, step, axes, linestyle="--", linewidth=1)
+def draw_over(own: Callable[[Axes], None], panel: str, domain: Domain, axes: Axes) -> None:
+    """Our curves with the paper's over them, dotted, with a white edge by which they show on ours."""
+    own(axes)
+    ours = heights(axes.lines)
+    edge = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+    count = len(axes.lines)
+    draw_paper(panel, domain.paper_step, axes, linestyle=":", linewidth=1.8, path_effects=edge)
+    if domain.whole is None:  # returns begin low, and that is what they are about
+        return
+    theirs = heights(axes.lines[count:])
+    if not (len(ours) and len(theirs)):
+        return
+    rising = "loss" not in domain.metric
+    low = min(np.quantile(ours, 1 - SHOWN) if rising else ours.min(), theirs.min())
+    high = max(ours.max() if rising else np.quantile(ours, SHOWN), theirs.max())
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+
+
+def heights(lines: Sequence[Line2D]) -> np.ndarray:
+    """The y-values of all points of some lines that are finite."""
+    values = np.concatenate([np.array([]), *(np.asarray(line.get_ydata(), dtype=float) for line in lines)])
+    return values[np.isfinite(values)]

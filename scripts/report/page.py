@@ -52,7 +52,8 @@ def section(result: Result, folder: Path) -> dict[str, Any]:
     return {
         "title": result.title,
         "about": description(result.domain.name, result.about.recipe),
-        "warning": result.warning(),
+        "warnings": result.warnings(),
+        "missing": result.missing(),
         "facts": [
             ("scale", result.scale), ("seeds", result.seeds), *result.circumstances.items(),
             ("commit", ", ".join(c[:10] for c in result.about.commits)),
@@ -73,7 +74,7 @@ def together(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
     named = [result for result in results if result.about.recipe not in ("", *VIEWS) and not result.about.difference]
     found = []
     for scale, machine in sorted({(result.scale, result.machine) for result in named}):
-        tasks = [result.data for result in named if (result.scale, result.machine) == (scale, machine)]
+        tasks = [result.finished for result in named if (result.scale, result.machine) == (scale, machine)]
         numbers = pooled(tasks, results[0].domain)
         if len(numbers):
             found.append((f"scale={scale}, {machine}", numbers))
@@ -112,6 +113,7 @@ def headline(results: Sequence[Result]) -> pd.DataFrame:
         numbers = result.table().set_index("method")
         published = paper_finals(result.domain, result.data.benchmark.iloc[0])
         line = {"": f"{result.domain.name}: {result.about.recipe or result.title}", "scale": result.scale}
+        line[""] += "" if result.is_complete else " (in part)"
         line["seeds"] = result.seeds
         line |= {label: numbers.final.get(label, "") for label, _, _ in METHODS.values()}
         fire = METHODS["fire"][0]
@@ -138,10 +140,19 @@ def coverage(results: Sequence[Result]) -> pd.DataFrame:
             scales = [path.stem for path in sorted((CONFIGS / domain / "scale").glob("*.yaml")) if path.stem != "smoke"]
             for scale in ("laptop", "workstation", "paper"):
                 own = [r for r in results if (r.domain.name, r.about.recipe, r.scale) == (domain, recipe, scale)]
-                run = " / ".join(f"{r.seeds} seed{'' if r.seeds == '1' else 's'}" for r in own) or "not run"
+                run = " / ".join(amount(result) for result in own) or "not run"
                 line[scale] = run if scale in scales else ""
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def amount(result: Result) -> str:
+    """How much of a recipe was run."""
+    seeds = f"{result.seeds} seed{'' if result.seeds == '1' else 's'}"
+    if result.is_complete:
+        return seeds
+    there = result.finished.method.nunique()
+    return f"{there} of {len({*result.about.missing, *result.data.method})} methods, {seeds}"
 
 
 def description(domain: str, recipe: str) -> str:

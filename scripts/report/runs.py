@@ -1,4 +1,4 @@
-"""Finished runs: found, told apart, and brought into one table of all their numbers."""
+"""Runs: found, told apart, and brought into one table of all their numbers."""
 
 import hashlib
 import json
@@ -19,12 +19,13 @@ from scripts.report.domains import Domain
 
 @dataclass
 class Run:
-    """A finished run, as its directory tells it."""
+    """A run, as its directory tells it."""
 
     path: Path
     info: dict[str, Any]
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    finished: bool = True
 
     @property
     def values(self) -> dict[str, Any]:
@@ -53,25 +54,37 @@ class Run:
 
 
 def find_runs(roots: list[Path]) -> list[Run]:
-    """Every finished run below `roots`; unfinished ones are named and left out."""
+    """Every run below `roots` that has finished or crossed a boundary; those that did neither are named and left out.
+
+    Raises:
+        UserError: none has finished, or one is damaged.
+    """
     runs: dict[tuple[str, str], Run] = {}
-    for path in run_directories(roots):
-        if not (path / "done").exists():
-            print(f"left out, not finished: {path}")
-            continue
+    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):  # finished ones first
         try:
             info = json.loads((path / "run.json").read_text())
             key = (info["identity"], info["machine"])
         except (json.JSONDecodeError, KeyError) as error:
             raise UserError(f"damaged {path / 'run.json'}: {error!r}; delete {path} to do the run again") from error
+        rows, finished = read_rows(path / "metrics.jsonl"), (path / "done").exists()
         if key in runs:
             print(f"left out, the same run as {runs[key].path}: {path}")
-        else:
+        elif finished or any("reset/sfe" in row for row in rows):
             config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-            runs[key] = Run(path, info, config, read_rows(path / "metrics.jsonl"))
-    if not runs:
+            runs[key] = Run(path, info, config, rows, finished)
+        else:
+            leave_out(path)
+    found = list(runs.values())
+    if not any(run.finished for run in found):
+        for run in found:
+            leave_out(run.path)
         raise UserError(f"no finished run below {', '.join(map(str, roots))}")
-    return list(runs.values())
+    return found
+
+
+def leave_out(path: Path) -> None:
+    """Name an unfinished run that no result shows."""
+    print(f"left out, not finished: {path}")
 
 
 # Settings of one solver, which the others ignore, and what goes without saying.
@@ -141,9 +154,9 @@ def poolable(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     return [(*told, members) for told, members in pools.items()]
 
 
-def tidy(runs: list[Run], domain: Domain, usual: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One line for each number logged; `usual` are the settings that a method has by default."""
-    labels, lines = label_methods(runs, usual), []
+def tidy(runs: list[Run], domain: Domain, labels: Mapping[Path, str]) -> pd.DataFrame:
+    """One line for each number logged; `labels` are those of `label_methods`."""
+    lines = []
     for run in runs:
         benchmark, _, scale = run.group.rpartition("-")
         for row in run.rows:

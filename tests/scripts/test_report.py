@@ -30,8 +30,8 @@ def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
         [sys.executable, "-m", "scripts.report", *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    data = pd.read_csv(tmp_path / "report" / "warm_start-smoke.csv")
-    assert (tmp_path / "report" / "warm_start-smoke.png").stat().st_size > 10_000
+    data = pd.read_csv(tmp_path / "report" / "fig2a_cifar10-smoke.csv")
+    assert (tmp_path / "report" / "fig2a_cifar10-smoke.png").stat().st_size > 10_000
     finals: dict[str, list[float]] = {"none": [], "fire": []}
     for directory in run_dirs(tmp_path / "outputs"):
         method, seed, _ = directory.name.split("-")
@@ -108,12 +108,11 @@ def test_humanoid_has_returns_and_success(humanoid: Vision, tmp_path: Path, caps
     humanoid("-m", "method=none,plasticity_injection", "seed=0,1")
     report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "default")
     assert "| No reset  " in capsys.readouterr().out
-    assert [path.stem for path in (tmp_path / "default").glob("*.csv")] == ["h1-walk-smoke"]
+    assert [path.stem for path in (tmp_path / "default").glob("*.csv")] == ["fig4b_walk-smoke"]
     humanoid("method=none", "optimizer_at_boundary=reset")
     report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "report")
-    printed = capsys.readouterr().out
-    (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
-    assert stem == "h1-walk-smoke"
+    printed = capsys.readouterr().out.split("# humanoid: h1-walk-smoke")[1]  # of all, since one is of no recipe
+    assert {path.stem for path in (tmp_path / "report").glob("*.csv")} == {"fig4b_walk-smoke", "h1-walk-smoke"}
     cells, means = {}, {}
     header = [c.strip() for c in next(line for line in printed.splitlines() if "| method" in line).split("|")]
     for label, seeds in (
@@ -147,7 +146,7 @@ def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, ca
     report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
-    assert stem == "wikitext2_imdb-best-smoke"
+    assert stem == "fig3_best-smoke"
     assert (tmp_path / "report" / f"{stem}.png").stat().st_size > 30_000
     data = pd.read_csv(tmp_path / "report" / f"{stem}.csv")
     finals: dict[str, list[dict]] = {"none": [], "fire": []}
