@@ -32,7 +32,7 @@ def distances(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Tensor]
     """`distance` of several pairs of tensors; on a GPU in few operations, where those of a list have one dtype."""
     if not before or not on_gpu(before[0]):
         return [distance(first, second) for first, second in zip(before, after, strict=True)]
-    differences = torch._foreach_sub(list(before), list(after))
+    differences = torch._foreach_sub(list(before), [new.to(old.device) for old, new in zip(before, after, strict=True)])
     return list(torch._foreach_norm(differences, 2, compute_dtype(before[0].dtype)))
 
 

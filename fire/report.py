@@ -145,7 +145,9 @@ class Recorder:
             torch.cuda.reset_peak_memory_stats(self._cuda)
             self._allocated = torch.cuda.memory_allocated(self._cuda)
         self._start = time.perf_counter()
-        self._full = None if initial is None else metrics.distances(*zip(*((m.view, initial(m)) for m in matrices)))
+        self._full = None
+        if initial is not None:
+            self._full = metrics.distances([m.view for m in matrices], [initial(m) for m in matrices])
 
     def write(self, matrix: WeightMatrix, new: Tensor) -> None:
         """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""

@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
 
 
 def for_each(args: tuple) -> int:
-    """How many launches an operation on lists of tensors is on a GPU: one for all, if they lie alike, or one for each."""
+    """How many launches an operation on lists of tensors is on a GPU: one if they lie alike, or one for each tensor."""
     lists = [argument for argument in args if isinstance(argument, list | tuple) and tensors(argument)]
     alike = all(
         one.stride() == other.stride() and one.dtype == other.dtype and dense(one)
