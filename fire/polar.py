@@ -80,7 +80,7 @@ def check_solver(solver: str, steps: int, tol: float, dtype: torch.dtype = torch
 
 def solve(
     X: Tensor, G: Tensor, original: Callable[[int], Tensor], *, solver: str, steps: int, tol: float
-) -> Asking[Tensor | None]:
+) -> Asking[list[int] | None]:
     """Replace X by its polar factor, in place. To be run by `answered`, under `full_precision`.
 
     Args:
@@ -90,21 +90,21 @@ def solve(
         solver, steps, tol: as in `polar`.
 
     Returns:
-        The numerical rank of each matrix, (batch,) on the CPU; None where no rank was looked for.
+        The numerical rank of each matrix; None where no rank was looked for.
     """
     if solver == "newton_schulz" and steps <= _HARMLESS_STEPS:
         _newton_schulz(X, G, steps)
         return None
-    suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
+    suspects = list(range(len(X)))
     if solver == "newton_schulz":
-        suspects = (yield _nearly_singular(X)) > 0
+        suspects = [i for i, singular in enumerate((yield _nearly_singular(X)).tolist()) if singular]
         _newton_schulz(X, G, steps)
     elif solver == "polar_express":
         suspects = yield from polar_express(X, G, original, tol)
-    ranks = torch.full((len(X),), min(X.shape[-2:]), device="cpu")
+    ranks = [min(X.shape[-2:])] * len(X)
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
-    for i in suspects.nonzero().flatten().tolist():
+    for i in suspects:
         ranks[i], X[i] = _through_svd(original(i).to(X.dtype), steps if solver == "newton_schulz" else None)
         G[i] = gram(X[i : i + 1])[0]
     return ranks

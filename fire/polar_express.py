@@ -43,14 +43,14 @@ _WELL_CONDITIONED = 1e-2
 _ASSUMED, _ASSUMED_LONG, _ASSUMED_LAST = 1e-4, 1.6e-2, 2e-6
 
 
-def polar_express(X: Tensor, G: Tensor, original: Callable[[int], Tensor], tol: float) -> Asking[Tensor]:
+def polar_express(X: Tensor, G: Tensor, original: Callable[[int], Tensor], tol: float) -> Asking[list[int]]:
     """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
 
     Args:
         original: gives each matrix before normalisation, (m, n).
 
     Returns:
-        Which matrices are so near to rank deficiency that this cannot tell: boolean, (batch,), on the CPU.
+        The numbers of the matrices that may be rank-deficient: so near to it that this cannot tell.
     """
     if not on_gpu(X):
         return (yield from _bounding(X, G, tol))
@@ -63,14 +63,14 @@ def polar_express(X: Tensor, G: Tensor, original: Callable[[int], Tensor], tol: 
         still, _ = yield from _assuming(part, G_part, gain * _ASSUMED_LAST, tol, bound=False)
         X[left], G[left] = part, G_part
         left = [left[i] for i in still]
-    suspects = torch.zeros(len(X), dtype=torch.bool, device="cpu")
-    if left:
-        part = torch.stack([tall_side(original(i)).to(X.dtype) for i in left])
-        normalise_(part)
-        G_part = gram(part)
-        suspects[left] = yield from _bounding(part, G_part, tol)
-        X[left], G[left] = part.mT if is_wide(X) else part, G_part
-    return suspects
+    if not left:
+        return []
+    part = torch.stack([tall_side(original(i)).to(X.dtype) for i in left])
+    normalise_(part)
+    G_part = gram(part)
+    suspects = yield from _bounding(part, G_part, tol)
+    X[left], G[left] = part.mT if is_wide(X) else part, G_part
+    return [left[i] for i in suspects]
 
 
 def _is_long(X: Tensor) -> bool:
@@ -117,7 +117,7 @@ def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
     return bound
 
 
-def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[Tensor]:
+def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[list[int]]:
     """`polar_express` of X (batch, m, n), m >= n, for the smallest singular value there is, bounded by Cholesky."""
     m, n = X.shape[-2:]
     bound = _divide_by_bound_(X, G)
@@ -137,8 +137,9 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[Tensor]:
         (a, b, c), _, high = _quintic(0.0, high)
         iteration.step(a, b, c)
         grown *= a
-    if suspects.all():
-        return suspects
+    found = suspects.nonzero().flatten().tolist()
+    if len(found) == len(X):
+        return found
     low = float(lows[~suspects].min())
     # Rounded down, so that a few tables serve all matrices.
     table = polar_express_table(2 ** (math.floor(4 * math.log2(low)) / 4), high, tol)
@@ -153,7 +154,7 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[Tensor]:
             break
         iteration.step(1.5, -0.5)
     iteration.finish()
-    return suspects
+    return found
 
 
 def _smallest(G: Tensor, high: float) -> Tensor:

@@ -178,7 +178,7 @@ class _Outcome:
             W / norm and s = (scale / norm)^2.
         plain: whether after it G is that of W / scale and s = 1, otherwise that of W and s = scale^2.
         errors: root of the SFE of each weight, (1,).
-        ranks: of the matrices on the CPU, where they were looked for.
+        ranks: of the matrices, where they were looked for.
     """
 
     group: _Group
@@ -187,7 +187,7 @@ class _Outcome:
     after: Tensor
     plain: bool
     errors: list[Tensor]
-    ranks: Tensor | None
+    ranks: list[int] | None
 
 
 def _together(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
@@ -218,14 +218,16 @@ def _project_group(
 ) -> Asking[_Outcome]:
     """`project` for one group."""
     X = group.gather()
-    measured, ranks = [], []
+    measured, ranks, looked = [], [], True
     plain = X.dtype == group.dtype and target == FIRE
     for rows in batches(X):
         norm = normalise_(X[rows])
         G = gram(X[rows])
         before = distance_to_identity(G, square_of(double(scales[rows]) / norm))
         original = partial(_offset, group.original, rows.start)
-        ranks.append((yield from solve(X[rows], G, original, **solver)))
+        found = yield from solve(X[rows], G, original, **solver)
+        ranks += found or []
+        looked = found is not None
         measured.append((norm, before, distance_to_identity(G) if plain else norm))
     del G  # the memory is needed
     columns = list(zip(*measured, strict=True))
@@ -237,8 +239,7 @@ def _project_group(
         squares = square_of(scales)
         after = torch.cat([distance_to_identity(gram(X[rows]), squares[rows]) for rows in batches(X)])
     errors = recorder.copy(group.matrices, group.views, group.parts(X))
-    found = [rank for rank in ranks if rank is not None]
-    return _Outcome(group, norm, before, after, plain, errors, torch.cat(found) if found else None)
+    return _Outcome(group, norm, before, after, plain, errors, ranks if looked else None)
 
 
 def _offset(original: Callable[[int], Tensor], first: int, number: int) -> Tensor:
@@ -258,18 +259,17 @@ def _note(recorder: Recorder, outcome: _Outcome, norm: Tensor, before: Tensor, a
     scales, smaller = group.scales(), min(group.shape[-2:])
     before = (before.double() / square_of(double(scales) / norm)).square()
     after = (after.double() / (1 if outcome.plain else square_of(scales))).square()
-    deficient = None if outcome.ranks is None else (outcome.ranks > 0) & (outcome.ranks < smaller)
     start = 0
     for matrix, count, error in zip(group.matrices, group.counts, errors, strict=True):
         stack = slice(start, start + count)
-        found = None if deficient is None else int(deficient[stack].sum())
+        deficient = None if outcome.ranks is None else sum(0 < rank < smaller for rank in outcome.ranks[stack])
         recorder.note(
             matrix,
             float(error),
             float(before[stack].sum()),
             float(after[stack].sum()),
             int((norm[stack] == 0).sum()),
-            found,
+            deficient,
         )
         start += count
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fire
 from experiments.vision import models
-from fire import gram, iteration, polar_express, projection, waiting
+from fire import gram, iteration, matrices, methods, polar_express, projection, report, waiting
 from scripts.benchmark.core import linears
 from scripts.benchmark.memory import peak_of_new_storage
 from tests.fire.test_polar import deviation
-from tests.tape import Tape
+from tests.tape import Tape, storage
 
 pytestmark = pytest.mark.usefixtures("worked_as_on_gpu")
 
@@ -46,9 +47,10 @@ def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **settings: Any) 
     return tape.launches, waits
 
 
-def untaped(function: Callable[[], object]) -> None:
+def untaped(function: Callable[[], Any]) -> Any:
+    """Call a function whose operations are neither counted nor faked."""
     with torch.utils._python_dispatch._disable_current_modes():
-        function()
+        return function()
 
 
 # Today's numbers, rounded up; they may only fall. `fire_` waits once more, to know that all weights are finite.
@@ -179,3 +181,47 @@ def test_other_targets_are_the_cpus(norm: str, interpolation: float, monkeypatch
         assert (a.sfe, a.dfi_before, a.dfi_after) == pytest.approx((b.sfe, b.dfi_before, b.dfi_after), rel=1e-4)
     for a, b in zip(ours.state_dict().values(), cpus.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        fire.Fire(),
+        fire.Fire(steps=20),
+        fire.Fire(solver="polar_express"),
+        fire.Fire(norm="own", interpolation=0.5),
+        fire.Rescale(),
+        fire.ShrinkPerturb(coefficient=0.5),
+        fire.FullReset(),
+    ],
+    ids=str,
+)
+def test_no_operation_mixes_devices(method: fire.Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors that have a shape and a GPU as their device, but no content; initial weights lie on the CPU."""
+
+    def on_cpu(tensors: list[Tensor]) -> list[Tensor]:
+        assert {tensor.device.type for tensor in tensors} <= {"cuda"}
+        return untaped(lambda: [torch.zeros(tensor.shape, dtype=torch.float64) for tensor in tensors])
+
+    def numbers(scalars: list[Tensor | float]) -> list[float]:
+        assert {scalar.device.type for scalar in scalars if isinstance(scalar, Tensor)} <= {"cuda"}
+        return [0.0] * len(scalars)
+
+    note = projection._note
+    for module in (waiting, projection):
+        monkeypatch.setattr(module, "on_cpu", on_cpu)
+    monkeypatch.setattr(projection, "_note", lambda *known: untaped(lambda: note(*known)))
+    monkeypatch.setattr(projection, "_check_finite", lambda matrices: None)
+    monkeypatch.setattr(report, "_numbers", numbers)
+    for module in (matrices, methods, report):  # what has no content has no address
+        monkeypatch.setattr(module, "storage_key", lambda tensor: (storage(tensor), tensor.device, tuple(tensor.shape)))
+    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    for low in (polar_express._ASSUMED, polar_express._ASSUMED_LONG):
+        polar_express.polar_express_table(low, 1.0, 1e-6)  # made of numbers, and kept
+    with FakeTensorMode():
+        with torch.device("cuda:0"):
+            model = models.ResNet18(8, 10)
+        initial = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
+        changed = method.reset(model, initial)
+    assert len(changed.matrices) == 22
