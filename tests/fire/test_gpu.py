@@ -58,9 +58,9 @@ def untaped(function: Callable[[], Any]) -> Any:
     ("network", "settings", "most", "waits"),
     [
         ("ResNet-18", {"steps": 10}, 390, 1),
-        ("ResNet-18", {"solver": "polar_express"}, 660, 3),
+        ("ResNet-18", {"solver": "polar_express"}, 620, 3),
         ("GPT", {"steps": 10}, 210, 1),
-        ("GPT", {"solver": "polar_express"}, 300, 3),
+        ("GPT", {"solver": "polar_express"}, 270, 3),
     ],
 )
 def test_operations_launched(
