@@ -19,7 +19,8 @@ from experiments.common.config import Runtime, build_scope, compose_domain
 from experiments.common.replay import Batch
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.learner import TOTALS, Learner, Normaliser, actor_loss, critic_loss, draw, goals
+from experiments.humanoid.learner import TOTALS, Learner, actor_loss, critic_loss, draw, td_targets
+from experiments.humanoid.normaliser import Normaliser
 from tests.conftest import Command, run_dirs
 
 OBSERVATION, ACTION = 5, 3
@@ -73,9 +74,9 @@ def test_losses_are_those_of_the_paper() -> None:
     actor, critic, target = ours.agent.actor, ours.agent.critic, ours.target
     temperature, discount = torch.tensor(0.3), 0.9
     weights = (torch.arange(9) != 4).float()
-    goal = goals(actor, target, temperature, transitions, next_states, next_unit, discount)
+    targets = td_targets(actor, target, temperature, transitions, next_states, next_unit, discount)
     loss, entropy = actor_loss(actor, critic, temperature, states, unit, weights)
-    error, value = critic_loss(critic, states, transitions.actions, goal, weights)
+    error, value = critic_loss(critic, states, transitions.actions, targets, weights)
     expected_actor, expected_critic, entropies = 0.0, 0.0, []
     for i in range(9):
         mean, log_std = actor(next_states[i : i + 1])
@@ -83,7 +84,7 @@ def test_losses_are_those_of_the_paper() -> None:
         log_probability = policy(actor, next_states[i : i + 1]).log_prob(drawn).sum()
         after = min(q.item() for q in target(next_states[i : i + 1], drawn)) - 0.3 * log_probability.item()
         wanted = transitions.rewards[i].item() + (0.0 if i % 3 == 0 else discount * after)
-        assert goal[i].item() == pytest.approx(wanted, abs=2e-3)
+        assert targets[i].item() == pytest.approx(wanted, abs=2e-3)
         mean, log_std = actor(states[i : i + 1])
         drawn = (mean + log_std.exp() * unit[i]).tanh()
         log_probability = policy(actor, states[i : i + 1]).log_prob(drawn).sum()
@@ -92,7 +93,7 @@ def test_losses_are_those_of_the_paper() -> None:
             lower = min(q.item() for q in critic(states[i : i + 1], drawn))
             expected_actor += (0.3 * log_probability.item() - lower) / 9
             pair = critic(states[i : i + 1], transitions.actions[i : i + 1])
-            expected_critic += sum((q.item() - goal[i].item()) ** 2 for q in pair) / 9
+            expected_critic += sum((q.item() - targets[i].item()) ** 2 for q in pair) / 9
     assert loss.item() == pytest.approx(expected_actor, abs=2e-3)
     assert error.item() == pytest.approx(expected_critic, rel=1e-4)
     assert entropy.item() == pytest.approx(np.mean(entropies), abs=2e-3)

@@ -1,0 +1,130 @@
+"""The captured step, which a GPU runs, on the CPU with tapes: what it computes and what it costs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import fire
+from experiments.atari.config import AtariConfig
+from experiments.atari.train import AtariTraining
+from experiments.common.config import Runtime, compose_domain
+from experiments.common.device_replay import DeviceReplay
+from tests.conftest import numbers, run_dirs
+from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost
+from tests.tape import Tape
+
+METHODS = "none,shrink_perturb,full_reset,fire,plasticity_injection"
+Atari = Callable[..., tuple[int, str]]
+
+
+def training(tmp_path: Path, *overrides: str, runtime: Runtime = GRAPHS) -> AtariTraining:
+    """One that has begun, at the paper's replay ratio."""
+    given = ["scale=smoke", "replay_ratio=1", "budget.learning_starts=64", f"outputs_dir={tmp_path}", *overrides]
+    ours = AtariTraining(compose_domain("atari", AtariConfig, given), runtime, fire.build("none"))
+    ours.restart_environments()
+    return ours
+
+
+def test_what_a_step_costs(tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four environments and four updates. These numbers may only fall."""
+    ours = training(tmp_path)
+    while ours.step < 100:
+        ours.take_step()
+    found = cost(ours.take_step, taped, monkeypatch)
+    assert ours.learner.totals[-1] == 4 * 10
+    assert found.graphs == 2  # acting, learning
+    assert found.copies == 2  # one each way
+    # Besides the copies and the conversion of what is kept for a checkpoint: candidates are drawn, and random actions.
+    assert found.outside.total() <= 8, found.outside
+    # 34 of them are copies of gradients, which a tape needs and a CUDA graph does not.
+    assert found.inside.total() <= 279, found.inside
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1])
+def test_captured_steps_are_those_of_the_plain_loop(ratio: float, tmp_path: Path, taped: list[Tape]) -> None:
+    """To the bit, step by step: actions, weights, and everything in the buffer, which goes round, with environments
+    that start afresh; one or two updates a step where they do not come out even."""
+    settings = [f"replay_ratio={ratio}", "budget.buffer=240", "budget.restart_every=160", "dqn.epsilon=[1.0,0.1]"]
+    plain = training(tmp_path, *settings, runtime=Runtime("cpu", "fp32", "false", 1))
+    captured = training(tmp_path, *settings)
+    assert isinstance(captured.buffer, DeviceReplay)
+    for _ in range(120):
+        for one in (plain, captured):
+            one.take_step()
+        assert torch.equal(torch.as_tensor(plain.played[-1]), torch.as_tensor(captured.played[-1]))
+    assert plain.buffer.oldest == captured.buffer.oldest > 0
+    for a, b in zip(plain.learner.online.parameters(), captured.learner.online.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(plain.learner.totals, captured.learner.totals)
+    one, other = (each.probe("probe", 300) for each in (plain, captured))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for name in ("frames", "begins", "actions", "rewards", "ends"):
+        assert torch.equal(getattr(plain.buffer, name), getattr(captured.buffer, name)), name
+
+
+def test_no_copy_is_overtaken(tmp_path: Path, taped: list[Tape]) -> None:
+    """The memory of a parcel that is on its way is opened only after a wait for it."""
+    ours = training(tmp_path)
+    assert ours.on_device is not None
+    parcel, waits = ours.on_device.parcel, []
+
+    class Event:
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            waits.append(ours.step)
+
+    parcel._sent = Event()  # type: ignore[assignment]
+    for _ in range(5):
+        ours.take_step()
+    assert waits == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_runs_are_the_plain_ones(
+    precision: str, atari: Atari, tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole runs with every method, by the command line: the same rows to the bit."""
+    arguments = ("-m", f"method={METHODS}", f"precision={precision}", "budget.buffer=600")
+    status, printed = atari(*arguments)
+    assert status == 0, printed
+    capture_everywhere(monkeypatch)
+    status, printed = atari(*arguments, f"outputs_dir={tmp_path / 'captured'}")
+    assert status == 0, printed
+    assert taped
+    plain, captured = run_dirs(tmp_path / "outputs"), run_dirs(tmp_path / "captured")
+    assert len(plain) == len(captured) == 5
+    rows = [{path.name.rsplit("-", 1)[0]: numbers(path) for path in paths} for paths in (plain, captured)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("method", ["fire", "plasticity_injection"])
+def test_captured_runs_go_on_from_checkpoints(
+    method: str, atari: Atari, tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in both phases, and never stopped: the same rows."""
+    capture_everywhere(monkeypatch)
+    status, printed = atari(f"method={method}")
+    assert status == 0, printed
+    stopped = [f"method={method}", f"outputs_dir={tmp_path / 'stopped'}", "checkpoint_seconds=0"]
+    for steps in (1, 400, 500):  # in phase 0, after its end, in phase 1
+        with monkeypatch.context() as patch:
+            taken, original = [0], AtariTraining.take_step
+
+            def step(self: AtariTraining, taken: list[int] = taken, steps: int = steps) -> None:
+                taken[0] += 4
+                if taken[0] > steps:
+                    raise KeyboardInterrupt
+                original(self)
+
+            patch.setattr(AtariTraining, "take_step", step)
+            with pytest.raises(KeyboardInterrupt):
+                atari(*stopped)
+    status, printed = atari(*stopped)
+    assert status == 0, printed
+    (whole,), (parts,) = run_dirs(tmp_path / "outputs"), run_dirs(tmp_path / "stopped")
+    assert numbers(whole) == numbers(parts)
