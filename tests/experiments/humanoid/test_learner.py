@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 import fire
@@ -22,6 +21,7 @@ from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import TOTALS, Learner, actor_loss, critic_loss, draw, td_targets
 from experiments.humanoid.normaliser import Normaliser
 from tests.conftest import Command, run_dirs
+from tests.experiments.humanoid.plain_sac import PlainSac
 
 OBSERVATION, ACTION = 5, 3
 EAGER = Runtime("cpu", "fp32", "false", 1)
@@ -100,65 +100,20 @@ def test_losses_are_those_of_the_paper() -> None:
     assert value.item() == pytest.approx(critic(states, transitions.actions).mean().item())
 
 
-class PlainSac:
-    """SAC as one writes it first: two critics, three optimisers, everything through backward()."""
-
-    def __init__(self, ours: Learner, rate: float, decay: float, tau: float, discount: float) -> None:
-        self.actor = deepcopy(ours.agent.actor)
-        self.critics = deepcopy(ours.agent.critic)
-        self.targets = deepcopy(ours.target)
-        self.log_temperature = nn.Parameter(ours.log_temperature.detach().clone())
-        self.tau, self.discount = tau, discount
-        self.optimizers = [
-            torch.optim.AdamW(parameters, rate, weight_decay=weight_decay, foreach=False)
-            for parameters, weight_decay in (
-                (self.actor.parameters(), decay), (self.critics.parameters(), decay), ([self.log_temperature], 0.0),
-            )
-        ]  # fmt: skip
-
-    def step(self, which: int, loss: Tensor) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        self.optimizers[which].step()
-
-    def update(self, transitions: Batch, states: Tensor, next_states: Tensor, unit: Tensor, next_unit: Tensor) -> None:
-        mean, log_std = self.actor(states)
-        actions, log_probabilities = draw((mean, log_std), unit)
-        values = self.critics(states, actions)
-        temperature = self.log_temperature.exp().detach()
-        self.step(0, (temperature * log_probabilities - torch.minimum(values[0], values[1])).mean())
-        entropy = -log_probabilities.detach().mean()
-        self.step(2, self.log_temperature.exp() * (entropy + 0.5 * ACTION))
-        temperature = self.log_temperature.exp().detach()
-        with torch.no_grad():
-            actions, log_probabilities = draw(self.actor(next_states), next_unit)
-            values = self.targets(next_states, actions)
-            after = torch.minimum(values[0], values[1]) - temperature * log_probabilities
-            goal = transitions.rewards + self.discount * (1 - transitions.ends) * after
-        first, second = self.critics(states, transitions.actions)
-        self.step(1, nn.functional.mse_loss(first, goal) + nn.functional.mse_loss(second, goal))
-        with torch.no_grad():
-            for there, here in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
-                there.copy_((1 - self.tau) * there + self.tau * here)
-
-
 def test_updates_equal_those_of_a_plain_sac() -> None:
     ours = learner("optimizer.learning_rate=1e-3")
-    plain = PlainSac(ours, 1e-3, 1e-2, 0.005, 0.99)
+    plain = PlainSac(ours)
     for _ in range(20):
-        ours.normaliser.update(torch.randn(OBSERVATION) * 3 - 1)
-    states = (batch().frames - ours.normaliser.mean.float()) / (ours.normaliser.variance + 1e-8).sqrt().float()
+        seen = torch.randn(OBSERVATION) * 3 - 1
+        for one in (ours, plain):
+            one.normaliser.update(seen)
     for i in range(15):
-        drawn = noise(32, seed=i)
-        ours.update(batch(), drawn)  # two updates of 16
-        for part in range(2):
-            rows = slice(16 * part, 16 * part + 16)
-            transitions = Batch(*(tensor[rows] for tensor in batch()))
-            plain.update(transitions, *states[rows].unbind(1), *drawn[rows].unbind(1))
-    for a, b in ((ours.agent.actor, plain.actor), (ours.agent.critic, plain.critics), (ours.target, plain.targets)):
-        for one, other in zip(a.parameters(), b.parameters(), strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+        for one in (ours, plain):
+            one.update(batch(), noise(32, seed=i))  # two updates of 16
+    for name, tensor in ours.agent.state_dict().items():
+        torch.testing.assert_close(tensor.double(), plain.agent.state_dict()[name], rtol=2e-3, atol=2e-5)
+    for name, tensor in ours.target.state_dict().items():
+        torch.testing.assert_close(tensor.double(), plain.target.state_dict()[name], rtol=2e-3, atol=2e-5)
     assert ours.log_temperature.item() == pytest.approx(plain.log_temperature.item(), rel=1e-4)
     assert ours.totals[-1] == 30
     assert dict(zip(TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
