@@ -227,8 +227,8 @@ class ReplayBuffer:
         row = (self.stop - 1) % self.slots
         return {
             "stop": self.stop,
-            "frames": self.frames[row].clone(),
-            "begins": self.begins[row].clone(),
+            "frames": self.frames[row].cpu().clone(),
+            "begins": self.begins[row].cpu().clone(),
             "segments": [str(path.relative_to(root)) for path in self.segments],
         }
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.transfers import Parcel
+from experiments.common.transfers import Parcel, copy
 
 
 class Normaliser:
@@ -46,8 +46,8 @@ class Normaliser:
     def _copy(self) -> None:
         if self._parcel is not None:
             self._pack(self._parcel)
-        self.shift.copy_(self.mean, non_blocking=True)
-        self.scale.copy_((self.variance + 1e-8).rsqrt(), non_blocking=True)
+        copy(self.shift, self.mean)
+        copy(self.scale, (self.variance + 1e-8).rsqrt())
 
     def _pack(self, parcel: Parcel) -> None:
         here = parcel.open()

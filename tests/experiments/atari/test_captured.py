@@ -16,7 +16,7 @@ from experiments.common.device_replay import DeviceReplay
 from experiments.common.workspace import Workspace
 from tests.conftest import numbers, run_dirs
 from tests.experiments.atari.scripted import Scripted
-from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost
+from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost, method_of
 from tests.tape import Tape
 
 METHODS = "none,shrink_perturb,full_reset,fire,plasticity_injection"
@@ -66,6 +66,31 @@ def test_captured_steps_are_those_of_the_plain_loop(tmp_path: Path, taped: list[
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     for name in ("frames", "begins", "actions", "rewards", "ends"):
         assert torch.equal(getattr(plain.buffer, name), getattr(captured.buffer, name)), name
+
+
+@pytest.mark.parametrize("method", METHODS.split(","))
+def test_acting_is_by_the_network_that_a_reset_leaves(method: str, tmp_path: Path, taped: list[Tape]) -> None:
+    ours = training(tmp_path, "dqn.epsilon=[0.5,0.5]")
+    while ours.step < 80:
+        ours.take_step()
+    assert ours.on_device is not None
+    assert ours.observations is not None
+    built = method_of(method)
+    built.reset(ours.learner.online, ours.initial, ours.scope)
+    ours.learner.follow()
+    if built.resets_optimizer:
+        ours.learner.new_optimizer()
+    seen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in ours.learner.online.parameters():
+                parameter.normal_()
+            expected = ours.learner.online(ours.observations).argmax(1)
+        assert torch.equal(ours.learner.act_in(ours.on_device), expected)
+        assert torch.equal(ours.learner.act(ours.observations), expected)
+        seen.add(tuple(expected.tolist()))
+    assert len(seen) > 2
 
 
 def test_no_copy_is_overtaken(tmp_path: Path, taped: list[Tape]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import fire
 from experiments.atari import models
 from experiments.atari.config import AtariConfig
 from experiments.atari.envs import STORED
@@ -21,6 +20,7 @@ from tests.experiments.atari.reference import Reference
 from tests.experiments.atari.test_captured import training
 from tests.experiments.atari.test_learner import batch
 from tests.experiments.common import precision
+from tests.experiments.common.captured import method_of
 from tests.experiments.common.test_replay import CAPACITY, ENVIRONMENTS, Naive
 from tests.tape import Tape
 
@@ -30,7 +30,7 @@ Atari = Callable[..., tuple[int, str]]
 def learner(compiled: str, device: str = "cuda") -> Learner:
     """With the precision of matrix products and convolutions that a run has, which PyTorch's own is not: convolutions
     would be in TF32."""
-    settings = ["scale=smoke", f"device={device}", "precision=fp32"]
+    settings = ["scale=smoke", f"device={device}", "precision=fp32", "threads=1"]
     cfg = compose_domain("atari", AtariConfig, settings)
     runtime = replace(resolve_runtime(cfg), compile=compiled)
     return Learner(models.build(cfg.budget, 3, seed=0), cfg, runtime)
@@ -46,7 +46,7 @@ def check_update(compiled: str, method: str, device: str, skipped: int = -1) -> 
     plain, fast = learner("false", device), learner(compiled, device)
     exact = Reference(plain)
     initial = {name: tensor.clone() for name, tensor in plain.online.state_dict().items()}
-    built = fire.build(method)
+    built = method_of(method)
     for phase in range(2):
         for seed in range(20):
             for one in (plain, fast, exact):
@@ -101,11 +101,10 @@ def test_captured_steps_are_those_of_a_cpu(method: str, tmp_path: Path) -> None:
     What the networks would do in the end is the same too."""
     settings = ("dqn.epsilon=[0.999999,0.999999]", "budget.buffer=160", "budget.restart_every=120")
     plain = training(tmp_path, *settings, runtime=Runtime("cpu", "fp32", "false", 0))
-    cfg = compose_domain("atari", AtariConfig, ["scale=smoke", "device=cuda", "precision=fp32"])
-    captured = training(tmp_path, *settings, runtime=replace(resolve_runtime(cfg), compile="graphs"))
+    captured = training(tmp_path, *settings, runtime=learner("graphs").runtime)
     assert isinstance(captured.buffer, DeviceReplay)
     assert captured.buffer.frames.is_cuda
-    built = fire.build(method)
+    built = method_of(method)
     for step in range(60):
         for one in (plain, captured):
             if step == 30:
@@ -131,8 +130,7 @@ def test_captured_steps_are_those_of_a_cpu(method: str, tmp_path: Path) -> None:
 @needs_cuda
 def test_what_a_step_launches(tmp_path: Path) -> None:
     """As the driver sees it: two graphs, and one copy each way, between pinned memory and the device."""
-    cfg = compose_domain("atari", AtariConfig, ["scale=smoke", "device=cuda", "precision=fp32"])
-    ours = training(tmp_path, "dqn.epsilon=[0.5,0.5]", runtime=replace(resolve_runtime(cfg), compile="graphs"))
+    ours = training(tmp_path, "dqn.epsilon=[0.5,0.5]", runtime=learner("graphs").runtime)
     while ours.step < 120:
         ours.take_step()
     torch.cuda.synchronize()

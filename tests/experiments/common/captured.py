@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fire
 from experiments.common import config, transfers
 from experiments.common.config import Runtime
 from tests.tape import Tape, launches
@@ -24,6 +25,11 @@ def capture_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
         return Runtime("cpu", cfg.precision, "graphs", 1)
 
     monkeypatch.setattr(config, "resolve_runtime", runtime)
+
+
+def method_of(name: str) -> fire.Method:
+    """A reset method, with the settings it cannot do without."""
+    return fire.build(name, **({"coefficient": 0.8} if name == "shrink_perturb" else {}))
 
 
 @dataclass

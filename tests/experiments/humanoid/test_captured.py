@@ -13,7 +13,7 @@ from experiments.common.workspace import Workspace
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.train import HumanoidTraining
 from tests.conftest import Command, numbers, run_dirs
-from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost
+from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost, method_of
 from tests.tape import Tape
 
 METHODS = ("none", "shrink_perturb", "full_reset", "fire", "plasticity_injection")
@@ -75,6 +75,29 @@ def test_captured_steps_are_those_of_the_plain_loop(
     normalisers = [each.learner.normaliser for each in (plain, captured)]
     for name in ("mean", "variance", "shift", "scale"):
         assert torch.equal(getattr(normalisers[0], name), getattr(normalisers[1], name)), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_acting_is_by_the_network_that_a_reset_leaves(
+    method: str, robot_dir: Path, tmp_path: Path, taped: list[Tape]
+) -> None:
+    ours = training(robot_dir, tmp_path)
+    while ours.step < 80:
+        ours.take_action()
+    learner, buffer = ours.learner, ours.on_device
+    assert buffer is not None
+    assert ours.observation is not None
+    method_of(method).reset(learner.agent, ours.initial, ours.scope)
+    learner.follow()
+    learner.begin_anew()
+    with torch.no_grad():
+        for parameter in learner.agent.parameters():
+            parameter.normal_()
+        mean, log_std = learner.agent.actor(learner.normaliser(ours.observation[None]))
+    learner.pack(buffer.parcel, 0, torch.Generator().manual_seed(0), ours.drawing)
+    noise = torch.randn((1, ours.actions), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(learner.act_in(buffer), (mean + log_std.exp() * noise).tanh())
+    assert torch.equal(learner.act(ours.observation[None]), mean.tanh())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import fire
 from experiments.common.config import Runtime, build_scope, compose_domain, resolve_runtime
 from experiments.common.device_replay import DeviceReplay
 from experiments.common.replay import ReplayBuffer, Stored
@@ -16,6 +15,7 @@ from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import Learner
 from tests.conftest import Command, needs_cuda, numbers, run_dirs
 from tests.experiments.common import precision
+from tests.experiments.common.captured import method_of
 from tests.experiments.humanoid import test_learner
 from tests.experiments.humanoid.plain_sac import PlainSac
 from tests.experiments.humanoid.test_captured import training
@@ -26,7 +26,8 @@ STORED = Stored((5,), torch.float32, 1, (3,), torch.float32)
 
 def learner(compiled: str, device: str = "cuda") -> Learner:
     """With the precision of matrix products that a run has."""
-    cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", f"device={device}", "precision=fp32"])
+    settings = ["scale=smoke", f"device={device}", "precision=fp32", "threads=1"]
+    cfg = compose_domain("humanoid", HumanoidConfig, settings)
     runtime = replace(resolve_runtime(cfg), compile=compiled)
     return test_learner.learner("optimizer.learning_rate=1e-3", runtime=runtime)
 
@@ -56,7 +57,7 @@ def check_update(compiled: str, method: str, device: str) -> Learner:
         precision.check(weights(fast), weights(plain), weights(exact), f"phase {phase}, {method}")
         if phase == 0:
             for one in (plain, fast, exact):
-                fire.build(method).reset(one.agent, initial, build_scope(cfg.model.scope))
+                method_of(method).reset(one.agent, initial, build_scope(cfg.model.scope))
                 one.follow()
                 one.begin_anew()
             precision.check(weights(fast), weights(plain), weights(exact), f"after {method}")
@@ -94,7 +95,7 @@ def test_captured_steps_are_those_of_a_cpu(method: str, robot_dir: Path, tmp_pat
     captured = training(robot_dir, tmp_path, runtime=learner("graphs").runtime)
     assert isinstance(captured.buffer, DeviceReplay)
     assert captured.buffer.frames.is_cuda
-    built = fire.build(method)
+    built = method_of(method)
     for step in range(44):  # the last 14 by the policy
         for one in (plain, captured):
             if step == 36:

@@ -21,7 +21,9 @@ from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import TOTALS, Learner, actor_loss, critic_loss, draw, td_targets
 from experiments.humanoid.normaliser import Normaliser
 from tests.conftest import Command, run_dirs
+from tests.experiments.common.captured import capture_everywhere
 from tests.experiments.humanoid.plain_sac import PlainSac
+from tests.tape import Tape
 
 OBSERVATION, ACTION = 5, 3
 EAGER = Runtime("cpu", "fp32", "false", 1)
@@ -183,18 +185,24 @@ class Aim(gym.Env[np.ndarray, np.ndarray]):
         return self.state, reward, self.left == 0, False, {}
 
 
+@pytest.mark.parametrize(
+    ("way", "precision"), [("plain", "fp32"), pytest.param("captured", "bf16", marks=pytest.mark.slow)]
+)
 def test_solves_a_task_whose_solution_is_known(
-    humanoid: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    way: str, precision: str, humanoid: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taped: list[Tape]
 ) -> None:
+    if way == "captured":
+        capture_everywhere(monkeypatch)
     monkeypatch.setattr(envs, "make", lambda *_: Aim())
     monkeypatch.setattr(envs.Player, "state_dict", lambda _: {})
     monkeypatch.setattr(envs.Player, "load_state_dict", lambda *_: None)
     status, printed = humanoid(
         "method=none", "sac.action_repeat=1", "sac.discount=0.5", "optimizer.learning_rate=3e-3", "sac.tau=0.05",
         "budget.steps=[1200,400]", "budget.critic_width=16", "budget.batch_size=32", "sac.replay_ratio=1",
-        "budget.eval_every=800",
+        "budget.eval_every=800", f"precision={precision}",
     )  # fmt: skip
     assert status == 0, printed
+    assert bool(taped) == (way == "captured")
     (run,) = run_dirs(tmp_path / "outputs")
     weights = checkpoint.final_weights(run)
     cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", "budget.critic_width=16"])
