@@ -95,12 +95,12 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            self.totals[0] += loss.detach()
-            self.totals[1] += value
+            self.totals[0].add_(loss.detach())
+            self.totals[1].add_(value)
         # The last gradient stands for those of the other batches: a norm is as dear as a twentieth of an update.
         gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
-        self.totals[2] += len(parts) * nn.utils.get_total_norm(gradients)
-        self.totals[3] += len(parts)
+        self.totals[2].add_(len(parts) * nn.utils.get_total_norm(gradients))
+        self.totals[3].add_(len(parts))
 
     def act(self, states: Tensor) -> Tensor:
         """The action of highest value in each state, (batch,) int64 on the CPU; waits for the device.

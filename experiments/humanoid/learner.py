@@ -184,8 +184,8 @@ class Learner:
             self._update_once(batch, *both.unbind(1), *drawn.unbind(1))
         # The last gradient stands for those of the other batches.
         gradients = [p.grad for p in self.critic_optimizer.param_groups[0]["params"]]
-        self.totals[4] += len(parts) * nn.utils.get_total_norm(gradients)
-        self.totals[5] += len(parts)
+        self.totals[4].add_(len(parts) * nn.utils.get_total_norm(gradients))
+        self.totals[5].add_(len(parts))
 
     def _update_once(
         self, batch: Batch, states: Tensor, next_states: Tensor, noise: Tensor, next_noise: Tensor
@@ -211,7 +211,7 @@ class Learner:
         self.critic_optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._targets, self._critics, self._tau)
-        self.totals[:4] += torch.stack((error.detach(), loss.detach(), value, entropy))
+        self.totals[:4].add_(torch.stack((error.detach(), loss.detach(), value, entropy)))
 
     def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions, (batch, action) on the CPU; waits for the device.

@@ -42,8 +42,8 @@ def test_what_a_step_costs(tmp_path: Path, taped: list[Tape], monkeypatch: pytes
     assert found.copies == 2  # one each way
     # Besides the copies and the conversion of what is kept for a checkpoint: candidates are drawn, and random actions.
     assert found.outside.total() <= 8, found.outside
-    # 34 of them are copies of gradients, which a tape needs and a CUDA graph does not.
-    assert found.inside.total() <= 279, found.inside
+    # 24 of them are copies of gradients, most because the tape holds the gradients too.
+    assert found.inside.total() <= 269, found.inside
 
 
 def test_captured_steps_are_those_of_the_plain_loop(tmp_path: Path, taped: list[Tape]) -> None:

@@ -40,8 +40,8 @@ def test_what_an_action_costs(
     assert found.copies == 2  # one each way
     # Besides the copies: candidates and noise are drawn, and the observation becomes float32.
     assert found.outside.total() <= 8, found.outside
-    # 28 of them are copies of gradients, which a tape needs and a CUDA graph does not.
-    assert found.inside.total() <= 512, found.inside
+    # 24 of them are copies of gradients: autograd makes them because the tape holds the gradients too.
+    assert found.inside.total() <= 508, found.inside
 
 
 @pytest.mark.parametrize("ratio", [2, 0.7])
