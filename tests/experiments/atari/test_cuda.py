@@ -12,6 +12,7 @@ from experiments.atari import models
 from experiments.atari.config import AtariConfig
 from experiments.atari.envs import STORED
 from experiments.atari.learner import Learner
+from experiments.common import replay
 from experiments.common.config import Runtime, build_scope, compose_domain, resolve_runtime
 from experiments.common.device_replay import DeviceReplay
 from experiments.common.replay import Batch, ReplayBuffer
@@ -178,6 +179,24 @@ def test_frames_on_the_gpu_give_the_same_batches() -> None:
     for other in drawn[1:]:
         assert all(tensor.is_cuda for tensor in other)
         assert all(torch.equal(a, b.cpu()) for a, b in zip(drawn[0], other, strict=True))
+
+
+@needs_cuda
+def test_a_buffer_that_does_not_fit_stays_in_ram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then batches come from there, and acting and updates are graphs by themselves."""
+    settings = ("dqn.epsilon=[0.999999,0.999999]",)
+    with monkeypatch.context() as patch:
+        patch.setattr(replay, "place", lambda *_: "cpu")
+        in_ram = training(tmp_path, *settings, runtime=learner("graphs").runtime)
+    on_device = training(tmp_path, *settings, runtime=learner("graphs").runtime)
+    assert in_ram.on_device is None
+    assert not in_ram.buffer.frames.is_cuda
+    for _ in range(30):
+        for one in (in_ram, on_device):
+            one.take_step()
+    assert in_ram.learner.totals[-1] == on_device.learner.totals[-1] == 56
+    for a, b in zip(in_ram.learner.online.parameters(), on_device.learner.online.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @needs_cuda
