@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default", "aten.equal.default"}
@@ -21,11 +21,13 @@ class Tape(TorchDispatchMode):
 
     Attributes:
         launches: how often each operation that does work on a device was recorded; views are none.
+        replays: how often it was replayed.
     """
 
     def __init__(self, allow_waits: bool = False) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
+        self.replays = 0
         self._allow_waits = allow_waits
         self._steps: list[tuple[Any, tuple, dict[str, Any], list[Tensor]]] = []
 
@@ -44,8 +46,10 @@ class Tape(TorchDispatchMode):
         return result
 
     def replay(self) -> None:
-        """Run the recorded operations again, each on the memory it had."""
-        with torch.no_grad():
+        """Run the recorded operations again, each on the memory it had. Another tape does not see them: to it, as to
+        a CPU with a GPU, a graph is one launch."""
+        self.replays += 1
+        with torch.no_grad(), _disable_current_modes():
             for func, args, kwargs, before in self._steps:
                 for there, new in zip(before, tensors(func(*args, **kwargs)), strict=True):
                     if storage(there) != storage(new):

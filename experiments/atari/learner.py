@@ -12,27 +12,29 @@ from torch import Tensor, nn
 import fire
 from experiments.atari.envs import STACK
 from experiments.common.config import Runtime
-from experiments.common.cuda_graphs import UpdateGraphs
+from experiments.common.cuda_graphs import UpdateGraphs, autocast
+from experiments.common.device_replay import DeviceReplay
 from experiments.common.replay import Batch
+from experiments.common.transfers import Reply
 
 # Sums since the last row: of the loss, of the mean value of the actions taken, of the gradient's norm; and the updates.
 TOTALS = ("loss", "q", "grad_norm", "updates")
 
 
 @torch.no_grad()
-def goals(target: nn.Module, batch: Batch, discount: float, runtime: Runtime) -> Tensor:
+def td_targets(target: nn.Module, batch: Batch, discount: float, runtime: Runtime) -> Tensor:
     """What the value of each action should be, (batch,): the reward, clipped to [-1, 1], plus the discounted value that
     the target network gives the next state."""
-    with runtime.autocast:
+    with autocast(runtime):
         following = target(batch.frames[:, 1:]).float().amax(1)
     return batch.rewards.clamp(-1, 1) + discount * (1 - batch.ends) * following
 
 
-def huber_loss(online: nn.Module, batch: Batch, goal: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
+def huber_loss(online: nn.Module, batch: Batch, targets: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Huber loss of the temporal-difference errors, and the mean value of the actions taken."""
-    with runtime.autocast:
+    with autocast(runtime):
         values = online(batch.frames[:, :STACK]).float().gather(1, batch.actions[:, None])[:, 0]
-    errors = F.smooth_l1_loss(values, goal, reduction="none")
+    errors = F.smooth_l1_loss(values, targets, reduction="none")
     return (batch.weights * errors).mean(), values.detach().mean()
 
 
@@ -53,8 +55,8 @@ class Learner:
         self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
         # Plain functions, because a method kept here would keep the learner, and its graphs, alive after its use.
         compiled = torch.compile if runtime.compile == "true" else lambda function: function
-        self._goals, self._huber_loss = compiled(goals), compiled(huber_loss)
-        self._graphs = UpdateGraphs()
+        self._td_targets, self._huber_loss = compiled(td_targets), compiled(huber_loss)
+        self._graphs, self._reply = UpdateGraphs(), Reply()
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -66,44 +68,65 @@ class Learner:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of a batch, and the mean value of its actions; uncompiled."""
-        goal = goals(self.target, batch, self._discount, self.runtime)
-        return huber_loss(self.online, batch, goal, self.runtime)
+        targets = td_targets(self.target, batch, self._discount, self.runtime)
+        return huber_loss(self.online, batch, targets, self.runtime)
 
     def update(self, batches: Batch) -> None:
         """A step of the optimiser for every `dqn.batch_size` transitions."""
         if self.runtime.compile != "graphs":
             self._update(batches)
             return
-        self._graphs.run(self._update, batches, lambda: [*self.online.parameters(), self.totals], [self.optimizer])
+        self._graphs.run(self._update, batches, self._changed, [self.optimizer])
+
+    def update_from(self, buffer: DeviceReplay, count: int) -> None:
+        """`update` on the `count` transitions drawn in a buffer on the device, as one graph; waits for nothing."""
+        self._graphs.play(("update", count), lambda: self._update(buffer.drawn(count)), self._changed, [self.optimizer])
+
+    def _changed(self) -> list[Tensor]:
+        return [*self.online.parameters(), self.totals]
 
     def _update(self, given: Sequence[Tensor]) -> None:
         batches = Batch(*given)
         # For all batches at once: the target network does not change between them.
-        goal = self._goals(self.target, batches, self._discount, self.runtime)
-        parts = list(zip(batches.split(self._batch_size), goal.split(self._batch_size), strict=True))
-        for batch, batch_goal in parts:
-            loss, value = self._huber_loss(self.online, batch, batch_goal, self.runtime)
+        targets = self._td_targets(self.target, batches, self._discount, self.runtime)
+        parts = list(zip(batches.split(self._batch_size), targets.split(self._batch_size), strict=True))
+        for batch, batch_targets in parts:
+            loss, value = self._huber_loss(self.online, batch, batch_targets, self.runtime)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            self.totals[0] += loss.detach()
-            self.totals[1] += value
+            self.totals[0].add_(loss.detach())
+            self.totals[1].add_(value)
         # The last gradient stands for those of the other batches: a norm is as dear as a twentieth of an update.
         gradients = [p.grad for p in self.optimizer.param_groups[0]["params"] if p.grad is not None]
-        self.totals[2] += len(parts) * nn.utils.get_total_norm(gradients)
-        self.totals[3] += len(parts)
+        self.totals[2].add_(len(parts) * nn.utils.get_total_norm(gradients))
+        self.totals[3].add_(len(parts))
+
+    def act(self, states: Tensor) -> Tensor:
+        """The action of highest value in each state, (batch,) int64 on the CPU; waits for the device.
+
+        Args:
+            states: (batch, 4, 84, 84) uint8, on the CPU.
+        """
+        if self.runtime.compile == "graphs":
+            return self._graphs.call(self._greedy, states, self.runtime.device)
+        return self._greedy(states.to(self.runtime.device, non_blocking=True)).cpu()
+
+    def act_in(self, buffer: DeviceReplay) -> Tensor:
+        """`act` in the newest states of a buffer on the device: one copy there, one graph, one copy back, one wait.
+        What it returns is overwritten by the next call."""
+        buffer.send()
+        return self._reply.fetch(self._graphs.play("act", lambda: self._greedy(buffer.arrive())))
 
     @torch.no_grad()
-    def act(self, states: Tensor) -> Tensor:
-        """The action of highest value in each state, (batch,) int64 on the CPU; waits for the device."""
-        with self.runtime.autocast:
-            return self.online(states.to(self.runtime.device, non_blocking=True)).argmax(1).cpu()
+    def _greedy(self, states: Tensor) -> Tensor:
+        with autocast(self.runtime):
+            return self.online(states).argmax(1)
 
     @torch.no_grad()
     def update_target(self) -> None:
         """Copy the Q-network into the target network, in place."""
-        for there, here in zip(self.target.parameters(), self.online.parameters(), strict=True):
-            there.copy_(here)
+        torch._foreach_copy_(list(self.target.parameters()), list(self.online.parameters()))
 
     def restructure(self, method: fire.Method, initial: Mapping[str, Tensor], scope: fire.Scope) -> None:
         """Give both networks the modules they have after `method`'s reset, and the optimiser their parameters."""

@@ -97,6 +97,7 @@ class Schedule:
         self.ends = [budget.steps[0], sum(budget.steps)]
         self.environments, self.batch_size = dqn.environments, dqn.batch_size
         self._learning_starts, self._replay_ratio = budget.learning_starts, cfg.replay_ratio
+        self.most_updates = int(dqn.environments * cfg.replay_ratio) + 1  # with one step
         self._epsilon, self._decay = tuple(dqn.epsilon), dqn.exploration_fraction * sum(budget.steps)
         self._target, self._restart = budget.target_every, budget.restart_every
         self._log, self._eval = budget.log_every, budget.eval_every

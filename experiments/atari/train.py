@@ -24,6 +24,7 @@ from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import TOTALS, Learner
 from experiments.atari.video import play
 from experiments.common import boundary, checkpoint, config, replay, video
+from experiments.common.device_replay import DeviceReplay
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
 from experiments.common.meter import Meter
@@ -87,7 +88,13 @@ class AtariTraining:
         boundary.check_scope(method, network, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.learner = Learner(network, cfg, runtime)
-        self.buffer = ReplayBuffer(STORED, capacity, count, runtime.device, frames_on)
+        # Where everything has room on the device, a step is two graphs and one copy each way.
+        self.on_device: DeviceReplay | None = None
+        if runtime.compile == "graphs" and frames_on == runtime.device:
+            most = self.schedule.most_updates * self.schedule.batch_size
+            self.on_device = DeviceReplay(STORED, capacity, count, runtime.device, most)
+        self.buffer = self.on_device or ReplayBuffer(STORED, capacity, count, runtime.device, frames_on)
+        self.no_actions = torch.zeros(count, dtype=torch.int64)
         self.exploration = generator(cfg.seed, "exploration")
         self.drawing = generator(cfg.seed, "replay")
         self.phase, self.step, self.entered = 0, 0, False
@@ -174,7 +181,7 @@ class AtariTraining:
         """Start the environments afresh; the episodes that were going on are truncated, and count in no return."""
         self.started, self.played = self.step, []
         self.observations = self.first_observations()
-        self.buffer.begin(self.observations[:, -1], torch.ones(self.cfg.dqn.environments, dtype=torch.bool))
+        self.buffer.begin(self.observations[:, -1], True)
 
     def first_observations(self) -> Tensor:
         """What the environments show when they are started with the seeds of step `started`."""
@@ -201,16 +208,14 @@ class AtariTraining:
         schedule, count = self.schedule, self.schedule.environments
         if self.step > self.started and schedule.restarts(self.step):
             self.restart_environments()
-        assert self.observations is not None
-        epsilon = schedule.epsilon(self.step)
-        # Without the network where every action is random anyway.
-        greedy = self.learner.act(self.observations) if epsilon < 1 else torch.zeros(count, dtype=torch.int64)
+        epsilon, updates = schedule.epsilon(self.step), schedule.updates(self.step)
+        greedy = self.greedy_actions(updates, epsilon)
         actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
         self.envs.send(actions.numpy())
         # They play while a GPU learns; on a CPU both would only be in each other's way.
         came = self.envs.recv() if self.runtime.device == "cpu" else None
-        if updates := schedule.updates(self.step):
-            self.learner.update(self.buffer.sample(updates * schedule.batch_size, self.drawing))
+        if updates:
+            self.learn(updates)
         stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
@@ -223,6 +228,28 @@ class AtariTraining:
         self.meter.advance(count, updates)
         if schedule.updates_target(self.step):
             self.learner.update_target()
+
+    def greedy_actions(self, updates: int, epsilon: float) -> Tensor:
+        """The actions of highest value, (environments,) int64. To a buffer on the device goes with the question what
+        came of the last step, and what is drawn for `updates` after this one."""
+        random = epsilon >= 1  # without the network where every action is random anyway
+        if self.on_device is None:
+            assert self.observations is not None
+            return self.no_actions if random else self.learner.act(self.observations)
+        if updates:
+            self.on_device.draw(updates * self.schedule.batch_size, self.drawing)
+        if not random:
+            return self.learner.act_in(self.on_device)
+        self.on_device.flush()
+        return self.no_actions
+
+    def learn(self, updates: int) -> None:
+        """Updates on what was stored before this step."""
+        count = updates * self.schedule.batch_size
+        if self.on_device is None:
+            self.learner.update(self.buffer.sample(count, self.drawing))
+        else:
+            self.learner.update_from(self.on_device, count)
 
     def finish_step(self, workspace: Workspace, progress: Progress) -> None:
         """Log, evaluate and checkpoint where that is due."""

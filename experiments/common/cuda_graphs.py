@@ -1,27 +1,32 @@
-"""An update of a learner as a captured CUDA graph."""
+"""What a learner does at every step, as captured CUDA graphs: acting, and updates."""
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from experiments.common.config import Runtime
+from experiments.common.transfers import Parcel, Reply
 
 WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
 
 
 class UpdateGraphs:
-    """The graphs of an update, one for each size of its input.
+    """The graphs of a learner, each with a key of its own.
 
     A graph reads and writes the memory it was captured with: forget them when parameters, or the optimisers' moments,
     come to lie elsewhere.
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[int, tuple[Callable[[], None], list[Tensor]]] = {}
+        self._graphs: dict[Hashable, tuple[Callable[[], None], Any]] = {}
+        self._calls: dict[Hashable, tuple[Parcel, Reply]] = {}
 
     def forget(self) -> None:
-        """Capture again when an update is next needed."""
+        """Capture again when an update, or anything else, is next needed."""
         self._graphs.clear()
 
     # The update is given anew every time: one that is kept here would keep its learner alive, in a circle.
@@ -48,6 +53,62 @@ class UpdateGraphs:
         for there, new in zip(inputs, given, strict=True):
             there.copy_(new, non_blocking=True)
         replay()
+
+    def play(
+        self,
+        key: Hashable,
+        function: Callable[[], Any],
+        changed: Callable[[], Sequence[Tensor]] = list,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> Any:
+        """Do what reads its input where it always lies.
+
+        Args:
+            key: of the graph.
+            function: as the update of `run`, but of no argument; called for a capture alone, several times, which must
+                change nothing that once would not, except what is named next.
+            changed, optimizers: as of `run`.
+
+        Returns:
+            What `function` returned when it was captured; its tensors lie in one place and are written again every
+            time.
+        """
+        if key not in self._graphs:
+            returned: list[Any] = []
+            replay = _capture(lambda: returned.append(function()), changed(), optimizers)
+            self._graphs[key] = replay, returned[-1]
+        replay, result = self._graphs[key]
+        replay()
+        return result
+
+    def call(self, function: Callable[[Tensor], Tensor], given: Tensor, device: str) -> Tensor:
+        """A function of one tensor as one graph, with one copy to the device and one back.
+
+        Args:
+            function: the same one for every call of a learner.
+            given: (batch, ...), on the CPU; there is a graph for each shape.
+            device: where the function works.
+
+        Returns:
+            The result on the CPU; waits for it.
+        """
+        key = ("call", *given.shape)
+        if key not in self._calls:
+            self._calls[key] = Parcel({"given": (tuple(given.shape), given.dtype)}, device), Reply()
+        parcel, reply = self._calls[key]
+        parcel.open()["given"][:] = given
+        parcel.send()
+        return reply.fetch(self.play(key, lambda: function(parcel.there["given"]))).clone()
+
+
+def autocast(runtime: Runtime) -> torch.autocast:
+    """Context of a learner's forward pass.
+
+    Within a context PyTorch keeps the weights it has cast to bf16. A graph must cast them anew whenever it is replayed,
+    so nothing is kept where graphs are captured.
+    """
+    bf16, graphs = runtime.precision == "bf16", runtime.compile == "graphs"
+    return torch.autocast(runtime.device, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not graphs)
 
 
 def _capture(

@@ -19,6 +19,7 @@ from torch import Tensor
 from experiments.common import segments
 from experiments.common.errors import UserError
 from experiments.common.memory import available
+from experiments.common.transfers import copy, to
 
 CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
 GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
@@ -79,15 +80,17 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, stored: Stored, capacity: int, environments: int, device: str = "cpu", frames_on: str = "cpu"
-    ) -> None:
+        self, stored: Stored, capacity: int, environments: int, device: str = "cpu", frames_on: str = "cpu",
+        rest_on: str = "cpu",
+    ) -> None:  # fmt: skip
         """
         Args:
             stored: what is kept of a step.
             capacity: in transitions of all environments.
             environments: how many there are.
             device: where batches are needed.
-            frames_on: where the frames are kept; all else is on the CPU.
+            frames_on: where the frames are kept.
+            rest_on: where all else is kept.
         """
         self.stored, self.device = stored, device
         self.slots, self.environments = capacity // environments + 1, environments  # the newest is not complete
@@ -96,31 +99,32 @@ class ReplayBuffer:
             (self.slots, environments, *stored.frame), dtype=stored.dtype, device=frames_on
         ).zero_()
         shape = (self.slots, environments)
-        self.begins = torch.zeros(shape, dtype=torch.bool)
-        self.actions = torch.zeros((*shape, *stored.action), dtype=stored.action_dtype)
-        self.rewards = torch.zeros(shape, dtype=torch.float32)
-        self.ends = torch.zeros(shape, dtype=torch.bool)
+        self.begins = torch.zeros(shape, dtype=torch.bool, device=rest_on)
+        self.actions = torch.zeros((*shape, *stored.action), dtype=stored.action_dtype, device=rest_on)
+        self.rewards = torch.zeros(shape, dtype=torch.float32, device=rest_on)
+        self.ends = torch.zeros(shape, dtype=torch.bool, device=rest_on)
+        self._offsets = torch.arange(1 - stored.stack, 2, device=rest_on) * environments  # of a transition's frames
         self.stop = 0
         self.written = 0  # slots before this one are in segments
         self.segments: list[Path] = []
 
-    def begin(self, frames: Tensor, begins: Tensor) -> None:
+    def begin(self, frames: Tensor, begins: Tensor | bool) -> None:
         """A new slot.
 
         Args:
-            frames: (environments, *frame), the newest frame of each observation.
-            begins: (environments,) bool, whether it is the first of an episode.
+            frames: (environments, *frame), the newest frame of each observation, on the CPU.
+            begins: (environments,) bool, whether it is the first of an episode; or one for all.
         """
         row = self.stop % self.slots
-        self.frames[row] = frames.to(self.frames.device, non_blocking=True)
+        copy(self.frames[row], frames)
         self.begins[row] = begins
         for tensor in (self.actions, self.rewards, self.ends):
             tensor[row] = 0
         self.stop += 1
 
-    def complete(self, actions: Tensor, rewards: Tensor, ends: Tensor) -> None:
+    def complete(self, actions: Tensor, rewards: Tensor | float, ends: Tensor | bool) -> None:
         """What was done in the newest slot, (environments, *action), the reward of it and where it terminated the
-        episode, (environments,)."""
+        episode, (environments,) or one for all."""
         row = (self.stop - 1) % self.slots
         self.actions[row], self.rewards[row], self.ends[row] = actions, rewards, ends
 
@@ -129,42 +133,57 @@ class ReplayBuffer:
         """The first slot still there."""
         return max(0, self.stop - self.slots)
 
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` transitions, uniformly and independently, drawn by a CPU generator.
+    def drawable(self) -> tuple[int, int]:
+        """The positions that candidates are drawn from: the first, and the one after the last.
 
-        A slot whose stack reaches back beyond the oldest frame is left out.
+        A slot whose stack reaches back beyond the oldest frame is left out, and so is the newest.
         """
         low = self.oldest + (self.stored.stack - 1 if self.oldest else 0)
-        drawn = torch.randint(
-            low * self.environments, (self.stop - 1) * self.environments, (CANDIDATES, count), generator=generator
-        )
+        return low * self.environments, (self.stop - 1) * self.environments
+
+    def sample(self, count: int, generator: torch.Generator) -> Batch:
+        """`count` transitions, uniformly and independently, drawn by a CPU generator."""
+        drawn = torch.randint(*self.drawable(), (CANDIDATES, count), generator=generator)
+        return self.choose(to(drawn, self.begins.device.type))
+
+    def choose(self, drawn: Tensor) -> Batch:
+        """Of each column of `drawn`, (candidates, batch), the first transition that can be used."""
         usable = ~self.begins.view(-1)[(drawn + self.environments) % self.begins.numel()]  # something follows
         chosen = usable.to(torch.uint8).argmax(0, keepdim=True)  # the first of them
         return self.gather(drawn.gather(0, chosen)[0], usable.any(0))
 
     def gather(self, positions: Tensor, weights: Tensor) -> Batch:
         """The transitions at `positions`, (batch,), counted slot by slot and in it environment by environment."""
-        stack, frame = self.stored.stack, self.stored.frame
         flat = positions % self.begins.numel()
-        window = positions[:, None] + self.environments * torch.arange(1 - stack, 2)  # (batch, stack + 1)
-        window = window % self.begins.numel()
-        begins = self.begins.view(-1)[window[:, 1:stack]]
-        # A frame belongs to the stack unless an episode begins after it, up to the state's own frame.
-        alive = torch.ones_like(window, dtype=torch.uint8)
-        alive[:, : stack - 1] = (~begins).flip(1).cumprod(1).flip(1)
-        frames = self.frames.view(-1, *frame).index_select(0, to(window.view(-1), self.frames.device.type))
-        frames = to(frames.view(len(positions), stack + 1, *frame), self.device)
-        short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
-        if len(short):
-            frames[to(short, self.device)] *= to(alive[short], self.device)[(..., *(None,) * len(frame))]
         actions = self.actions.flatten(0, 1)[flat]
         return Batch(
-            frames,
+            self.stacks(positions, self._offsets),
             to(actions if actions.is_floating_point() else actions.long(), self.device),
             to(self.rewards.view(-1)[flat], self.device),
             to(self.ends.view(-1)[flat].float(), self.device),
             to(weights.float(), self.device),
         )
+
+    def stacks(self, positions: Tensor, offsets: Tensor) -> Tensor:
+        """The frames at `positions` + `offsets`, (batch, offsets, *frame), empty where another episode was played."""
+        stack, frame = self.stored.stack, self.stored.frame
+        window = (positions[:, None] + offsets) % self.begins.numel()
+        frames = self.frames.view(-1, *frame).index_select(0, to(window.view(-1), self.frames.device.type))
+        frames = to(frames.view(len(positions), len(offsets), *frame), self.device)
+        if stack > 1:
+            # A frame belongs to the stack unless an episode begins after it, up to the state's own frame.
+            alive = torch.ones_like(window, dtype=torch.uint8)
+            begins = self.begins.view(-1)[window[:, 1:stack]]
+            alive[:, : stack - 1] = (~begins).flip(1).cumprod(1).flip(1)
+            self._clear(frames, alive)
+        return frames
+
+    def _clear(self, frames: Tensor, alive: Tensor) -> None:
+        """Empty those of `frames`, (batch, frames, *frame), whose `alive`, (batch, frames), is 0, in place."""
+        short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
+        if len(short):
+            lives = to(alive[short], self.device)[(..., *(None,) * len(self.stored.frame))]
+            frames[to(short, self.device)] *= lives
 
     def newest(self) -> Tensor:
         """The newest frames, (environments, *frame)."""
@@ -208,8 +227,8 @@ class ReplayBuffer:
         row = (self.stop - 1) % self.slots
         return {
             "stop": self.stop,
-            "frames": self.frames[row].clone(),
-            "begins": self.begins[row].clone(),
+            "frames": self.frames[row].cpu().clone(),
+            "begins": self.begins[row].cpu().clone(),
             "segments": [str(path.relative_to(root)) for path in self.segments],
         }
 
@@ -244,10 +263,3 @@ def place(stored: Stored, capacity: int, device: str) -> str:
             f"{max(0, free - RAM_RESERVE) // stored.bytes:,}"
         )
     return "cpu"
-
-
-def to(tensor: Tensor, device: str) -> Tensor:
-    """On `device`, without waiting for the copy."""
-    if tensor.device.type == device:
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,5 +1,5 @@
 """The learner of SAC (Haarnoja et al. 2018, arXiv 1812.05905) as SimBa has it: actor, two critics, their targets,
-temperature, observation statistics, optimisers, and the update."""
+temperature, optimisers, and the update."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,53 +13,21 @@ from torch import Tensor, nn
 
 import fire
 from experiments.common.config import Runtime
-from experiments.common.cuda_graphs import UpdateGraphs
-from experiments.common.replay import Batch, to
+from experiments.common.cuda_graphs import UpdateGraphs, autocast
+from experiments.common.device_replay import DeviceReplay
+from experiments.common.replay import Batch
+from experiments.common.transfers import Field, Parcel, Reply, to
 from experiments.humanoid.models import Actor, Agent, Critics
+from experiments.humanoid.normaliser import Normaliser
 
 # Sums since the last row: of the critics' and the actor's loss, of the value and the entropy, of the norm of the
 # critics' gradient; and the updates.
 TOTALS = ("loss", "actor_loss", "q", "entropy", "grad_norm", "updates")
 
 
-class Normaliser:
-    """Running mean and variance of observations (Welford), with which networks see them.
-
-    Attributes:
-        mean, variance: (observation,) float64 on the CPU; count: observations seen.
-        shift, scale: the same as the networks use them, float32 on the device, always in one place.
-    """
-
-    def __init__(self, size: int, device: str) -> None:
-        self.mean, self.variance = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
-        self.count = 1e-4  # as if little had been seen
-        self.shift, self.scale = torch.zeros(size, device=device), torch.ones(size, device=device)
-
-    def update(self, observation: Tensor) -> None:
-        """Take in one observation, (observation,)."""
-        total = self.count + 1
-        difference = observation.double() - self.mean
-        self.mean += difference / total
-        self.variance = (self.variance * self.count + difference.square() * (self.count / total)) / total
-        self.count = total
-        self._copy()
-
-    def _copy(self) -> None:
-        self.shift.copy_(self.mean, non_blocking=True)
-        self.scale.copy_((self.variance + 1e-8).rsqrt(), non_blocking=True)
-
-    def __call__(self, observations: Tensor) -> Tensor:
-        """Centred and of unit variance."""
-        return (observations - self.shift) * self.scale
-
-    def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs."""
-        return {"mean": self.mean, "variance": self.variance, "count": self.count}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"]
-        self._copy()
+def unsquashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """What the actions that `draw` draws are the tanh of."""
+    return mean + log_std.exp() * noise
 
 
 def draw(policy: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,10 +38,11 @@ def draw(policy: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         noise: of the unit normal, (batch, action).
     """
     mean, log_std = policy[0].float(), policy[1].float()
-    raw = mean + log_std.exp() * noise
+    raw = unsquashed(mean, log_std, noise)
     density = -(noise.square() / 2 + log_std + math.log(2 * math.pi) / 2)
     # Of tanh, whose derivative is 1 - tanh(x)^2 = 4 / (e^x + e^-x)^2; so it never becomes log 0.
     slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+    # The tanh last: the order of gradients' sums, and so the last bit, depends on it.
     return raw.tanh(), (density - slope).sum(1)
 
 
@@ -87,7 +56,7 @@ def actor_loss(
 
 
 @torch.no_grad()
-def goals(
+def td_targets(
     actor: Actor, target: Critics, temperature: Tensor, batch: Batch, next_states: Tensor, noise: Tensor,
     discount: float,
 ) -> Tensor:  # fmt: skip
@@ -99,11 +68,11 @@ def goals(
 
 
 def critic_loss(
-    critic: Critics, states: Tensor, actions: Tensor, goal: Tensor, weights: Tensor
+    critic: Critics, states: Tensor, actions: Tensor, targets: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Squared errors of both critics, summed over them, and their mean value (SAC, eq. 5)."""
     values = critic(states, actions).float()
-    return (weights * (values - goal).square()).sum(0).mean(), values.detach().mean()
+    return (weights * (values - targets).square()).sum(0).mean(), values.detach().mean()
 
 
 class Learner:
@@ -130,8 +99,9 @@ class Learner:
         self.totals = torch.zeros(len(TOTALS), dtype=torch.float64, device=runtime.device)
         # Plain functions, because a method kept here would keep the learner, and its graphs, alive after its use.
         compiled: Any = torch.compile if runtime.compile == "true" else lambda function: function
-        self._actor_loss, self._goals, self._critic_loss = compiled(actor_loss), compiled(goals), compiled(critic_loss)
-        self._graphs = UpdateGraphs()
+        self._actor_loss, self._critic_loss = compiled(actor_loss), compiled(critic_loss)
+        self._td_targets = compiled(td_targets)
+        self._graphs, self._reply = UpdateGraphs(), Reply()
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -176,6 +146,32 @@ class Learner:
             return
         self._graphs.run(self._update, given, self._changed, self.optimizers)
 
+    @staticmethod
+    def fields(observation: int, actions: int, most: int) -> dict[str, Field]:
+        """What a learner needs in the parcel of a buffer on the device, with updates on at most `most` transitions."""
+        return {
+            "shift": ((observation,), torch.float32),
+            "scale": ((observation,), torch.float32),
+            "action_noise": ((1, actions), torch.float32),
+            "noise": ((most, 2, actions), torch.float32),
+        }
+
+    def pack(self, parcel: Parcel, count: int, exploration: torch.Generator, drawing: torch.Generator) -> None:
+        """Draw noise for the next action, and for updates on `count` transitions, into `parcel`."""
+        here = parcel.open()
+        for name, rows, source in (("action_noise", 1, exploration), ("noise", count, drawing)):
+            if rows:
+                noise = torch.from_numpy(here[name])[:rows]
+                torch.randn(noise.shape, generator=source, out=noise)
+
+    def update_from(self, buffer: DeviceReplay, count: int) -> None:
+        """`update` on the `count` transitions drawn in a buffer on the device, as one graph; waits for nothing."""
+
+        def update() -> None:
+            self._update((*buffer.drawn(count), buffer.parcel.there["noise"][:count]))
+
+        self._graphs.play(("update", count), update, self._changed, self.optimizers)
+
     def _changed(self) -> list[Tensor]:
         return [*self.agent.parameters(), *self.target.parameters(), self.log_temperature, self.totals]
 
@@ -188,14 +184,14 @@ class Learner:
             self._update_once(batch, *both.unbind(1), *drawn.unbind(1))
         # The last gradient stands for those of the other batches.
         gradients = [p.grad for p in self.critic_optimizer.param_groups[0]["params"]]
-        self.totals[4] += len(parts) * nn.utils.get_total_norm(gradients)
-        self.totals[5] += len(parts)
+        self.totals[4].add_(len(parts) * nn.utils.get_total_norm(gradients))
+        self.totals[5].add_(len(parts))
 
     def _update_once(
         self, batch: Batch, states: Tensor, next_states: Tensor, noise: Tensor, next_noise: Tensor
     ) -> None:
         agent, temperature = self.agent, self.log_temperature.detach().exp()
-        with self.runtime.autocast:
+        with autocast(self.runtime):
             loss, entropy = self._actor_loss(agent.actor, agent.critic, temperature, states, noise, batch.weights)
         parameters = self.actor_optimizer.param_groups[0]["params"]
         # Of the actor alone: those of the critics, which this loss runs through, would cost as much as a forward pass.
@@ -205,37 +201,54 @@ class Learner:
         self.log_temperature.grad = temperature * (entropy - self._target_entropy)
         self.actor_optimizer.step()
         temperature = self.log_temperature.detach().exp()
-        with self.runtime.autocast:
-            goal = self._goals(agent.actor, self.target, temperature, batch, next_states, next_noise, self._discount)
-            error, value = self._critic_loss(agent.critic, states, batch.actions, goal, batch.weights)
+        with autocast(self.runtime):
+            targets = self._td_targets(
+                agent.actor, self.target, temperature, batch, next_states, next_noise, self._discount
+            )
+            error, value = self._critic_loss(agent.critic, states, batch.actions, targets, batch.weights)
         self.critic_optimizer.zero_grad(set_to_none=True)
         error.backward()
         self.critic_optimizer.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._targets, self._critics, self._tau)
-        self.totals[:4] += torch.stack((error.detach(), loss.detach(), value, entropy))
+        self.totals[:4].add_(torch.stack((error.detach(), loss.detach(), value, entropy)))
 
-    @torch.no_grad()
     def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions, (batch, action) on the CPU; waits for the device.
 
         Args:
-            observations: (batch, observation) float32.
+            observations: (batch, observation) float32, on the CPU.
             noise: of the unit normal, (batch, action), on the CPU; None: the policy's mean, without noise.
         """
-        states = self.normaliser(observations.to(self.runtime.device))
-        with self.runtime.autocast:
-            mean, log_std = self.agent.actor(states)
         if noise is None:
-            return mean.float().tanh().cpu()
-        return draw((mean, log_std), noise.to(self.runtime.device))[0].cpu()
+            if self.runtime.compile == "graphs":
+                return self._graphs.call(self._choose, observations, self.runtime.device)
+            return self._choose(observations.to(self.runtime.device)).cpu()
+        return self._choose(observations.to(self.runtime.device), noise.to(self.runtime.device)).cpu()
+
+    def act_in(self, buffer: DeviceReplay) -> Tensor:
+        """`act` with noise in the newest state of a buffer on the device: one copy there, one graph, one copy back, one
+        wait. What it returns is overwritten by the next call."""
+
+        def choose() -> Tensor:
+            return self._choose(buffer.arrive()[:, 0], buffer.parcel.there["action_noise"])
+
+        buffer.send()
+        return self._reply.fetch(self._graphs.play("act", choose))
+
+    @torch.no_grad()
+    def _choose(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+        with autocast(self.runtime):
+            mean, log_std = self.agent.actor(self.normaliser(observations))
+        return (mean.float() if noise is None else unsquashed(mean.float(), log_std.float(), noise)).tanh()
 
     def critics_loss(self, batch: Batch, noise: Tensor) -> Tensor:
         """Loss of the critics on a batch, uncompiled."""
         states, next_states = self.normaliser(batch.frames).unbind(1)
         temperature, critic = self.log_temperature.detach().exp(), self.agent.critic
-        goal = goals(self.agent.actor, self.target, temperature, batch, next_states, noise[:, 1], self._discount)
-        return critic_loss(critic, states, batch.actions, goal, batch.weights)[0]
+        actor, discount = self.agent.actor, self._discount
+        targets = td_targets(actor, self.target, temperature, batch, next_states, noise[:, 1], discount)
+        return critic_loss(critic, states, batch.actions, targets, batch.weights)[0]
 
     def restructure(self, method: fire.Method, initial: Mapping[str, Tensor], scope: fire.Scope) -> None:
         """Give all networks the modules they have after `method`'s reset, and the optimisers their parameters."""

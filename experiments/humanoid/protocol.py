@@ -102,6 +102,7 @@ class Schedule:
         self.ends = [budget.steps[0], sum(budget.steps)]
         self.repeat, self.batch_size = sac.action_repeat, budget.batch_size
         self._random, self._ratio = budget.random_actions, sac.replay_ratio
+        self.most_updates = int(sac.replay_ratio) + 1  # with one action
         self._log, self._eval = budget.log_every, budget.eval_every
 
     def explores(self, step: int) -> bool:

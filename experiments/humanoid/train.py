@@ -25,6 +25,7 @@ from torch import Tensor
 
 import fire
 from experiments.common import boundary, checkpoint, config, replay, video
+from experiments.common.device_replay import DeviceReplay
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.job import END, carry_out
 from experiments.common.meter import Meter
@@ -91,12 +92,20 @@ class HumanoidTraining:
         capacity = min(budget.buffer, 2 * sum(budget.steps) // cfg.sac.action_repeat)
         on = replay.place(kept, capacity, runtime.device)
         seed_everything(cfg.seed)
-        self.buffer = ReplayBuffer(kept, capacity, 1, runtime.device, on)
         self.actions = kept.action[0]
+        # Where everything has room on the device, an action is two graphs and one copy each way.
+        self.on_device: DeviceReplay | None = None
+        if runtime.compile == "graphs" and on == runtime.device:
+            most = self.schedule.most_updates * budget.batch_size
+            others = Learner.fields(kept.frame[0], self.actions, most)
+            self.on_device = DeviceReplay(kept, capacity, 1, runtime.device, most, others)
+        self.buffer = self.on_device or ReplayBuffer(kept, capacity, 1, runtime.device, on)
         agent = models.build(kept.frame[0], self.actions, budget, cfg.seed)
         boundary.check_scope(method, agent, self.scope)
         self.initial = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         self.learner = Learner(agent, kept.frame[0], self.actions, cfg, runtime)
+        if self.on_device is not None:
+            self.learner.normaliser.travel_in(self.on_device.parcel)
         self.exploration = generator(cfg.seed, "exploration")
         self.drawing = generator(cfg.seed, "replay")
         self.physics = ThreadPoolExecutor(1)
@@ -194,36 +203,53 @@ class HumanoidTraining:
         """Reset the environment and store its first observation."""
         self.observation = torch.from_numpy(self.player.reset(seed)).float()
         self.episode_return = 0.0
-        self.buffer.begin(self.observation[None], torch.ones(1, dtype=torch.bool))
+        self.buffer.begin(self.observation[None], True)
 
-    def choose_action(self) -> Tensor:
-        """The next action, (action,): at random at first, then drawn from the policy."""
+    def choose_action(self, count: int) -> Tensor:
+        """The next action, (action,): at random at first, then drawn from the policy. To a buffer on the device goes
+        with the question what came of the last one, and what is drawn for updates on `count` transitions."""
         assert self.observation is not None
         self.learner.normaliser.update(self.observation)
         if self.schedule.explores(self.step):
-            return 2 * torch.rand(self.actions, generator=self.exploration) - 1
-        noise = torch.randn((1, self.actions), generator=self.exploration)
-        return self.learner.act(self.observation[None], noise)[0]
+            action = 2 * torch.rand(self.actions, generator=self.exploration) - 1
+            if self.on_device is not None:
+                self.on_device.flush()
+            return action
+        if self.on_device is None:
+            noise = torch.randn((1, self.actions), generator=self.exploration)
+            return self.learner.act(self.observation[None], noise)[0]
+        if count:
+            self.on_device.draw(count, self.drawing)
+        self.learner.pack(self.on_device.parcel, count, self.exploration, self.drawing)
+        return self.learner.act_in(self.on_device)[0]
 
     def take_action(self) -> None:
         """One action, and the updates that are due with it."""
         if self.observation is None:
             self.begin_episode(derive(self.cfg.seed, "environment", 0) % 2**31)
-        action, updates = self.choose_action(), self.schedule.updates(self.step)
+        updates = self.schedule.updates(self.step)
+        count = updates * self.schedule.batch_size
+        action = self.choose_action(count)
         coming = self.physics.submit(self.player.step, action.numpy())
-        if updates:
-            count = updates * self.schedule.batch_size
-            self.learner.update(self.buffer.sample(count, self.drawing), self.learner.noise(count, self.drawing))
+        if count:
+            self.learn(count)
         outcome = coming.result()
-        self.buffer.complete(action[None], torch.tensor([outcome.reward]), torch.tensor([outcome.terminated]))
+        self.buffer.complete(action[None], outcome.reward, outcome.terminated)
         self.observation = torch.from_numpy(outcome.observation).float()
-        self.buffer.begin(self.observation[None], torch.zeros(1, dtype=torch.bool))
+        self.buffer.begin(self.observation[None], False)
         self.episode_return += outcome.reward
         if outcome.terminated or outcome.truncated:
             self.meter.episode(self.episode_return, self.player.taken)
             self.begin_episode()
         self.step += self.schedule.repeat
         self.meter.advance(self.schedule.repeat, updates)
+
+    def learn(self, count: int) -> None:
+        """Updates on `count` transitions of what was stored before this action."""
+        if self.on_device is None:
+            self.learner.update(self.buffer.sample(count, self.drawing), self.learner.noise(count, self.drawing))
+        else:
+            self.learner.update_from(self.on_device, count)
 
     def finish_step(self, workspace: Workspace, progress: Progress) -> None:
         """Log, evaluate and checkpoint where that is due."""

@@ -16,6 +16,8 @@ from experiments.common.config import Runtime, build_scope, compose_domain
 from experiments.common.replay import Batch
 from tests.conftest import run_dirs
 from tests.experiments.atari.scripted import DISCOUNT, VALUES, Scripted, frame
+from tests.experiments.common.captured import capture_everywhere
+from tests.tape import Tape
 
 Atari = Callable[..., tuple[int, str]]
 EAGER = Runtime("cpu", "fp32", "false", 1)
@@ -34,17 +36,23 @@ def batch(size: int = 8, actions: int = 3, seed: int = 0) -> Batch:
     return Batch(frames, chosen, rewards, ends, (torch.arange(size) != 5).float())
 
 
+@pytest.mark.parametrize(
+    ("way", "precision"), [("plain", "fp32"), pytest.param("captured", "bf16", marks=pytest.mark.slow)]
+)
 def test_finds_the_values_of_a_scripted_environment(
-    atari: Atari, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    way: str, precision: str, atari: Atari, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taped: list[Tape]
 ) -> None:
     monkeypatch.setattr(envs, "make", lambda _game, count: Scripted(count))
+    if way == "captured":
+        capture_everywhere(monkeypatch)
     status, printed = atari(
         "method=none", "replay_ratio=0.5", f"dqn.discount={DISCOUNT}", "optimizer.learning_rate=1e-3",
         "budget.steps=[2000,1200]", "budget.target_every=80", "budget.buffer=1600", "budget.restart_every=36",
         "budget.width=8", "budget.hidden=32", "budget.eval_every=4000", "budget.learning_starts=64",
-        "dqn.epsilon=[1.0,1.0]",
+        "dqn.epsilon=[1.0,1.0]", f"precision={precision}",
     )  # fmt: skip
     assert status == 0, printed
+    assert bool(taped) == (way == "captured")
     (run,) = run_dirs(tmp_path / "outputs")
     network = models.QNetwork(8, 32, 2)
     weights = checkpoint.read(checkpoint.kept(run)[checkpoint.FINAL])

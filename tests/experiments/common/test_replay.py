@@ -1,6 +1,7 @@
 """The replay buffer against a list of stacked transitions."""
 
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,26 @@ import torch
 
 from experiments.atari.envs import STORED
 from experiments.common import replay
+from experiments.common.device_replay import DeviceReplay
 from experiments.common.errors import UserError
 from experiments.common.replay import ReplayBuffer
 
 ENVIRONMENTS, CAPACITY = 3, 60
 Transition = tuple[tuple[int, ...], int, float, float, tuple[int, ...]]
+
+
+def plain(stored: replay.Stored = STORED, capacity: int = CAPACITY, environments: int = ENVIRONMENTS) -> ReplayBuffer:
+    return ReplayBuffer(stored, capacity, environments)
+
+
+def on_device(
+    stored: replay.Stored = STORED, capacity: int = CAPACITY, environments: int = ENVIRONMENTS
+) -> ReplayBuffer:
+    return DeviceReplay(stored, capacity, environments, "cpu", most=64)
+
+
+both = pytest.mark.parametrize("build", [plain, on_device])
+Build = Callable[..., ReplayBuffer]
 
 
 class Naive:
@@ -71,9 +87,10 @@ def drawn(batch: replay.Batch) -> list[Transition]:
     return [(tuple(s[:4]), *r, tuple(s[1:])) for s, r, w in zip(shades, rest, batch.weights, strict=True) if w]
 
 
+@both
 @pytest.mark.parametrize("steps", [4, 15, 70])
-def test_draws_exactly_the_transitions_there_are(steps: int) -> None:
-    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
+def test_draws_exactly_the_transitions_there_are(steps: int, build: Build) -> None:
+    buffer = build()
     naive = Naive(buffer, seed=steps)
     for step in range(steps):
         if step % 13 == 12:
@@ -101,10 +118,37 @@ def test_same_generator_same_batch() -> None:
     assert torch.equal(torch.cat([part.frames for part in parts]), one.frames)
 
 
+@pytest.mark.parametrize("steps", [3, 40, 70])
+def test_batches_of_a_step_on_the_device(steps: int) -> None:
+    """Drawn through the parcel, as a training step does: the very same as drawn from a plain buffer; and the newest
+    states are the stacks that the environments show."""
+    buffers = (plain(), on_device())
+    naives = [Naive(buffer, seed=3) for buffer in buffers]
+    for step in range(steps):
+        for naive in naives:
+            if step % 13 == 12:
+                naive.restart()
+            naive.step()
+    one, other = buffers
+    assert isinstance(other, DeviceReplay)
+    generators = [torch.Generator().manual_seed(7) for _ in buffers]
+    for count in (64, 32):
+        expected = one.sample(count, generators[0])
+        other.draw(count, generators[1])
+        other.send()
+        states = other.arrive()
+        assert all(torch.equal(a, b) for a, b in zip(expected, other.drawn(count), strict=True))
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert states[:, :, 5, 5].tolist() == [list(stack) for stack in naives[1].stacks]
+    for name in ("frames", "begins", "actions", "rewards", "ends"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@both
 @pytest.mark.parametrize("checkpoints", [(30,), (5, 11, 50), (10, 12, 65, 66)])
-def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
+def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, ...], build: Build) -> None:
     """Written piece by piece while it goes round, then read into another buffer, which goes on in the same way."""
-    buffer = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
+    buffer = build()
     naive = Naive(buffer, seed=1)
     for step in range(max(checkpoints) + 1):
         naive.step()
@@ -112,7 +156,8 @@ def test_segments_bring_back_the_buffer(tmp_path: Path, checkpoints: tuple[int, 
             buffer.write(tmp_path / ".")
     state = buffer.state_dict(tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    other = ReplayBuffer(STORED, CAPACITY, ENVIRONMENTS)
+    other = build()
+    Naive(other, seed=2).step()  # so that something else is in it
     other.load_state_dict(state, tmp_path)
     naive.buffer = other
     for _ in range(7):
@@ -150,11 +195,12 @@ def test_a_million_transitions_fit() -> None:
     assert total == pytest.approx(4000 * STORED.bytes, rel=2e-3)
 
 
+@both
 @pytest.mark.parametrize("steps", [30, 200])
-def test_unstacked_vectors_with_episodes_that_begin_at_once(steps: int) -> None:
+def test_unstacked_vectors_with_episodes_that_begin_at_once(steps: int, build: Build) -> None:
     """As the humanoid stores them: an episode's last observation, then the first of the next; the ring goes round."""
     stored, rng = replay.Stored((2,), torch.float32, 1, (3,), torch.float32), torch.Generator().manual_seed(steps)
-    buffer = ReplayBuffer(stored, 40, 1)
+    buffer = build(stored, 40, 1)
     transitions: dict[int, tuple] = {}
     observation = torch.randn(1, 2, generator=rng)
     buffer.begin(observation, torch.ones(1, dtype=torch.bool))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 import fire
@@ -19,8 +18,12 @@ from experiments.common.config import Runtime, build_scope, compose_domain
 from experiments.common.replay import Batch
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.learner import TOTALS, Learner, Normaliser, actor_loss, critic_loss, draw, goals
+from experiments.humanoid.learner import TOTALS, Learner, actor_loss, critic_loss, draw, td_targets
+from experiments.humanoid.normaliser import Normaliser
 from tests.conftest import Command, run_dirs
+from tests.experiments.common.captured import capture_everywhere
+from tests.experiments.humanoid.plain_sac import PlainSac
+from tests.tape import Tape
 
 OBSERVATION, ACTION = 5, 3
 EAGER = Runtime("cpu", "fp32", "false", 1)
@@ -73,9 +76,9 @@ def test_losses_are_those_of_the_paper() -> None:
     actor, critic, target = ours.agent.actor, ours.agent.critic, ours.target
     temperature, discount = torch.tensor(0.3), 0.9
     weights = (torch.arange(9) != 4).float()
-    goal = goals(actor, target, temperature, transitions, next_states, next_unit, discount)
+    targets = td_targets(actor, target, temperature, transitions, next_states, next_unit, discount)
     loss, entropy = actor_loss(actor, critic, temperature, states, unit, weights)
-    error, value = critic_loss(critic, states, transitions.actions, goal, weights)
+    error, value = critic_loss(critic, states, transitions.actions, targets, weights)
     expected_actor, expected_critic, entropies = 0.0, 0.0, []
     for i in range(9):
         mean, log_std = actor(next_states[i : i + 1])
@@ -83,7 +86,7 @@ def test_losses_are_those_of_the_paper() -> None:
         log_probability = policy(actor, next_states[i : i + 1]).log_prob(drawn).sum()
         after = min(q.item() for q in target(next_states[i : i + 1], drawn)) - 0.3 * log_probability.item()
         wanted = transitions.rewards[i].item() + (0.0 if i % 3 == 0 else discount * after)
-        assert goal[i].item() == pytest.approx(wanted, abs=2e-3)
+        assert targets[i].item() == pytest.approx(wanted, abs=2e-3)
         mean, log_std = actor(states[i : i + 1])
         drawn = (mean + log_std.exp() * unit[i]).tanh()
         log_probability = policy(actor, states[i : i + 1]).log_prob(drawn).sum()
@@ -92,72 +95,27 @@ def test_losses_are_those_of_the_paper() -> None:
             lower = min(q.item() for q in critic(states[i : i + 1], drawn))
             expected_actor += (0.3 * log_probability.item() - lower) / 9
             pair = critic(states[i : i + 1], transitions.actions[i : i + 1])
-            expected_critic += sum((q.item() - goal[i].item()) ** 2 for q in pair) / 9
+            expected_critic += sum((q.item() - targets[i].item()) ** 2 for q in pair) / 9
     assert loss.item() == pytest.approx(expected_actor, abs=2e-3)
     assert error.item() == pytest.approx(expected_critic, rel=1e-4)
     assert entropy.item() == pytest.approx(np.mean(entropies), abs=2e-3)
     assert value.item() == pytest.approx(critic(states, transitions.actions).mean().item())
 
 
-class PlainSac:
-    """SAC as one writes it first: two critics, three optimisers, everything through backward()."""
-
-    def __init__(self, ours: Learner, rate: float, decay: float, tau: float, discount: float) -> None:
-        self.actor = deepcopy(ours.agent.actor)
-        self.critics = deepcopy(ours.agent.critic)
-        self.targets = deepcopy(ours.target)
-        self.log_temperature = nn.Parameter(ours.log_temperature.detach().clone())
-        self.tau, self.discount = tau, discount
-        self.optimizers = [
-            torch.optim.AdamW(parameters, rate, weight_decay=weight_decay, foreach=False)
-            for parameters, weight_decay in (
-                (self.actor.parameters(), decay), (self.critics.parameters(), decay), ([self.log_temperature], 0.0),
-            )
-        ]  # fmt: skip
-
-    def step(self, which: int, loss: Tensor) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        self.optimizers[which].step()
-
-    def update(self, transitions: Batch, states: Tensor, next_states: Tensor, unit: Tensor, next_unit: Tensor) -> None:
-        mean, log_std = self.actor(states)
-        actions, log_probabilities = draw((mean, log_std), unit)
-        values = self.critics(states, actions)
-        temperature = self.log_temperature.exp().detach()
-        self.step(0, (temperature * log_probabilities - torch.minimum(values[0], values[1])).mean())
-        entropy = -log_probabilities.detach().mean()
-        self.step(2, self.log_temperature.exp() * (entropy + 0.5 * ACTION))
-        temperature = self.log_temperature.exp().detach()
-        with torch.no_grad():
-            actions, log_probabilities = draw(self.actor(next_states), next_unit)
-            values = self.targets(next_states, actions)
-            after = torch.minimum(values[0], values[1]) - temperature * log_probabilities
-            goal = transitions.rewards + self.discount * (1 - transitions.ends) * after
-        first, second = self.critics(states, transitions.actions)
-        self.step(1, nn.functional.mse_loss(first, goal) + nn.functional.mse_loss(second, goal))
-        with torch.no_grad():
-            for there, here in zip(self.targets.parameters(), self.critics.parameters(), strict=True):
-                there.copy_((1 - self.tau) * there + self.tau * here)
-
-
 def test_updates_equal_those_of_a_plain_sac() -> None:
     ours = learner("optimizer.learning_rate=1e-3")
-    plain = PlainSac(ours, 1e-3, 1e-2, 0.005, 0.99)
+    plain = PlainSac(ours)
     for _ in range(20):
-        ours.normaliser.update(torch.randn(OBSERVATION) * 3 - 1)
-    states = (batch().frames - ours.normaliser.mean.float()) / (ours.normaliser.variance + 1e-8).sqrt().float()
+        seen = torch.randn(OBSERVATION) * 3 - 1
+        for one in (ours, plain):
+            one.normaliser.update(seen)
     for i in range(15):
-        drawn = noise(32, seed=i)
-        ours.update(batch(), drawn)  # two updates of 16
-        for part in range(2):
-            rows = slice(16 * part, 16 * part + 16)
-            transitions = Batch(*(tensor[rows] for tensor in batch()))
-            plain.update(transitions, *states[rows].unbind(1), *drawn[rows].unbind(1))
-    for a, b in ((ours.agent.actor, plain.actor), (ours.agent.critic, plain.critics), (ours.target, plain.targets)):
-        for one, other in zip(a.parameters(), b.parameters(), strict=True):
-            torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
+        for one in (ours, plain):
+            one.update(batch(), noise(32, seed=i))  # two updates of 16
+    for name, tensor in ours.agent.state_dict().items():
+        torch.testing.assert_close(tensor.double(), plain.agent.state_dict()[name], rtol=2e-3, atol=2e-5)
+    for name, tensor in ours.target.state_dict().items():
+        torch.testing.assert_close(tensor.double(), plain.target.state_dict()[name], rtol=2e-3, atol=2e-5)
     assert ours.log_temperature.item() == pytest.approx(plain.log_temperature.item(), rel=1e-4)
     assert ours.totals[-1] == 30
     assert dict(zip(TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
@@ -227,18 +185,24 @@ class Aim(gym.Env[np.ndarray, np.ndarray]):
         return self.state, reward, self.left == 0, False, {}
 
 
+@pytest.mark.parametrize(
+    ("way", "precision"), [("plain", "fp32"), pytest.param("captured", "bf16", marks=pytest.mark.slow)]
+)
 def test_solves_a_task_whose_solution_is_known(
-    humanoid: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    way: str, precision: str, humanoid: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taped: list[Tape]
 ) -> None:
+    if way == "captured":
+        capture_everywhere(monkeypatch)
     monkeypatch.setattr(envs, "make", lambda *_: Aim())
     monkeypatch.setattr(envs.Player, "state_dict", lambda _: {})
     monkeypatch.setattr(envs.Player, "load_state_dict", lambda *_: None)
     status, printed = humanoid(
         "method=none", "sac.action_repeat=1", "sac.discount=0.5", "optimizer.learning_rate=3e-3", "sac.tau=0.05",
         "budget.steps=[1200,400]", "budget.critic_width=16", "budget.batch_size=32", "sac.replay_ratio=1",
-        "budget.eval_every=800",
+        "budget.eval_every=800", f"precision={precision}",
     )  # fmt: skip
     assert status == 0, printed
+    assert bool(taped) == (way == "captured")
     (run,) = run_dirs(tmp_path / "outputs")
     weights = checkpoint.final_weights(run)
     cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", "budget.critic_width=16"])

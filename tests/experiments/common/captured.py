@@ -1,0 +1,69 @@
+"""Training steps as on a GPU, on the CPU: captured graphs are tapes, and copies between devices are counted."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fire
+from experiments.common import config, transfers
+from experiments.common.config import Runtime
+from tests.tape import Tape, launches
+
+GRAPHS = Runtime("cpu", "fp32", "graphs", 1)
+
+
+def capture_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the command line capture their steps although they are on the CPU."""
+
+    def runtime(cfg: Any, **_: Any) -> Runtime:
+        torch.set_num_threads(1)
+        return Runtime("cpu", cfg.precision, "graphs", 1)
+
+    monkeypatch.setattr(config, "resolve_runtime", runtime)
+
+
+def method_of(name: str) -> fire.Method:
+    """A reset method, with the settings it cannot do without."""
+    return fire.build(name, **({"coefficient": 0.8} if name == "shrink_perturb" else {}))
+
+
+@dataclass
+class Cost:
+    """What a step has taken.
+
+    Attributes:
+        outside: operations launched one by one, the copies among them.
+        inside: operations within graphs.
+        graphs: how many of them were launched.
+        copies: between CPU and GPU, each way.
+    """
+
+    outside: Counter[str]
+    inside: Counter[str] = field(default_factory=Counter)
+    graphs: int = 0
+    copies: int = 0
+
+
+def cost(step: Callable[[], object], tapes: list[Tape], monkeypatch: pytest.MonkeyPatch) -> Cost:
+    """Of a step whose graphs have been captured before."""
+    before, captured, copies, original = [tape.replays for tape in tapes], len(tapes), [], transfers.copy
+
+    def counted(there: Tensor, here: Tensor) -> None:
+        copies.append(here)
+        original(there, here)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfers, "copy", counted)
+        found = Cost(launches(step))
+    assert len(tapes) == captured
+    for tape, count in zip(tapes, before, strict=True):
+        for _ in range(tape.replays - count):
+            found.inside += tape.launches
+            found.graphs += 1
+    found.copies = len(copies)
+    return found
