@@ -36,8 +36,6 @@ _CUSHION = 0.024
 _SAFETY = 1.01
 # A tall matrix is better conditioned than this, or is iterated on directly: a Gram matrix squares the condition number.
 _WELL_CONDITIONED = 1e-2
-
-
 # On a GPU nothing looks for the smallest singular value at first. It is assumed to be this share of the largest: for
 # matrices of about as many rows as columns, for longer ones, and in a second attempt.
 _ASSUMED, _ASSUMED_LONG, _ASSUMED_LAST = 1e-4, 1.6e-2, 2e-6
@@ -96,6 +94,7 @@ def _assuming(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) 
             iteration.step(*coefficients)
     iteration.step(1.5, -0.5)
     iteration.finish()
+    del iteration  # and its memory, before others are waited for
     distance = distance_to_identity(G)
     G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
     limit = tol * math.sqrt(G.shape[-1])
