@@ -8,8 +8,8 @@ Three solvers, batched over leading dimensions:
   asks for, then cubic ones until the constraint holds to `tol`.
 - `svd`: U V^T in float64, the oracle.
 
-Both iterations multiply X (m, n), m >= n, by a polynomial of its Gram matrix: X <- X (a I + b G + c G^2), G = X^T X. On a
-GPU their operations are few and on whole stacks, on a CPU on slices that fit its cache; results agree to rounding.
+Both iterations multiply X (m, n), m >= n, by a polynomial of its Gram matrix: X <- X (a I + b G + c G^2), G = X^T X.
+On a GPU their operations are few and on whole stacks, on a CPU on slices that fit its cache; results agree to rounding.
 """
 
 from collections.abc import Callable
