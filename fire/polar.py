@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fire.gram import batches, compute_dtype, double, eps, full_precision, gram, normalise_, tall_side
+from fire.gram import batches, compute_dtype, double, eps, full_precision, gram, normalise_, on_gpu, tall_side
 from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
 from fire.waiting import Asking, answered
@@ -151,6 +151,12 @@ def _nearly_singular(X: Tensor) -> Tensor:
 
     It errs towards yes, and `_through_svd` decides. Zero matrices count: their rank is 0.
     """
+    if on_gpu(X) and len(X) > 1:  # float64 needs six times the memory
+        return torch.cat([_singularity(part) for part in X.split(-(-len(X) // 8))])
+    return _singularity(X)
+
+
+def _singularity(X: Tensor) -> Tensor:
     m, n = X.shape[-2:]
     threshold = 2 * eps(X) * (m**-0.5 + n**-0.5)
     shifted = gram(double(X))

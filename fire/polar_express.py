@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fire.gram import (
     SLICE,
-    TINY,
     deviation,
     distance_to_identity,
     eps,
@@ -97,7 +96,8 @@ def _assuming(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) 
     del iteration  # and its memory, before others are waited for
     distance = distance_to_identity(G)
     G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
-    limit = tol * math.sqrt(G.shape[-1])
+    # A null direction counts as 1, so that it is left however large the tolerance.
+    limit = min(tol * math.sqrt(G.shape[-1]), 0.5)
     left = [i for i, reached in enumerate((yield distance).tolist()) if not reached <= limit]  # NaN among them
     return left, 1.5 * math.prod(a for a, _, _ in table)
 
@@ -107,7 +107,7 @@ def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
     # ||G^2||_F^(1/4) bounds the largest singular value far more tightly than the Frobenius norm.
     fourth = frobenius(G @ G)
     if on_gpu(X):
-        bound = fourth.pow_(0.25).mul_(_SAFETY).clamp_(min=TINY)
+        bound = fourth.pow_(0.25).mul_(_SAFETY).clamp_(min=1e-15)  # by which zero is divided without harm
     else:
         bound = _SAFETY * fourth.sqrt().sqrt()
         bound = torch.where(bound > 0, bound, 1.0)

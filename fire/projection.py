@@ -195,7 +195,7 @@ def _together(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
     chosen: list[_Group] = []
     for group in groups:
         fits = sum(each.bytes for each in [*chosen, group]) <= GPU_MEMORY
-        if chosen and not (fits and on_gpu(group.views[0])):
+        if chosen and not (fits and on_gpu(group.views[0]) and group.device == chosen[0].device):
             yield chosen
             chosen = []
         chosen.append(group)
@@ -278,7 +278,7 @@ def _check_finite(matrices: Sequence[WeightMatrix]) -> None:
     """Raise ValueError, naming it, for a weight with a non-finite entry."""
     parameters = list({id(m.parameter): m.parameter.detach() for m in matrices}.values())
     # One wait for the device. A sum of squares may overflow where nothing is wrong, so it only acquits.
-    if parameters and not torch.isfinite(nn.utils.get_total_norm(parameters)):
+    if parameters and not math.isfinite(nn.utils.get_total_norm(parameters)):
         for matrix in matrices:
             if not torch.isfinite(matrix.view).all():
                 raise ValueError(f"{matrix.name} holds a non-finite entry; nothing has been changed")

@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 WAITS = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default", "aten.equal.default"}
 """Operations whose result the CPU must know before it can go on: a capture fails on them."""
+FROM_CPU = {"aten.lift_fresh.default", "aten.lift_fresh_copy.default"}
+"""What makes a tensor of Python numbers, and on a GPU copies it there from memory that is not kept."""
 
 
 class Tape(TorchDispatchMode):
@@ -36,6 +38,8 @@ class Tape(TorchDispatchMode):
         name = str(func)
         if name in WAITS and not self._allow_waits:
             raise RuntimeError(f"{name} waits for the device, which a captured graph cannot")
+        if name in FROM_CPU and not self._allow_waits:
+            raise RuntimeError(f"{name} makes a tensor of Python numbers, which a captured graph cannot copy")
         result = func(*args, **kwargs)
         read = {storage(tensor) for tensor in tensors((args, kwargs))}
         made = [tensor for tensor in tensors(result) if storage(tensor) not in read]

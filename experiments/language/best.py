@@ -1,8 +1,8 @@
 """The best checkpoint of phase 0.
 
 Writing one takes seconds (1.5 GB at GPT-0.1B), so an improved validation only copies the state in memory; the copy is
-written with the next checkpoint of the run. What a kill loses is trained again, and finds the same best. The copy is on
-the training device: there it costs a millisecond and those 1.5 GB beside some 30 GB of activations, and no transfer.
+written with the next checkpoint of the run. What a kill loses is trained again; on a CPU it finds the same best. The
+copy is on the training device: there it costs a millisecond, and 1.5 GB beside some 30 GB of activations, no transfer.
 
 On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
 newest of them stay, as the two newest checkpoints do: whichever checkpoint a run resumes from, its best is there.
@@ -94,7 +94,10 @@ class Best:
             checkpoint.drop(folder, BEST)
         expected = BEST if self.settled else self._name
         if self.at > 0 and expected not in checkpoint.kept(folder):
-            raise UserError(f"the checkpoint {expected} is missing; delete {folder} to start over")
+            raise UserError(
+                f"the checkpoint {expected} is missing, as in an unfinished phase of an older version; delete {folder} "
+                "to start over"
+            )
 
     def close(self, folder: Path) -> None:
         """Phase 0 is over: of a settled one only `BEST` stays, and the newest checkpoint, whose best it is."""

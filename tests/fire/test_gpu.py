@@ -57,10 +57,10 @@ def untaped(function: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize(
     ("network", "settings", "most", "waits"),
     [
-        ("ResNet-18", {"steps": 10}, 390, 1),
-        ("ResNet-18", {"solver": "polar_express"}, 620, 3),
-        ("GPT", {"steps": 10}, 210, 1),
-        ("GPT", {"solver": "polar_express"}, 270, 3),
+        ("ResNet-18", {"steps": 10}, 386, 1),
+        ("ResNet-18", {"solver": "polar_express"}, 610, 3),
+        ("GPT", {"steps": 10}, 205, 1),
+        ("GPT", {"solver": "polar_express"}, 266, 3),
     ],
 )
 def test_operations_launched(
@@ -149,13 +149,14 @@ def stacked(W: Tensor) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("solver", ["newton_schulz", "polar_express"])
-@pytest.mark.parametrize("count", [12, 1])
-def test_memory(solver: str, count: int) -> None:
+@pytest.mark.parametrize("settings", [{"steps": 10}, {"steps": 20}, {"solver": "polar_express"}], ids=str)
+@pytest.mark.parametrize("count", [24, 1])
+def test_memory(settings: dict, count: int) -> None:
     """Matrices, one more of each and their Gram matrices: three times as much where they are square."""
     model = linears((256, 256), copies=count)
     group = 4 * count * 256**2
-    assert group < peak_of_new_storage(lambda: fire.fire_(model, solver=solver)) < 3.1 * group
+    most = 6.1 if (settings, count) == ({"steps": 20}, 1) else 3.1  # a single matrix in float64
+    assert group < peak_of_new_storage(lambda: fire.fire_(model, **settings)) < most * group
 
 
 def test_a_stack_beyond_the_memory_a_gpu_may_take_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +170,13 @@ def test_a_stack_beyond_the_memory_a_gpu_may_take_is_cut(monkeypatch: pytest.Mon
     assert report.dfi_before == pytest.approx(expected.dfi_before, rel=1e-6)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 0.01, 0.2])
+def test_a_null_direction_is_told_whatever_the_tolerance(tol: float) -> None:
+    W = torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(0))
+    W[0, 0] = W[0, 1]
+    assert fire.fire_(stacked(W), solver="polar_express", tol=tol).rank_deficient == ("weight",)
 
 
 @pytest.mark.parametrize(("norm", "interpolation"), [("own", 1.0), ("fire", 0.3), ("own", 0.7)])
@@ -224,4 +232,8 @@ def test_no_operation_mixes_devices(method: fire.Method, monkeypatch: pytest.Mon
             model = models.ResNet18(8, 10)
         initial = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
         changed = method.reset(model, initial)
+        with torch.device("cuda:1"):  # a model over two devices
+            both = nn.Sequential(nn.Linear(4, 8, device="cuda:0"), nn.Linear(8, 4))
+        initial = {name: torch.empty_like(tensor, device="cpu") for name, tensor in both.state_dict().items()}
+        assert len(method.reset(both, initial).matrices) == 2
     assert len(changed.matrices) == 22
