@@ -18,7 +18,9 @@ def check() -> None:
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
-        raise UserError(f"record_video=true needs the package imageio-ffmpeg ({error})") from error
+        raise UserError(
+            f"record_video=true needs a package that is not there ({error}): pip install imageio-ffmpeg"
+        ) from error
 
 
 def write(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], frames_per_second: float) -> None:

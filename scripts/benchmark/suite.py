@@ -44,15 +44,17 @@ class Suite:
     def measure(self, later: Sequence[Case]) -> None:
         """Measure all cases for which there is time; `later` are those of the benchmarks after this one."""
         torch.set_float32_matmul_precision("highest")
+        without_turns: set[str] = set()  # an extra part of a case says nothing without the case's other loops
         with self.stack:
             for number, case in enumerate(self.cases):
                 limit = self.budget.limit(case, [*self.cases[number + 1 :], *later], self.repeats)
                 try:
-                    if limit is None:
+                    if limit is None or (case.extra and case.name in without_turns):
                         raise OutOfTimeError
                     self.rows.append(case.run(case.loops, limit))
                 except OutOfTimeError:
                     self.left_out.append(case.title)
+                    without_turns.add(case.name)
                     print(f"{self.name}: left out, no time is left for it: {case.title}", flush=True)
                 except (KeyboardInterrupt, Interrupted):
                     self.interrupted = True
@@ -65,27 +67,29 @@ class Suite:
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def write(self, out: Path) -> None:
-        """A CSV of all rows and a Markdown table, which also names what is not there."""
-        if not (self.rows or self.left_out or self.failed):  # nothing of it was asked for
+    def write(self, out: Path, only: str | None) -> None:
+        """A CSV of all rows and a Markdown table, which also names what is not there; nothing where there is no row."""
+        if not self.rows:
+            if self.left_out or self.failed:
+                print(f"{self.name}: nothing was measured, nothing is written")
             return
         threads = f", {torch.get_num_threads()} threads" if self.device == "cpu" else ""
         where = f"{machine(self.device)}{threads}"
         commit, version = git_revision(), platform.python_version()
         out.mkdir(parents=True, exist_ok=True)
-        stem = out / f"{self.name}-{self.device}"
+        part = "" if only is None else "-" + "".join(c for c in only if c.isalnum())
+        stem = out / f"{self.name}-{self.device}{part}"
+        results = in_order(self.rows)
+        told = results.assign(commit=commit, machine=where, torch=torch.__version__, python=version)
+        told.to_csv(stem.with_suffix(".csv"), index=False)
         notes = [f"{where}, PyTorch {torch.__version__}, Python {version}, commit {commit}", ""]
-        stem.with_suffix(".csv").unlink(missing_ok=True)  # of an earlier time
-        if self.rows:
-            results = in_order(self.rows)
-            told = results.assign(commit=commit, machine=where, torch=torch.__version__, python=version)
-            told.to_csv(stem.with_suffix(".csv"), index=False)
-            notes += [self.module.table(results), ""]
+        notes += [] if only is None else [f"Only what fits `{only}`.", ""]
+        notes += [self.module.table(results), ""]
         why = "interrupted" if self.interrupted else f"no time left of {self.budget.seconds or 0:g} s"
         notes += [f"Not measured, {why}: {title}." for title in self.left_out]
         notes += [f"Failed: {line}." for line in self.failed]
         stem.with_suffix(".md").write_text("\n".join(notes).rstrip() + "\n")
-        print("\n" + "\n".join(notes).rstrip() + f"\nwritten: {stem}.md" + (f", {stem}.csv" if self.rows else ""))
+        print("\n" + "\n".join(notes).rstrip() + f"\nwritten: {stem}.md, {stem}.csv")
 
 
 def in_order(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -80,7 +80,8 @@ def alternate(
         for name, function in contestants.items():
             prepare()
             elapsed = seconds(function, device)
-            print(f"{limit.case}: turn {done} of {limit.most}, {name}: {elapsed:.3f} s", flush=True)
+            turn = f"turn {done} of {limit.most}" if done else "warm-up"
+            print(f"{limit.case}: {turn}, {name}: {elapsed:.3f} s", flush=True)
             if done > 0:
                 times[name].append(elapsed)
         longest = max(longest, limit.clock() - started) if done > 0 else 0.0

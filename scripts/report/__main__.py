@@ -24,9 +24,13 @@ from scripts.report.runs import find_runs
 
 def report(domain: Domain, roots: list[Path], out: Path) -> None:
     """Write and print what the runs below `roots` result in."""
-    for result in results(domain, find_runs(roots)):
+    runs = find_runs(roots)
+    elsewhere = sorted({run.config["outputs_dir"] for run in runs} - {"outputs"})
+    for result in results(domain, runs):
         result.write(out)
         print(result.markdown())
+        if result.command and elsewhere:  # not in the files, which may be read on another machine
+            print(f"The runs are not in outputs/: to go on with them, add outputs_dir={' or '.join(elsewhere)}.")
         print(f"{out / result.title}.csv, .json, .png, .md")
 
 

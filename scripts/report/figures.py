@@ -16,7 +16,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from scripts.report.domains import METHODS, Domain, base, colour, name, order
 from scripts.report.missing import Unfinished, without
@@ -49,7 +49,7 @@ def curves(data: pd.DataFrame, domain: Domain, unfinished: Sequence[Unfinished] 
     drawn: list[Panel] = [(ours, partial(own, domain.metric))]
     if panel and scale == "paper":
         ours += f"\ndotted: the paper's {domain.figure}"
-        ours += ", its final value as a line across" if "warm" in panel else ""
+        ours += " (a level line: only the final value is known)" if "warm" in panel else ""
         drawn[0] = (ours, partial(draw_over, partial(own, domain.metric), panel, domain))
     elif panel:
         title = f"the paper's {domain.figure}, scale=paper" + (" (dotted: final value)" if "warm" in panel else "")
@@ -63,6 +63,8 @@ def curves(data: pd.DataFrame, domain: Domain, unfinished: Sequence[Unfinished] 
         counted = domain.steps + (" since the new data came" if since and "before" not in title else "")
         axes.set(xlabel=counted, ylabel=(domain.axis or domain.title) if "before" not in title else "loss")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
+        if axes.get_xlim()[1] < 10:  # of a few steps none has a fraction
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(canvas, panels[0])
     return canvas
 
@@ -187,7 +189,7 @@ def draw_paper(panel: str, step: float, axes: Axes, **style: Any) -> None:
         axes.plot(step * curve.x, curve.y, **look)
         if len(curve) and not any(str(line.get_label()).startswith(label) for line in first.lines):
             if axes is first:  # over ours, and ours does not have it
-                first.plot([], [], **look, label=f"{label}, the paper's alone")
+                first.plot([], [], **look, label=f"{label} (the paper only)")
             else:
                 first.plot([], [], color=tint, label=label, linewidth=2)
 

@@ -71,7 +71,9 @@ def test_a_video_that_cannot_be_written_is_said_before_training(domain: str, rob
     assert result.returncode == 1
     errors = [line for line in result.stdout.splitlines() if "error" in line]
     reason = "No module named 'imageio_ffmpeg'"
-    assert errors == [f"error: record_video=true needs the package imageio-ffmpeg ({reason})"]
+    assert errors == [
+        f"error: record_video=true needs a package that is not there ({reason}): pip install imageio-ffmpeg"
+    ]
     assert not run_dirs(tmp_path)
 
 

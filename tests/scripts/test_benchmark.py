@@ -115,17 +115,36 @@ def test_what_does_not_fit_into_a_budget_is_left_out_and_named(
     slow = replace(case("slow", clock, 50), setup=5.0, turn=20.0)  # slower than expected
     suite("atari", monkeypatch, lambda _: [slow, case("fits", clock, 10)])
     out = ["--device", "cpu", "--out", str(tmp_path)]
-    assert command.main(["atari", "--budget", "60", *out], clock) == 0
+    assert command.main(["atari", "--budget", "60", *out], clock) == 1  # nothing was measured
     printed = capsys.readouterr().out
     assert "atari: left out, no time is left for it: slow (ours; plain)" in printed.splitlines()
     assert "atari: left out, no time is left for it: fits (ours; plain)" in printed.splitlines()
-    assert not (tmp_path / "atari-cpu.csv").exists()
-    told = (tmp_path / "atari-cpu.md").read_text()
-    assert told.splitlines()[2:] == [
-        f"Not measured, no time left of 60 s: {name} (ours; plain)." for name in ("slow", "fits")
-    ]
+    assert list(tmp_path.iterdir()) == []
     assert command.main(["atari", *out], clock) == 0  # without a budget all turns are taken
     assert set(written("atari", tmp_path).repeats) == {5}
+    before = written("atari", tmp_path)
+    assert command.main(["atari", "--budget", "1", *out], clock) == 1
+    assert written("atari", tmp_path).equals(before)  # what an earlier command has written stays
+    assert command.main(["atari", "--only", "fits", *out], clock) == 0
+    assert written("atari", tmp_path).equals(before)
+    assert set(pd.read_csv(tmp_path / "atari-cpu-fits.csv").case) == {"fits"}
+
+
+def test_an_extra_part_is_left_out_with_its_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    clock = Clock()
+    slow = replace(case("network", clock, 50), setup=5.0, turn=40.0)  # slower than expected
+    oracle = replace(case("network", clock, 1, extra=True), loops=("plain",))
+    suite("atari", monkeypatch, lambda _: [slow, oracle, case("other", clock, 1)])
+    assert command.main(["atari", "--device", "cpu", "--out", str(tmp_path), "--budget", "80"], clock) == 0
+    assert set(written("atari", tmp_path).case) == {"other"}
+    assert "left out, no time is left for it: network (plain)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("budget", ["-3", "0", "nan", "inf"])
+def test_a_budget_is_a_positive_number(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["core", f"--budget={budget}"])
+    assert f"--budget {float(budget):g}: it must be a positive number of seconds" in capsys.readouterr().err
 
 
 def test_all_on_cuda_is_planned_to_fit_into_four_minutes() -> None:
@@ -158,8 +177,7 @@ def test_all_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert failures == [f"atari: failed: {missing}", f"humanoid: failed: {wrong}"]
     assert set(written("humanoid", tmp_path).case) == {"whole"}
     assert f"Failed: {wrong}." in (tmp_path / "humanoid-cpu.md").read_text()
-    assert f"Failed: {missing}." in (tmp_path / "atari-cpu.md").read_text()
-    assert not (tmp_path / "core-cpu.md").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"humanoid-cpu.csv", "humanoid-cpu.md"}
 
 
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
@@ -287,7 +305,8 @@ def test_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text_dir: Pat
     monkeypatch.setitem(language.SCALES, "cpu", ["scale=smoke", "threads=1"])
     monkeypatch.setitem(language.PRECISIONS, "cpu", ("fp32",))
     monkeypatch.setattr(language, "ITERATIONS", 1)
-    results = measure("language", tmp_path, "--only", "training*")
+    assert command.main(["language", "--device", "cpu", "--repeats=1", "--out", str(tmp_path), "--only=training*"]) == 0
+    results = pd.read_csv(tmp_path / "language-cpu-training.csv")
     assert list(results.loop) == ["plain", "ours"]
     assert results.over_ours[1] == 1
     assert len(set((results.seconds * results.tokens_per_second).round())) == 1  # as many tokens in each

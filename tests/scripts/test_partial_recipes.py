@@ -182,7 +182,7 @@ def test_the_papers_curves_lie_over_ours() -> None:
         assert list(dotted[colour]) == list(published[published.method == method].sort_values("x").y)
     assert axes.get_title().startswith("ours, scale=paper, 1 seed\n")
     labels = axes.get_legend_handles_labels()[1]
-    assert labels == ["No reset", "FIRE", "Full reset (epoch 67 of 100)", "Shrink & perturb, the paper's alone"]
+    assert labels == ["No reset", "FIRE", "Full reset (epoch 67 of 100)", "Shrink & perturb (the paper only)"]
     low, high = axes.get_ylim()
     assert 0.7 < low < published.y[published.method == "Base"].min()  # not from chance on
     assert high > published.y[published.method == "Full"].max()
