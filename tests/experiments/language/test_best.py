@@ -160,4 +160,5 @@ def test_a_lost_best_is_one_line(losses: Callable, language_made: Command, tmp_p
     checkpoint.kept(phase)["best_at_3"].unlink()
     status, printed = language_made(*SETTINGS, "checkpoint=60k")
     assert status == 1
-    assert f"error: the checkpoint best_at_3 is missing; delete {phase} to start over" in printed
+    assert "error: the checkpoint best_at_3 is missing, as in an unfinished phase of an older version; " in printed
+    assert f"delete {phase} to start over" in printed
