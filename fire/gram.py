@@ -43,11 +43,10 @@ def batches(X: Tensor) -> Iterator[slice]:
     but enough to keep its cores busy.
     """
     count, each = len(X), X.shape[-2] * X.shape[-1]
+    size = count if count * each <= SLICE else max(1, count // 4)
     if on_gpu(X):
         size = max(1, GPU_MEMORY // (4 * each * X.element_size()))
-    else:
-        size = count if count * each <= SLICE else max(1, count // 4)
-    if X.device.type == "cpu" and not on_gpu(X):
+    elif X.device.type == "cpu":
         size = min(size, max(4, SLICE // each))
     for start in range(0, count, size):
         yield slice(start, start + size)

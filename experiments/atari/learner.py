@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fire
 from experiments.atari.envs import STACK
 from experiments.common.config import Runtime
-from experiments.common.cuda_graphs import UpdateGraphs, autocast
+from experiments.common.cuda_graphs import UpdateGraphs
 from experiments.common.device_replay import DeviceReplay
 from experiments.common.replay import Batch
 from experiments.common.transfers import Reply
@@ -25,14 +25,14 @@ TOTALS = ("loss", "q", "grad_norm", "updates")
 def td_targets(target: nn.Module, batch: Batch, discount: float, runtime: Runtime) -> Tensor:
     """What the value of each action should be, (batch,): the reward, clipped to [-1, 1], plus the discounted value that
     the target network gives the next state."""
-    with autocast(runtime):
+    with runtime.autocast:
         following = target(batch.frames[:, 1:]).float().amax(1)
     return batch.rewards.clamp(-1, 1) + discount * (1 - batch.ends) * following
 
 
 def huber_loss(online: nn.Module, batch: Batch, targets: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Huber loss of the temporal-difference errors, and the mean value of the actions taken."""
-    with autocast(runtime):
+    with runtime.autocast:
         values = online(batch.frames[:, :STACK]).float().gather(1, batch.actions[:, None])[:, 0]
     errors = F.smooth_l1_loss(values, targets, reduction="none")
     return (batch.weights * errors).mean(), values.detach().mean()
@@ -120,7 +120,7 @@ class Learner:
 
     @torch.no_grad()
     def _greedy(self, states: Tensor) -> Tensor:
-        with autocast(self.runtime):
+        with self.runtime.autocast:
             return self.online(states).argmax(1)
 
     @torch.no_grad()

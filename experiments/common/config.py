@@ -212,9 +212,14 @@ class Runtime:
 
     @property
     def autocast(self) -> torch.autocast:
-        """Context of the forward pass."""
+        """Context of the forward pass.
+
+        Within a context PyTorch keeps the weights it has cast. A captured graph must cast them anew whenever it is
+        replayed, so nothing is kept where graphs are captured.
+        """
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device, dtype=dtype, enabled=self.precision in ("bf16", "fp16"))
+        enabled, kept = self.precision in ("bf16", "fp16"), self.compile != "graphs"
+        return torch.autocast(self.device, dtype=dtype, enabled=enabled, cache_enabled=kept)
 
 
 def resolve_runtime(cfg: DictConfig, compile_on_cuda: str = "true") -> Runtime:

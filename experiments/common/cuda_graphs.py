@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.config import Runtime
 from experiments.common.transfers import Parcel, Reply
 
 WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
@@ -99,16 +98,6 @@ class UpdateGraphs:
         parcel.open()["given"][:] = given
         parcel.send()
         return reply.fetch(self.play(key, lambda: function(parcel.there["given"]))).clone()
-
-
-def autocast(runtime: Runtime) -> torch.autocast:
-    """Context of a learner's forward pass.
-
-    Within a context PyTorch keeps the weights it has cast to bf16. A graph must cast them anew whenever it is replayed,
-    so nothing is kept where graphs are captured.
-    """
-    bf16, graphs = runtime.precision == "bf16", runtime.compile == "graphs"
-    return torch.autocast(runtime.device, dtype=torch.bfloat16, enabled=bf16, cache_enabled=not graphs)
 
 
 def _capture(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fire
 from experiments.common.config import Runtime
-from experiments.common.cuda_graphs import UpdateGraphs, autocast
+from experiments.common.cuda_graphs import UpdateGraphs
 from experiments.common.device_replay import DeviceReplay
 from experiments.common.replay import Batch
 from experiments.common.transfers import Field, Parcel, Reply, to
@@ -191,7 +191,7 @@ class Learner:
         self, batch: Batch, states: Tensor, next_states: Tensor, noise: Tensor, next_noise: Tensor
     ) -> None:
         agent, temperature = self.agent, self.log_temperature.detach().exp()
-        with autocast(self.runtime):
+        with self.runtime.autocast:
             loss, entropy = self._actor_loss(agent.actor, agent.critic, temperature, states, noise, batch.weights)
         parameters = self.actor_optimizer.param_groups[0]["params"]
         # Of the actor alone: those of the critics, which this loss runs through, would cost as much as a forward pass.
@@ -201,7 +201,7 @@ class Learner:
         self.log_temperature.grad = temperature * (entropy - self._target_entropy)
         self.actor_optimizer.step()
         temperature = self.log_temperature.detach().exp()
-        with autocast(self.runtime):
+        with self.runtime.autocast:
             targets = self._td_targets(
                 agent.actor, self.target, temperature, batch, next_states, next_noise, self._discount
             )
@@ -238,7 +238,7 @@ class Learner:
 
     @torch.no_grad()
     def _choose(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
-        with autocast(self.runtime):
+        with self.runtime.autocast:
             mean, log_std = self.agent.actor(self.normaliser(observations))
         return (mean.float() if noise is None else unsquashed(mean.float(), log_std.float(), noise)).tanh()
 

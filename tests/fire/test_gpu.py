@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fire
 from experiments.vision import models
 from fire import gram, iteration, matrices, methods, polar_express, projection, report, waiting
-from scripts.benchmark.core import linears
+from scripts.benchmark.core import linears, plain_loop
 from scripts.benchmark.memory import peak_of_new_storage
 from tests.fire.test_polar import deviation
-from tests.tape import Tape, storage
+from tests.tape import Tape, launches, storage
 
 pytestmark = pytest.mark.usefixtures("worked_as_on_gpu")
 
@@ -72,6 +72,11 @@ def test_operations_launched(
     launched, waited = counted(monkeypatch, model, **settings)
     assert sum(launched.values()) <= most, launched.most_common()
     assert waited <= waits
+
+
+def test_the_plain_loop_launches_twenty_times_as_many() -> None:
+    model = models.build("resnet18", 16, 10, seed=0)
+    assert sum(launches(lambda: plain_loop(model)).values()) == 8688
 
 
 @pytest.mark.parametrize("reported", [True, False])

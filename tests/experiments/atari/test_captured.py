@@ -1,7 +1,6 @@
 """The captured step, which a GPU runs, on the CPU with tapes: what it computes and what it costs."""
 
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ from experiments.atari.config import AtariConfig
 from experiments.atari.train import AtariTraining
 from experiments.common.config import Runtime, compose_domain
 from experiments.common.device_replay import DeviceReplay
-from experiments.common.workspace import Workspace
 from tests.conftest import numbers, run_dirs
 from tests.experiments.atari.scripted import Scripted
-from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost, method_of
+from tests.experiments.common.captured import GRAPHS, capture_everywhere, check_stops, cost, method_of
 from tests.tape import Tape
 
 METHODS = "none,shrink_perturb,full_reset,fire,plasticity_injection"
@@ -122,31 +120,9 @@ def test_resets_and_checkpoints(
         f"method={method}", "budget.steps=[320,240]", "budget.log_every=80", "budget.eval_every=160",
         "budget.restart_every=112", "budget.buffer=200", "budget.learning_starts=64", "sharpness=32",
     )  # fmt: skip
-    status, printed = atari(*arguments)
-    assert status == 0, printed
-    capture_everywhere(monkeypatch)
-    turns = count()
-    monkeypatch.setattr(Workspace, "save_due", lambda _: next(turns) % 9 == 8)
-    original = AtariTraining.take_step
-    for steps in (30, 55, 40):  # in phase 0, after its end, near that of phase 1
-        left = [steps]
-
-        def step(training: AtariTraining, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            original(training)
-
-        monkeypatch.setattr(AtariTraining, "take_step", step)
-        status, printed = atari(*arguments, f"outputs_dir={tmp_path / 'captured'}")
-        assert status == 130, printed
-        assert list((tmp_path / "captured").glob("**/checkpoint-*.pt"))
-    monkeypatch.setattr(AtariTraining, "take_step", original)
-    status, printed = atari(*arguments, f"outputs_dir={tmp_path / 'captured'}")
-    assert status == 0, printed
+    lengths = (30, 55, 40)  # in phase 0, after its end, near that of phase 1
+    check_stops(atari, arguments, tmp_path, AtariTraining, "take_step", lengths, monkeypatch)
     assert taped
-    (plain,), (captured,) = run_dirs(tmp_path / "outputs"), run_dirs(tmp_path / "captured")
-    assert numbers(plain) == numbers(captured)
 
 
 @pytest.mark.slow

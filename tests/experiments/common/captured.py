@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from torch import Tensor
 import fire
 from experiments.common import config, transfers
 from experiments.common.config import Runtime
+from experiments.common.workspace import Workspace
+from tests.conftest import Command, numbers, run_dirs
 from tests.tape import Tape, launches
 
 GRAPHS = Runtime("cpu", "fp32", "graphs", 1)
@@ -30,6 +34,44 @@ def capture_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def method_of(name: str) -> fire.Method:
     """A reset method, with the settings it cannot do without."""
     return fire.build(name, **({"coefficient": 0.8} if name == "shrink_perturb" else {}))
+
+
+def check_stops(
+    call: Command, arguments: tuple[str, ...], outputs: Path, training: type, step: str, lengths: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A plain run by the command line, and a captured one that is stopped and goes on: the same rows to the bit.
+
+    Args:
+        call: the command line, and its arguments.
+        outputs: where it puts runs by default is `outputs`/outputs.
+        training: the class of the domain's loop, and the name of the method that is its step.
+        lengths: after how many steps each part is stopped; the last part goes to the end.
+    """
+    status, printed = call(*arguments)
+    assert status == 0, printed
+    capture_everywhere(monkeypatch)
+    turns = count()
+    monkeypatch.setattr(Workspace, "save_due", lambda _: next(turns) % 9 == 8)
+    original, into = getattr(training, step), outputs / "captured"
+    for length in lengths:
+        left = [length]
+
+        def stopping(self: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            original(self)
+
+        monkeypatch.setattr(training, step, stopping)
+        status, printed = call(*arguments, f"outputs_dir={into}")
+        assert status == 130, printed
+        assert list(into.glob("**/checkpoint-*.pt"))
+    monkeypatch.setattr(training, step, original)
+    status, printed = call(*arguments, f"outputs_dir={into}")
+    assert status == 0, printed
+    (plain,), (captured,) = run_dirs(outputs / "outputs"), run_dirs(into)
+    assert numbers(plain) == numbers(captured)
 
 
 @dataclass
@@ -61,8 +103,8 @@ def cost(step: Callable[[], object], tapes: list[Tape], monkeypatch: pytest.Monk
         patch.setattr(transfers, "copy", counted)
         found = Cost(launches(step))
     assert len(tapes) == captured
-    for tape, count in zip(tapes, before, strict=True):
-        for _ in range(tape.replays - count):
+    for tape, replays in zip(tapes, before, strict=True):
+        for _ in range(tape.replays - replays):
             found.inside += tape.launches
             found.graphs += 1
     found.copies = len(copies)

@@ -1,6 +1,5 @@
 """The captured step, which a GPU runs, on the CPU with tapes: what it computes and what it costs."""
 
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,10 @@ import torch
 import fire
 from experiments.common.config import Runtime, compose_domain
 from experiments.common.device_replay import DeviceReplay
-from experiments.common.workspace import Workspace
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.train import HumanoidTraining
 from tests.conftest import Command, numbers, run_dirs
-from tests.experiments.common.captured import GRAPHS, capture_everywhere, cost, method_of
+from tests.experiments.common.captured import GRAPHS, capture_everywhere, check_stops, cost, method_of
 from tests.tape import Tape
 
 METHODS = ("none", "shrink_perturb", "full_reset", "fire", "plasticity_injection")
@@ -109,31 +107,9 @@ def test_resets_and_checkpoints(
         f"method={method}", "budget.steps=[160,120]", "budget.log_every=40", "budget.eval_every=80",
         "budget.random_actions=30", "budget.buffer=90", "sharpness=32",
     )  # fmt: skip
-    status, printed = humanoid(*arguments)
-    assert status == 0, printed
-    capture_everywhere(monkeypatch)
-    turns = count()
-    monkeypatch.setattr(Workspace, "save_due", lambda _: next(turns) % 9 == 8)
-    original = HumanoidTraining.take_action
-    for actions in (40, 60, 40):  # in phase 0, in phase 1 twice
-        left = [actions]
-
-        def action(training: HumanoidTraining, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-            original(training)
-
-        monkeypatch.setattr(HumanoidTraining, "take_action", action)
-        status, printed = humanoid(*arguments, f"outputs_dir={tmp_path / 'captured'}")
-        assert status == 130, printed
-        assert list((tmp_path / "captured").glob("**/checkpoint-*.pt"))
-    monkeypatch.setattr(HumanoidTraining, "take_action", original)
-    status, printed = humanoid(*arguments, f"outputs_dir={tmp_path / 'captured'}")
-    assert status == 0, printed
+    lengths = (40, 60, 40)  # in phase 0, in phase 1 twice
+    check_stops(humanoid, arguments, tmp_path, HumanoidTraining, "take_action", lengths, monkeypatch)
     assert taped
-    (plain,), (captured,) = run_dirs(tmp_path / "outputs"), run_dirs(tmp_path / "captured")
-    assert numbers(plain) == numbers(captured)
 
 
 @pytest.mark.slow
