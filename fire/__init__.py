@@ -5,6 +5,8 @@ report = fire.fire_(model)  # in place; then train on the new data with a fresh 
 """
 
 from fire import metrics
+from fire.during import During
+from fire.metrics import Activation
 from fire.injection import InjectedHead, PlasticityInjection
 from fire.matrices import WeightMatrix, weight_matrices
 from fire.methods import (
@@ -25,6 +27,8 @@ from fire.report import MatrixReport, Recorder, ResetReport
 
 __all__ = [
     "METHODS",
+    "Activation",
+    "During",
     "Fire",
     "FullReset",
     "InjectedHead",

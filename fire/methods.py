@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fire.during import During
 from fire.gram import compute_dtype
 from fire.matrices import check_patterns, matches, storage_key, unwrap, weight_matrices
 from fire.polar import check_solver
@@ -81,6 +82,7 @@ class Scope:
     exclude: Sequence[str] | None = None
     reset: Sequence[str] = ()
     inject: Sequence[str] = ()
+    units: Mapping = field(default_factory=dict)
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def check(self, model: nn.Module) -> None:
@@ -143,6 +145,12 @@ class Method(ABC):
     def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:  # noqa: B027
         """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
         `reset` does this itself."""
+
+    def acts_in(self, phase: int) -> bool:
+        return False
+
+    def during(self, model, initial, scope, seed: int = 0) -> During:
+        return During()
 
     @torch.no_grad()
     def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:

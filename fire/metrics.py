@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +122,19 @@ def dormant_ratio(activations: Iterable[Tensor], tau: float = 0.025) -> float:
     """
     dormant = units = 0
     for layer in activations:
-        scores = layer.detach().double().abs().transpose(0, 1).flatten(1).mean(dim=1)
+        axis = 1 if isinstance(layer, Tensor) else layer.unit_axis
+        values = layer if isinstance(layer, Tensor) else layer.values
+        scores = values.detach().double().abs().movedim(axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
     return dormant / units if units else 0.0
+
+
+@dataclass(frozen=True)
+class Activation:
+    name: str
+    values: Tensor
+    unit_axis: int
 
 
 @contextmanager
@@ -132,10 +142,14 @@ def record_activations(
     model: nn.Module, types: tuple[type[nn.Module], ...] = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
 ) -> Iterator[list[Tensor]]:
     """Collect, while the block runs, the output of every module of `types` in `model`, in order of execution."""
-    outputs: list[Tensor] = []
+    outputs: list = []
     hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output.detach()))
-        for module in model.modules()
+        module.register_forward_hook(
+            lambda _m, _i, output, name=name: outputs.append(
+                Activation(name, output.detach(), 1 if output.ndim > 3 else output.ndim - 1)
+            )
+        )
+        for name, module in model.named_modules()
         if isinstance(module, types)
     ]
     try:

@@ -1,8 +1,8 @@
-"""The command line of a domain: compose the configuration, run its jobs, say in plain lines what went wrong.
+"""The command line of a domain: compose the configuration, run its jobs, print in plain lines what went wrong.
 
-Nothing inside a job calls sys.exit. A job that fails is recorded and the sweep goes on; the process ends non-zero
-after the last one, with a table of what ran. Where a job runs is Hydra's launcher's affair: in this process, in one of
-its own (`hydra_plugins/fire_experiments`), or on a cluster.
+Nothing inside a job calls sys.exit. A job that fails is recorded and the sweep continues; the process ends non-zero
+after the last one, with a table of what ran. Hydra's launcher decides where a job runs: in this process, in another one
+on this machine (`hydra_plugins/fire_experiments`), or on a cluster.
 """
 
 import difflib
@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import hydra
@@ -24,41 +23,43 @@ from tabulate import tabulate
 
 from experiments.common import parallel
 from experiments.common.config import CONFIGS, BaseConfig, register_schemas
+from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.run import run
 from experiments.common.workspace import command_line
 
 logger = logging.getLogger("fire")
 # Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and
 # does not say which; submitit ignores it, so a job that is then killed resumes from its last checkpoint.
 CLUSTER_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-RunJob = Callable[[DictConfig, StopSignals], dict[str, Any]]
 
 
-def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
+def launch(domain: Domain) -> int:
     """Run the command line of `domain`; returns the exit status."""
-    # Of the processes that torchrun starts one speaks, and says how it ended; the others only what nobody expects.
-    follows = int(os.environ.get("RANK", 0)) > 0
-    start_logging(logging.CRITICAL if follows else logging.INFO)
-    register_schemas(schema)
+    # Of the processes that torchrun starts the first prints and returns the status; the others print only what nobody
+    # expects.
+    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    start_logging(logging.INFO if is_main_process else logging.CRITICAL)
+    register_schemas(domain.schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra's errors reach us instead of its own printing
-    task = Task(domain, schema, run_job)
+    task = Task(domain)
     status = 0
     try:
         with task.stop:
             if parallel.is_job():
                 parallel.stop_with_parent()
-            hydra.main(version_base="1.3", config_path=str(CONFIGS / domain), config_name="config")(task)()
+            hydra.main(version_base="1.3", config_path=str(CONFIGS / domain.name), config_name="config")(task)()
     except Interrupted as stopped:
-        # Of several jobs it is the sweep that says how to go on.
-        logger.info("stopped by %s%s", stopped, "" if parallel.is_job() else f"; to go on: {command_line()}")
+        # Of several jobs the sweep prints how to resume.
+        logger.info("stopped by %s%s", stopped, "" if parallel.is_job() else f"; to resume: {command_line()}")
         status = stopped.exit_status
     except KeyboardInterrupt:
-        logger.info("stopped without saving; to go on from the last checkpoint: %s", command_line())
+        logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
         status = 130
     except (HydraException, OmegaConfBaseException) as error:
         if "debug=true" in sys.argv:
             raise
-        logger.error("error: %s", composition_error(error, schema))
+        logger.error("error: %s", composition_error(error, domain.schema))
         return 2
     except UserError as error:
         logger.error("error: %s", error)
@@ -66,18 +67,22 @@ def launch(domain: str, schema: type[BaseConfig], run_job: RunJob) -> int:
     except OSError as error:  # Hydra's own folder cannot be made
         logger.error("error: outputs_dir cannot be used: %s", error)
         return 2
-    outcomes = task.outcomes
+    failed = end(task.outcomes)
+    return status or int(failed > 0) if is_main_process else 0
+
+
+def end(outcomes: list[dict[str, Any]]) -> int:
+    """Print how the jobs of a sweep ended; returns how many failed."""
     if parallel.is_job() and outcomes:
         parallel.leave_outcome(outcomes[-1])
+    failed = sum(outcome["status"] == "failed" for outcome in outcomes)
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")
-        logger.info(
-            "\n%s", tabulate([[o[c] for c in columns] for o in outcomes], headers=columns, disable_numparse=True)
-        )
-    failed = sum(o["status"] == "failed" for o in outcomes)
-    if failed and len(outcomes) > 1:
-        logger.error("error: %d of %d runs failed", failed, len(outcomes))
-    return 0 if follows else status or int(failed > 0)
+        rows = [[outcome[column] for column in columns] for outcome in outcomes]
+        logger.info("\n%s", tabulate(rows, headers=columns, disable_numparse=True))
+        if failed:
+            logger.error("error: %d of %d runs failed", failed, len(outcomes))
+    return failed
 
 
 def start_logging(level: int = logging.INFO) -> None:
@@ -91,73 +96,79 @@ class Task:
     """What Hydra calls for each job, in this process or, having been pickled, in another one on a cluster.
 
     Attributes:
-        domain: its name.
+        domain: what is run.
         stop: asks jobs in this process to stop.
         outcomes: how each job ended.
     """
 
-    def __init__(self, domain: str, schema: type[BaseConfig], run_job: RunJob) -> None:
-        self.domain, self.schema, self.run_job = domain, schema, run_job
-        self.stop = StopSignals()
+    def __init__(self, domain: Domain) -> None:
+        self.domain, self.stop = domain, StopSignals()
         self.outcomes: list[dict[str, Any]] = []
         self._argv = sys.argv
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "stop": None}  # signals are a process's own
+        return {**self.__dict__, "stop": None}  # a process has its own signals
 
     def __call__(self, cfg: DictConfig) -> dict[str, Any]:
-        """Run one job and say how it ended."""
+        """Run one job and return how it ended."""
         if self.stop is None:
             return self._elsewhere(cfg)
-        self.outcomes.append(_attempt(cfg, self.schema, self.run_job, self.stop))
+        self.outcomes.append(_attempt(cfg, self.domain, self.stop))
         return self.outcomes[-1]
 
     def _elsewhere(self, cfg: DictConfig) -> dict[str, Any]:
-        """Run a job in a process that a cluster has started."""
+        """Run a job in a process that a cluster has started.
+
+        Raises:
+            UserError: the job failed; so the sweep that has submitted it ends non-zero.
+        """
         start_logging()
         sys.argv = self._argv
         try:
             with StopSignals(CLUSTER_SIGNALS) as stop:
-                return _attempt(cfg, self.schema, self.run_job, stop)
+                outcome = _attempt(cfg, self.domain, stop)
         except Interrupted as interrupted:
-            # The state is saved; what submitit's own handler does with the signal is to put the job back in line.
+            # The state is saved; submitit's own handler of the signal puts the job back into the queue.
             handler = signal.getsignal(interrupted.signum)
             if callable(handler):
                 handler(interrupted.signum, None)
             raise
+        if outcome["status"] == "failed":
+            raise UserError(f"{outcome['run']}: {outcome['result']}")
+        return outcome
 
 
-def _attempt(cfg: DictConfig, schema: type[BaseConfig], run_job: RunJob, stop: StopSignals) -> dict[str, Any]:
-    """Run one job and say how it ended."""
-    hydra_config = HydraConfig.get()
-    name = f"{cfg.method.name}-s{cfg.seed}"
-    if hydra_config.mode == RunMode.MULTIRUN:
+def _attempt(cfg: DictConfig, domain: Domain, stop: StopSignals) -> dict[str, Any]:
+    """Run one job and return how it ended."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
         logger.info("")
     started = time.perf_counter()
-    outcome = {"run": name, "status": "failed", "result": "", "path": ""}
+    outcome = {"run": f"{cfg.method.name}-s{cfg.seed}", "status": "failed", "result": "", "path": ""}
     try:
         stop.check()  # a signal that came in the last moments of the job before
-        check_keys(cfg, schema)
-        ended = run_job(cfg, stop)
+        check_keys(cfg, domain.schema)
+        ended = run(domain, cfg, stop)
         outcome.update({key: ended[key] for key in outcome if key in ended})
-    except Exception as error:  # the sweep goes on
+    except Exception as error:  # the sweep continues
         if cfg.debug:
             raise
-        said = (
-            _one_line(str(error))
-            if isinstance(error, UserError)
-            else f"{type(error).__name__}: {_one_line(str(error))}"
-        )
-        notes = getattr(error, "__notes__", []) or ([] if isinstance(error, UserError) else ["debug=true shows where"])
-        level = logging.ERROR if isinstance(error, UserError) else logging.CRITICAL
-        logger.log(level, "error: %s%s", said, "".join(f" ({note})" for note in notes))
-        if level == logging.CRITICAL and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            # The other processes wait for this one in the middle of something; torchrun ends them once it is gone.
-            sys.stdout.flush()
-            os._exit(1)
-        outcome["result"] = said
+        outcome["result"] = _report_failure(error)
     outcome["minutes"] = f"{(time.perf_counter() - started) / 60:.1f}"
     return outcome
+
+
+def _report_failure(error: Exception) -> str:
+    """Print an error of a job in one line; returns it."""
+    expected = isinstance(error, UserError)
+    line = _one_line(str(error)) if expected else f"{type(error).__name__}: {_one_line(str(error))}"
+    notes = getattr(error, "__notes__", []) or ([] if expected else ["debug=true shows where"])
+    level = logging.ERROR if expected else logging.CRITICAL
+    logger.log(level, "error: %s%s", line, "".join(f" ({note})" for note in notes))
+    if not expected and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        # The other processes wait for this one in the middle of something; torchrun ends them once it is gone.
+        sys.stdout.flush()
+        os._exit(1)
+    return line
 
 
 def check_keys(cfg: DictConfig, schema: type[BaseConfig]) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from experiments.common.errors import Interrupted, UserError
 
 logger = logging.getLogger("fire")
 
-# Where a job leaves how it ended; that the variable is there tells it that it is one of several.
+# The file in which a job leaves its outcome. Where the variable is set, the job is one of several.
 OUTCOME = "FIRE_OUTCOME"
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ class Slot:
     Attributes:
         name: of the place; two sweeps of a user on a machine that name the same do not use it at once.
         environment: variables that send a process there.
-        overrides: what a job there is told.
+        overrides: further words for a job there.
     """
 
     name: str
@@ -71,20 +71,27 @@ class Running:
 
 
 def run_parallel(
-    domain: str, jobs: Sequence[Sequence[str]], slots: Sequence[Slot], at_once: int, ended: list[dict[str, Any]]
+    domain: str,
+    jobs: Sequence[Sequence[str]],
+    later: Collection[str],
+    slots: Sequence[Slot],
+    at_once: int,
+    ended: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on whichever of `slots` is free,
-    `at_once` of them at most at a time.
+    """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on the slots that are free,
+    `at_once` of them at most at a time. Each line a job prints is shown with its number.
 
-    Each line a job prints is shown with its number. `ended` takes how each job ended, as they do.
+    Args:
+        later: the keys of settings that do not decide phase 0.
+        ended: gets the outcome of each job when it ends.
 
     Returns:
-        How each ended, as `experiments.common.launch` tells it.
+        The outcome of each, as `experiments.common.launch` has it.
     """
     outcomes: dict[int, dict[str, Any]] = {}
-    waiting = leaders_first(jobs)
+    waiting = first_of_each_phase_0(jobs, later)
     running: list[Running] = []
-    told = False
+    announced = False
     with tempfile.TemporaryDirectory() as scratch:
         try:
             while waiting or running:
@@ -98,9 +105,9 @@ def run_parallel(
                     if all(job.slot is not slot for job in running) and slot.take():
                         number = waiting.pop(0)
                         running.append(_start(domain, number, jobs[number], slot, Path(scratch)))
-                if waiting and not running and not told:
+                if waiting and not running and not announced:
                     logger.info("waiting for a device: all are in use by other sweeps")
-                    told = True
+                    announced = True
                 time.sleep(0.1)
         except BaseException:
             logger.info("stopping %d jobs, which save first", len(running))
@@ -109,13 +116,16 @@ def run_parallel(
     return [outcomes[number] for number in range(len(jobs))]
 
 
-def leaders_first(jobs: Sequence[Sequence[str]]) -> list[int]:
+def first_of_each_phase_0(jobs: Sequence[Sequence[str]], later: Collection[str]) -> list[int]:
     """The jobs' numbers in the order to start them in: first one for each phase 0 they share, so that the others find
-    it trained instead of waiting for it."""
+    it trained instead of waiting for it. Jobs that differ in settings `later` alone share it."""
     seen: dict[tuple[str, ...], int] = {}
     turns = []
     for number, overrides in enumerate(jobs):
-        shared = tuple(word for word in overrides if not word.startswith(("method", "optimizer_at_boundary")))
+        keys = {word: word.lstrip("+").split("=")[0] for word in overrides}
+        shared = tuple(
+            word for word, key in keys.items() if not any(key == one or key.startswith(f"{one}.") for one in later)
+        )
         turns.append((seen.setdefault(shared, 0), number))
         seen[shared] += 1
     return [number for _, number in sorted(turns)]

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.config import OF_METHOD, digest
+from experiments.common.schema import digest
 
 logger = logging.getLogger("fire")
 
@@ -141,10 +141,11 @@ def labels(run_dir: Path) -> tuple[str, str, str]:
     """By what runs are grouped: their domain, benchmark and scale; everything else but method and seed that can change
     their numbers, as a hash, since only what agrees in that may be compared; and the method with all its settings."""
     info = json.loads((run_dir / "run.json").read_text())
-    around = {key: value for key, value in info["values"].items() if key not in (*OF_METHOD, "seed")}
-    method = dict(info["values"]["method"])
+    around = dict(info["values"])
+    method, optimizer = dict(around.pop("method")), around.pop("optimizer_at_boundary")
+    del around["seed"]
     name = method.pop("name")
-    words = [*sorted(method.items()), ("optimizer_at_boundary", info["values"]["optimizer_at_boundary"])]
+    words = [*sorted(method.items()), ("optimizer_at_boundary", optimizer)]
     variant = f"{name} ({', '.join(f'{key}={value}' for key, value in words)})"
     return "-".join(run_dir.parts[-3:-1]), digest({"machine": info["machine"], **around})[:8], variant
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +29,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import checkpoint, metric_log
-from experiments.common.config import digest
+from experiments.common.config import method_settings
 from experiments.common.errors import StopSignals, UserError
+from experiments.common.schema import digest
 from experiments.common.seeding import rng_state, set_rng_state
 from experiments.common.wandb_mirror import VIDEO
 
@@ -56,12 +57,21 @@ class Workspace:
         cfg: DictConfig,
         *,
         stop: StopSignals,
+        choices: Sequence[str] = (),
         wait: bool = False,
-        checkpoint_seconds: float = 60.0,
     ) -> None:
+        """
+        Args:
+            path: the directory.
+            identity: the values that can change a number.
+            cfg: the configuration, kept beside them.
+            stop: whether the job has been asked to stop.
+            choices: the words of the command line that choose the benchmark.
+            wait: for another process that holds the directory; otherwise that is an error.
+        """
         self.path, self.identity, self._values = path, digest(identity), identity
-        self._cfg, self._stop, self._wait = cfg, stop, wait
-        self._interval = checkpoint_seconds
+        self._cfg, self._stop, self._choices, self._wait = cfg, stop, list(choices), wait
+        self._interval = cfg.checkpoint_seconds
         self._last_save = time.monotonic()
         self._lock = FileLock(path / ".lock")
         self._new = self._discard = False
@@ -90,7 +100,7 @@ class Workspace:
         self._lock.release()
 
     def _acquire(self) -> None:
-        told = False
+        announced = False
         while True:
             try:
                 self._lock.acquire(timeout=0)
@@ -100,9 +110,9 @@ class Workspace:
                 who = holder.read_text().strip() if holder.exists() else "another process"
                 if not self._wait:
                     raise UserError(f"{self.path} is in use by {who}") from None
-                if not told:
+                if not announced:
                     logger.info("waiting for %s, which holds %s", who, self.path)
-                    told = True
+                    announced = True
                 time.sleep(0.5)
 
     def _describe(self) -> None:
@@ -148,7 +158,8 @@ class Workspace:
             "identity": self.identity,
             "values": self._values,
             "command": command_line(),
-            "overrides": list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [],
+            "choices": self._choices,
+            "method_settings": method_settings(),
             "git": git_revision(),
             "machine": machine(self._values["device"]),
             "python": platform.python_version(),
@@ -249,7 +260,7 @@ class Workspace:
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
         checkpoint.write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
-        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", VIDEO):
+        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", "recipes", VIDEO):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
@@ -296,6 +307,19 @@ def keep_traceback(folder: Path, error: Exception) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.log").write_text(traceback.format_exc())
         error.add_note(f"traceback in {folder / 'error.log'}")
+
+
+def note_recipe(run_dir: Path) -> None:
+    """Record in a run's directory the recipe that has asked for it, if one has, with the sweep that the recipe makes:
+    `recipes/<name>.json`, by which the report groups runs."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    recipe = hydra.runtime.choices.get("experiment")
+    if recipe and recipe != "null":
+        sweep: Any = OmegaConf.to_container(hydra.sweeper.params or OmegaConf.create())
+        (run_dir / "recipes").mkdir(exist_ok=True)
+        checkpoint.write_text(run_dir / "recipes" / f"{recipe}.json", json.dumps(sweep) + "\n")
 
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:

@@ -1,10 +1,9 @@
-"""`python -m experiments.vision method=fire`: see the README for what can be set."""
+"""`python -m experiments.vision method=fire`: docs/settings.md has all settings."""
 
 import sys
 
 from experiments.common.launch import launch
-from experiments.vision.config import VisionConfig
-from experiments.vision.train import run
+from experiments.vision.domain import VISION
 
 if __name__ == "__main__":
-    sys.exit(launch("vision", VisionConfig, run))
+    sys.exit(launch(VISION))

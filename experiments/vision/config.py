@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from experiments.common.config import BaseConfig, ScopeConfig
+from experiments.common.config import BaseConfig, ModelConfig
+from experiments.common.schema import EACH_PHASE, LATER_PHASES, setting
+
+
+@dataclass
+class DataConfig:
+    """A data set by its name in `experiments.vision.datasets.DATA_SETS`."""
+
+    name: str = MISSING
 
 
 @dataclass
@@ -12,22 +20,16 @@ class BenchmarkConfig:
     """What is learned, in which order.
 
     Attributes:
-        name: warm_start or continual.
-        dataset: a name `experiments.vision.data` knows.
-        fractions: share of the training images each phase has; earlier images stay available.
+        name: of the config file.
+        order: how the data grow, by images or by classes.
+        fractions: share of the training images, or of the classes, each phase has; earlier ones stay available.
+        methods_from: the first phase in which methods act that act during training.
     """
 
-    name: str = MISSING
-    dataset: str = MISSING
-    fractions: list[float] = MISSING
-
-
-@dataclass
-class ModelConfig:
-    """A network by its name in `experiments.vision.models.MODELS`, and what resets touch in it."""
-
-    name: str = MISSING
-    scope: ScopeConfig = field(default_factory=ScopeConfig)
+    name: str = setting(decides=LATER_PHASES)
+    order: str = setting(choices=("images", "classes"))
+    fractions: list[float] = setting(above=0, high=1, decides=EACH_PHASE)
+    methods_from: int = setting(low=0, decides=LATER_PHASES)
 
 
 @dataclass
@@ -35,19 +37,20 @@ class BudgetConfig:
     """The numbers of a scale.
 
     Attributes:
-        train_images, test_images: how many of the data set are used, chosen by the seed; the test images are the first.
+        train_images: how many of the data set are used, chosen by the seed; null: all.
+        test_images: how many of the data set are used, the first ones; null: all.
         width: of the network.
         batch_size: images a step; the last batch of an epoch may be smaller.
         epochs: of each phase.
         test_every: epochs between tests, for each phase; its last epoch is always tested.
     """
 
-    train_images: int = MISSING
-    test_images: int = MISSING
-    width: int = MISSING
-    batch_size: int = MISSING
-    epochs: list[int] = MISSING
-    test_every: list[int] = MISSING
+    train_images: int | None = setting(low=2)
+    test_images: int | None = setting(low=1)
+    width: int = setting(low=1, high=4096)
+    batch_size: int = setting(low=1)
+    epochs: list[int] = setting(low=1, decides=EACH_PHASE)
+    test_every: list[int] = setting(low=1, decides=EACH_PHASE)
 
 
 @dataclass
@@ -60,15 +63,16 @@ class OptimizerConfig:
         clip_norm: largest norm of the whole gradient.
     """
 
-    learning_rate: float = MISSING
-    warmup_fraction: float = MISSING
-    clip_norm: float = MISSING
+    learning_rate: float = setting(above=0)
+    warmup_fraction: float = setting(low=0, high=1)
+    clip_norm: float = setting(above=0)
 
 
 @dataclass
 class VisionConfig(BaseConfig):
     """The root."""
 
+    data: DataConfig = field(default_factory=DataConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

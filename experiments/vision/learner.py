@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from experiments.common.config import Runtime
+import fire
 from experiments.common.cuda_graphs import UpdateGraphs
+from experiments.common.experiment import with_penalty
+from experiments.common.runtime import Runtime
 from experiments.vision.data import Images
 
 EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # the one fits a cache, the other fills a GPU
@@ -62,10 +64,16 @@ class Learner:
         # A graph keeps the numbers it was captured with, but reads this one anew.
         self._rate = torch.zeros((), device=runtime.device)
         self._graphs, self._test_graphs = UpdateGraphs(), UpdateGraphs()
-        self.begin_phase(new_optimizer=True)
+        self.begin_phase(fire.During(), new_optimizer=True)
 
-    def begin_phase(self, new_optimizer: bool) -> None:
-        """Get ready for steps of another size; with `new_optimizer`, Adam has empty moments."""
+    def begin_phase(self, during: fire.During, new_optimizer: bool) -> None:
+        """Get ready for steps of another size.
+
+        Args:
+            during: what the method does during training.
+            new_optimizer: whether Adam gets empty moments.
+        """
+        self._during = during
         if new_optimizer:
             rate = self._rate if self._captured else self._settings.learning_rate
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, fused=True, capturable=self._captured)
@@ -97,7 +105,7 @@ class Learner:
         self._update([indices])
 
     def _changed(self) -> list[Tensor]:
-        return [*self.model.parameters(), *self.model.buffers(), *self.totals.values()]
+        return [*self.model.parameters(), *self.model.buffers(), *self.totals.values(), *self._during.measured()]
 
     def _update(self, given: Sequence[Tensor]) -> None:
         (indices,) = given
@@ -106,7 +114,7 @@ class Learner:
         network, compute = (self._network, self._objective) if full else (self.model, objective)
         loss, correct = compute(network, self.train_set, indices, self.runtime)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with_penalty(loss, self._during).backward()
         # Adam's grad_scale would save little of this pass: its kernel then writes the scaled gradients back, too.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
         self.optimizer.step()
@@ -147,7 +155,7 @@ class Learner:
         return {"model": self.model.state_dict(), "optimizer": optimizer, "totals": self.totals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._captured:

@@ -1,1 +1,1 @@
-"""What Hydra finds by itself here: how a sweep of an experiment becomes jobs, and how the jobs run on this machine."""
+"""What Hydra finds by itself here: how the jobs of a sweep run on this machine."""

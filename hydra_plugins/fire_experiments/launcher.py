@@ -9,52 +9,89 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 
-from experiments.common.config import check_range
+from experiments.common import schema
+from experiments.common.config import BaseConfig
 from experiments.common.errors import UserError
 from experiments.common.parallel import Slot, run_parallel
 
 
-class LocalLauncher(BasicLauncher):
-    """One job after the other in this process or, with `jobs` > 1, that many at once, each in a process of its own.
+class LocalLauncher(Launcher):
+    """One job after the other in this process or, with `jobs` > 1, that many at once, each in another process.
 
     A job takes a free GPU; where there are more jobs than GPUs they share them. On the CPU each gets its share of the
-    cores as its number of threads, unless `threads` says otherwise.
+    cores as its number of threads, unless `threads` gives another.
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        super().__init__()
         self.jobs = jobs
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra."""
-        assert self.config is not None
-        check_range("jobs", self.jobs)
-        if self.jobs == 1:
-            return super().launch(job_overrides, initial_job_idx)
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Called by Hydra; names the outcomes by what differs between the jobs, also of a sweep that is stopped."""
+        setup_globals()
+        schema.check(BaseConfig, self.config)
+        task: Any = self.task
+        try:
+            if self.jobs == 1:
+                return [self._run_here(overrides, number) for number, overrides in enumerate(job_overrides)]
+            outcomes = self._run_elsewhere(job_overrides)
+            return [
+                JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcome)
+                for overrides, outcome in zip(job_overrides, outcomes, strict=True)
+            ]
+        finally:
+            ended = {outcome.get("number", place): outcome for place, outcome in enumerate(task.outcomes)}
+            missing = {"run": "", "status": "not finished", "result": "", "minutes": "", "path": ""}
+            known = [ended.get(number, missing) for number in range(len(job_overrides))]
+            names = differing_words(job_overrides)
+            task.outcomes = [{**one, "run": name or one["run"]} for one, name in zip(known, names, strict=True)]
+
+    def _run_here(self, overrides: Sequence[str], number: int) -> JobReturn:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        HydraConfig.instance().set_config(config)
+        returned = run_job(
+            hydra_context=self.hydra_context, task_function=self.task, config=config,
+            job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir",
+        )  # fmt: skip
+        returned.return_value  # noqa: B018 - raises what a job has raised, such as Interrupted
+        return returned
+
+    def _run_elsewhere(self, job_overrides: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise UserError(f"jobs={self.jobs} starts processes of its own; leave torchrun or jobs out")
+            raise UserError(f"jobs={self.jobs} starts processes; use either torchrun or jobs")
         if len({word for job in job_overrides for word in job if word.startswith("device=")}) > 1:
             raise UserError(f"device cannot be swept over with jobs={self.jobs}; use jobs=1")
         slots, at_once, threads = places(self.config.device, self.jobs)
-        # A recipe given to the sweep holds for the job's own process too, which makes no sweep of it again. What a
-        # job's overrides say of threads comes later and wins.
+        # A recipe given to the sweep holds for the job's process too, which makes no sweep of it again. A job's own
+        # words about threads come later and win.
         general = ["hydra.mode=RUN", *self._hydra_words()] + ([] if self.config.threads else [f"threads={threads}"])
-        task: Any = self.task_function
         words = [[*general, *job] for job in job_overrides]
-        outcomes = run_parallel(task.domain, words, slots, at_once, task.outcomes)
-        return [
-            JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcome)
-            for overrides, outcome in zip(job_overrides, outcomes, strict=True)
-        ]
+        task: Any = self.task
+        later = schema.later_keys(task.domain.schema)
+        return run_parallel(task.domain.name, words, later, slots, at_once, task.outcomes)
 
     def _hydra_words(self) -> list[str]:
-        """What the command line says to Hydra itself, such as hydra.searchpath, and is not about sweeps."""
-        words = self.config.hydra.overrides.hydra  # type: ignore[union-attr]
+        """The command line's words to Hydra, such as hydra.searchpath, that are not about sweeps."""
+        words = self.config.hydra.overrides.hydra
         return [word for word in words if not re.match(r"\+*hydra[./](mode|sweeper|launcher|sweep)\b", word)]
+
+
+def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Of each job the words that not all jobs have."""
+    different = [word for word in dict.fromkeys(itertools.chain(*jobs)) if any(word not in job for job in jobs)]
+    return [" ".join(word for word in job if word in different) for job in jobs]
 
 
 def places(device: str, jobs: int) -> tuple[list[Slot], int, int]:

@@ -1,96 +1,57 @@
-"""One training job: its directories, the phase it shares with other methods, and its end.
+"""One run: checked, named, its shared phase trained or found, and trained to its end.
 
-    phase 0 --boundary--> phase 1 --boundary--> ...
-
-Phase 0 does not depend on the reset method, so it is trained once, in `outputs/phases/<hash>/`, and every method
-branches from its checkpoint. A branched run and one trained in one piece end bit-identical on the CPU.
+Phase 0 does not depend on the method, unless the method acts in it, so it is trained once, in `outputs/phases/<hash>/`,
+and every method continues from its checkpoint. A run that branches there and one trained in one piece end bit-identical
+on the CPU.
 """
 
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, parallel, video
-from experiments.common.config import digest
+from experiments.common import checkpoint, metric_log, parallel, schema
+from experiments.common.config import build_method, method_words
+from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
+from experiments.common.experiment import END, Experiment
+from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace, keep_traceback, summary_of
+from experiments.common.workspace import Workspace, keep_traceback, note_recipe, summary_of
 
 logger = logging.getLogger("fire")
-END = "end"  # the branch point at the end of phase 0
 
 
-class Experiment(Protocol):
-    """What a domain implements.
+def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
+    """A run from its composed configuration: validate everything, then train what is missing; returns its summary."""
+    schema.check(domain.schema, cfg)
+    if cfg.until == "phase0" and not cfg.phase_cache:
+        raise UserError("until=phase0 trains the shared phase, which phase_cache=false does without; choose one")
+    domain.check(cfg)
+    method = build_method(cfg)
+    runtime = resolve_runtime(cfg, domain.compile_on_cuda)
+    opened = domain.open(cfg, runtime)
+    job = describe(domain, cfg, runtime, method, opened)
+    words = " ".join([*job.choices, method_words(cfg)])
+    logger.info(
+        "%s %s seed=%d scale=%s: %s, %s on %s.%s",
+        domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
+        "" if cfg.scale == "paper" else f" The paper's protocol: python -m experiments.{domain.name} {words} scale=paper",
+    )  # fmt: skip
 
-    Attributes:
-        phases: how many there are.
-        x_axis: the key of its rows that counts training from the run's start.
-        disk_bytes: what its checkpoints take at most, roughly, in the run and in the shared phase.
-        branch: the kept checkpoint of phase 0 that the methods go on from. If it is END, the end of the phase, it is
-            kept here; any other the domain keeps itself, and trains phase 0 no further than it must.
-        rewinds: whether phase 0 may have to be trained beyond the branch point, to know that it is one.
-        phase: the phase the state is in.
-    """
+    def prepare() -> Experiment:
+        return domain.experiment(cfg, runtime, method, opened)
 
-    phases: int
-    x_axis: str
-    disk_bytes: int
-    branch: str
-    rewinds: bool
-    phase: int
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-
-    def train(self, workspace: Workspace, until_phase: int) -> None:
-        """Train from the current state to the end of phase `until_phase - 1`, of phase 0 to where `branch` is settled,
-        saving into the workspace."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything `load_state_dict` needs."""
-
-    def final_weights(self) -> dict[str, Any] | None:
-        """What a finished run leaves behind, if anything."""
-
-    def summarise(self, rows: list[metric_log.Row]) -> dict[str, Any]:
-        """The final numbers of a run from its metric rows."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Where a run lives and what it shares.
-
-    Attributes:
-        domain, group, name: as in outputs/<domain>/<group>/<name>-<hash8>.
-        identity: values that can change any number of the run.
-        shared_identity: the part that can change a number of phase 0; equal for all methods.
-    """
-
-    domain: str
-    group: str
-    name: str
-    cfg: DictConfig
-    identity: dict[str, Any]
-    shared_identity: dict[str, Any]
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's own directory."""
-        return Path(self.cfg.outputs_dir) / self.domain / self.group / f"{self.name}-{digest(self.identity)[:8]}"
-
-    @property
-    def phase_dir(self) -> Path:
-        """Where phase 0 is kept for all runs that share it."""
-        return Path(self.cfg.outputs_dir) / "phases" / digest({"domain": self.domain, **self.shared_identity})[:16]
+    ended = domain.in_every_process(opened, prepare, lambda prepare: carry_out(job, prepare, stop), stop)
+    if ended["status"] == "done before":
+        domain.revisit(cfg, runtime, method, job.run_dir)
+    return {"run": job.name, **ended}
 
 
 def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) -> dict[str, Any]:
@@ -100,12 +61,11 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     run that is done.
     """
     cfg = job.cfg
-    if "record_video" in cfg and cfg.record_video:
-        video.check()
     summary = None if cfg.overwrite or cfg.until != "end" else summary_of(job.run_dir)
     if summary is not None:
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
-        checkpoint.remove(job.run_dir)  # left by a process that died between its last two deeds
+        checkpoint.remove(job.run_dir)  # left by a process that died just before it would have removed them
+        note_recipe(job.run_dir)
         return {**summary, "path": str(job.run_dir), "status": "done before"}
     try:
         experiment = prepare()
@@ -120,11 +80,12 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(
-        job.run_dir, job.identity, cfg, stop=stop, wait=in_sweep(), checkpoint_seconds=cfg.checkpoint_seconds
+        job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()
     ) as run:  # a sweep that was killed may still be saving, and another one may do the same
+        note_recipe(job.run_dir)
         if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
             return {**run.done, "path": str(run.path), "status": "done before"}
-        if run.done is not None:  # an attempt that was interrupted goes on instead, however it was begun
+        if run.done is not None:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
         mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
@@ -176,15 +137,14 @@ def shared_phase(
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
     with Workspace(
-        job.phase_dir, job.shared_identity, job.cfg, stop=stop, wait=True,
-        checkpoint_seconds=job.cfg.checkpoint_seconds,
-    ) as shared:  # fmt: skip
+        job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True
+    ) as shared:
         found = shared.branch(experiment.branch)
         if found is not None:
             logger.info("phase 0 was trained before: %s", shared.path)
         else:
             if (state := shared.resume()) is not None:
-                logger.info("going on with phase 0 in %s", shared.path)
+                logger.info("resuming phase 0 in %s", shared.path)
                 experiment.load_state_dict(state)
             shared.log.show(mirror)
             reach_branch(experiment, shared, stop)
@@ -218,6 +178,8 @@ def check_disk(job: Job, experiment: Experiment) -> None:
     while not folder.exists():
         folder = folder.parent
     needed, free = experiment.disk_bytes, shutil.disk_usage(folder).free
+    if job.cfg.scale == "paper":
+        logger.info("checkpoints take up to %.1f GB in %s", needed / 1e9, job.cfg.outputs_dir)
     if free < needed:
         raise UserError(
             f"no disk space: {job.cfg.outputs_dir} has {free / 1e9:.2f} GB, the run needs {needed / 1e9:.2f} GB"

@@ -1,0 +1,157 @@
+"""What a domain is, in one description, and what follows from it: names, directories and identities of runs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from omegaconf import DictConfig, OmegaConf
+
+import fire
+from experiments.common.config import BaseConfig
+from experiments.common.errors import StopSignals
+from experiments.common.experiment import Experiment
+from experiments.common.runtime import Runtime
+from experiments.common.schema import digest, identity, phase_0_identity
+
+Prepare = Callable[[], Experiment]
+
+
+@dataclass(frozen=True)
+class Results:
+    """How a domain's results are reported.
+
+    Attributes:
+        metric, title: the key of its rows that matters most, and the same in words.
+        step, steps: the key of its rows that counts training, and the same in words.
+        figure: the paper's figure.
+        panels: the paper's panel (results/paper/figures.csv) for the groups' benchmarks that have one.
+        paper_step: how many steps 1 on the x-axis of the paper's figure is.
+        from_start: whether the curves of a benchmark are drawn from the run's start, or from the last boundary.
+        apart: further metrics, each with a panel and a column: key -> (panel's title, column).
+        before: metrics of phase 0 that get a panel: key -> label.
+        axis: what figures name the y-axis; the title if empty.
+        decimals: of the metric in tables.
+        normalised: column's title, and a function of benchmark and value that puts the metric on a common scale, or
+            returns None where that is not known.
+        warning: what to know before reading results of any scale but the paper's.
+    """
+
+    metric: str
+    title: str
+    step: str
+    steps: str
+    figure: str
+    panels: dict[str, str]
+    paper_step: float = 1
+    from_start: Callable[[str], bool] = lambda benchmark: False
+    apart: dict[str, tuple[str, str]] = field(default_factory=dict)
+    before: dict[str, str] = field(default_factory=dict)
+    axis: str = ""
+    decimals: int = 3
+    normalised: tuple[str, Callable[[str, float], float | None]] | None = None
+    warning: str = ""
+
+
+class Domain(ABC):
+    """The description of a domain. Importing it needs none of the domain's packages; `experiment` may.
+
+    Attributes:
+        name: as in `python -m experiments.<name>`.
+        schema: of its configuration.
+        phase_version: raised by every change of what a phase computes; part of the identity of runs and phases.
+        compile_on_cuda: what compile=auto means on a GPU.
+        results: how its results are reported.
+    """
+
+    name: ClassVar[str]
+    schema: ClassVar[type[BaseConfig]]
+    phase_version: ClassVar[int]
+    compile_on_cuda: ClassVar[str] = "graphs"
+    results: ClassVar[Results]
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raise UserError where several values do not fit together; may write a name in its canonical form. The range
+        of a single value is part of the schema."""
+
+    def open(self, cfg: DictConfig, runtime: Runtime) -> Any:
+        """What must be known of the data before the run has a name; given to the methods below."""
+
+    @abstractmethod
+    def benchmark(self, cfg: DictConfig) -> str:
+        """What the runs are filed under, without the scale."""
+
+    @abstractmethod
+    def choices(self, cfg: DictConfig) -> list[str]:
+        """The words of the command line that choose the benchmark."""
+
+    @abstractmethod
+    def headline(self, cfg: DictConfig, opened: Any) -> str:
+        """The size of a run in words, for the first line it prints."""
+
+    def extra_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
+        """What can change a number of a run beside its settings, such as versions and checksums."""
+        return {}
+
+    def extra_phase_0_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
+        """The part of that which can change a number of phase 0."""
+        return self.extra_identity(cfg, opened)
+
+    @abstractmethod
+    def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
+        """The experiment, at the beginning of phase 0."""
+
+    def in_every_process(
+        self, opened: Any, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
+    ) -> dict[str, Any]:
+        """Call `carry_out` with `prepare`; a domain that trains with several processes lets all of them take part."""
+        return carry_out(prepare)
+
+    def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:
+        """What is left to do for a run that has been done before, such as a video."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a run lives and what it shares.
+
+    Attributes:
+        domain, group, name: as in outputs/<domain>/<group>/<name>-<hash8>.
+        choices: the words of the command line that choose its benchmark.
+        identity: values that can change any number of the run.
+        phase_0_identity: the part that can change a number of phase 0; equal for all methods that do not act in it.
+    """
+
+    domain: str
+    group: str
+    name: str
+    choices: list[str]
+    cfg: DictConfig
+    identity: dict[str, Any]
+    phase_0_identity: dict[str, Any]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's own directory."""
+        return Path(self.cfg.outputs_dir) / self.domain / self.group / f"{self.name}-{digest(self.identity)[:8]}"
+
+    @property
+    def phase_dir(self) -> Path:
+        """Where phase 0 is kept for all runs that share it."""
+        return Path(self.cfg.outputs_dir) / "phases" / digest({"domain": self.domain, **self.phase_0_identity})[:16]
+
+
+def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Job:
+    """Name and identity of a run, and what of it phase 0 depends on."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    whole = identity(domain.schema, values)
+    first = phase_0_identity(domain.schema, values)
+    for found in (whole, first):
+        found |= runtime.identity() | {"phase_version": domain.phase_version}
+    whole |= domain.extra_identity(cfg, opened)
+    first |= domain.extra_phase_0_identity(cfg, opened)
+    if method.acts_in(0):  # phase 0 is this method's own
+        first["method"] = whole["method"]
+    group, name = f"{domain.benchmark(cfg)}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"
+    return Job(domain.name, group, name, domain.choices(cfg), cfg, whole, first)
