@@ -77,9 +77,9 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def data_dir(cache: Path) -> Path:
     """Real CIFAR-10."""
-    from experiments.vision.data import prepare_cifar10
+    from experiments.vision.datasets import DATA_SETS
 
-    prepare_cifar10(cache)
+    DATA_SETS["cifar10"].files.prepare(cache)
     return cache
 
 
@@ -127,7 +127,7 @@ def robot_dir(cache: Path) -> Path:
     """HumanoidBench's models."""
     from experiments.humanoid import assets
 
-    assets.prepare(cache)
+    assets.FILES.prepare(cache)
     return cache
 
 

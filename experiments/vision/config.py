@@ -13,13 +13,20 @@ class BenchmarkConfig:
 
     Attributes:
         name: warm_start or continual.
-        dataset: a name `experiments.vision.data` knows.
-        fractions: share of the training images each phase has; earlier images stay available.
+        order: images or classes: how the data grow.
+        fractions: share of the training images, or of the classes, each phase has; earlier ones stay available.
     """
 
     name: str = MISSING
-    dataset: str = MISSING
+    order: str = MISSING
     fractions: list[float] = MISSING
+
+
+@dataclass
+class DataConfig:
+    """A data set by its name in `experiments.vision.datasets.DATA_SETS`."""
+
+    name: str = MISSING
 
 
 @dataclass
@@ -35,15 +42,16 @@ class BudgetConfig:
     """The numbers of a scale.
 
     Attributes:
-        train_images, test_images: how many of the data set are used, chosen by the seed; the test images are the first.
+        train_images: how many of the data set are used, chosen by the seed; null: all.
+        test_images: how many of the data set are used, the first ones; null: all.
         width: of the network.
         batch_size: images a step; the last batch of an epoch may be smaller.
         epochs: of each phase.
         test_every: epochs between tests, for each phase; its last epoch is always tested.
     """
 
-    train_images: int = MISSING
-    test_images: int = MISSING
+    train_images: int | None = MISSING
+    test_images: int | None = MISSING
     width: int = MISSING
     batch_size: int = MISSING
     epochs: list[int] = MISSING
@@ -70,6 +78,7 @@ class VisionConfig(BaseConfig):
     """The root."""
 
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

