@@ -132,7 +132,7 @@ def robot_dir(cache: Path) -> Path:
     """HumanoidBench's models."""
     from experiments.humanoid import assets
 
-    assets.prepare(cache)
+    assets.FILES.prepare(cache)
     return cache
 
 

@@ -15,6 +15,7 @@ from experiments.common.runtime import Runtime
 from experiments.vision import data, learner
 from experiments.vision.config import VisionConfig
 from experiments.vision.data import Images
+from experiments.vision.datasets.cifar10 import CIFAR10
 from experiments.vision.train import VisionTraining
 from tests.conftest import CLOCK
 
@@ -60,8 +61,8 @@ def training(compile: str, *overrides: str, device: str = "cpu") -> VisionTraini
         Images(
             torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator),
             torch.randint(0, 10, (count,), generator=generator),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
+            CIFAR10.mean,
+            CIFAR10.std,
         )
         for count in (cfg.budget.train_images, cfg.budget.test_images)
     ]
