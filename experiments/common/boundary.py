@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ def sharpness(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> dict[
 
 @torch.no_grad()
 def plasticity(
-    model: nn.Module, scope: fire.Scope, features: Tensor, activations: list[Tensor]
+    model: nn.Module, scope: fire.Scope, features: Tensor, activations: Iterable[fire.Activation | Tensor]
 ) -> dict[str, float | int]:
     """Signs of plasticity of `model`.
 
@@ -91,7 +91,7 @@ def plasticity(
         model: the network.
         scope: its reset scope, which knows the fused weights.
         features: penultimate activations of a fixed probe, (samples, units).
-        activations: outputs of all nonlinearities on that probe, each (samples, units, ...).
+        activations: outputs of all nonlinearities on that probe, as recorded or each (samples, units, ...).
     """
     isometry = metrics.isometry(model, scope.fused)
     return {

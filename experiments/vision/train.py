@@ -261,7 +261,7 @@ class VisionTraining:
         images, _ = self.train_set.batch(slice(0, PROBE_IMAGES), self.channels_last)
         with boundary.training_statistics(self.model), fire.metrics.record_activations(self.model) as activations:
             self.model(images)
-        return boundary.plasticity(self.model, self.scope, activations[-1], activations)
+        return boundary.plasticity(self.model, self.scope, activations[-1].values, activations)
 
     def sharpness(self) -> dict[str, float]:
         """Sharpness on a fixed sample of the data of the phase that begins; nothing where it is not asked for."""
