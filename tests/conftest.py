@@ -20,6 +20,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments import domains
 from experiments.common import cuda_graphs
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
@@ -140,11 +141,6 @@ def schema_of(domain: str) -> type[BaseConfig]:
     return getattr(importlib.import_module(f"experiments.{domain}.config"), f"{domain.capitalize()}Config")
 
 
-def run_of(domain: str) -> Callable[..., Any]:
-    """What a domain does with a configuration."""
-    return importlib.import_module(f"experiments.{domain}.train").run
-
-
 @pytest.fixture
 def command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -167,7 +163,7 @@ def command_line(
             extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
             main = REPOSITORY / "experiments" / domain / "__main__.py"
             monkeypatch.setattr(sys, "argv", [str(main), *arguments, *extra])
-            status = launch(domain, schema_of(domain), run_of(domain))
+            status = launch(domains.domain(domain))
             return status, capsys.readouterr().out
 
         return call
