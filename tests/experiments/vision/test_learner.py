@@ -101,7 +101,8 @@ def test_a_replayed_step_launches_little_and_an_epoch_waits_for_nothing(
     one.learner.totals["steps"].fill_(4)
     replays.clear()
     with Progress("epoch", 200, 0, "images", shown=False) as progress:
-        counted = launches(lambda: one.train_epoch(storage, 200, 2, progress))  # type: ignore[arg-type]
+        images = torch.arange(200)
+        counted = launches(lambda: one.train_epoch(storage, images, 2, progress))  # type: ignore[arg-type]
     assert len(replays) == 4
     assert not WAITS & counted.keys()
     assert sum(counted.values()) <= 4 * LAUNCHES_PER_STEP + 6  # once an epoch: order, sums to read and to clear
