@@ -86,6 +86,10 @@ class Domain(ABC):
     def choices(self, cfg: DictConfig) -> list[str]:
         """The words of the command line that choose the benchmark."""
 
+    def paper_choices(self, cfg: DictConfig) -> list[str]:
+        """Those of them that choose the paper's experiment, with scale=paper."""
+        return self.choices(cfg)
+
     @abstractmethod
     def headline(self, cfg: DictConfig, opened: Any) -> str:
         """The size of a run in words, for the first line it prints."""

@@ -38,11 +38,11 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = resolve_runtime(cfg, domain.compile_on_cuda)
     opened = domain.open(cfg, runtime)
     job = describe(domain, cfg, runtime, method, opened)
-    words = " ".join([*job.choices, method_words(cfg)])
+    words, papers = (" ".join([*some, method_words(cfg)]) for some in (job.choices, domain.paper_choices(cfg)))
     logger.info(
         "%s %s seed=%d scale=%s: %s, %s on %s.%s",
         domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
-        "" if cfg.scale == "paper" else f" The paper's protocol: python -m experiments.{domain.name} {words} scale=paper",
+        "" if cfg.scale == "paper" else f" The paper's protocol: python -m experiments.{domain.name} {papers} scale=paper",
     )  # fmt: skip
 
     def prepare() -> Experiment:

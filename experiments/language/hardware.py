@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.common.config import Runtime
+from experiments.common.runtime import Runtime
 
 # Dense operations a second in bf16 and fp16, by the makers' data sheets; the first name that fits counts.
 PEAK_16_BIT = {
