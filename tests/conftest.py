@@ -27,7 +27,6 @@ from experiments.common import cuda_graphs
 from experiments.common.config import CONFIGS, compose_domain, register_schemas
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
-from experiments.domains import NAMES as DOMAINS
 from experiments.domains import domain as domain_of
 from tests.tape import Tape
 

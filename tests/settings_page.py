@@ -28,7 +28,9 @@ def descriptions(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of each of its attributes."""
     text = inspect.getdoc(kind) or ""
     found: dict[str, str] = {}
-    for names, words in re.findall(r"^    ([\w, ]+): (.*(?:\n        .*)*)", text.partition("Attributes:")[2], re.MULTILINE):
+    for names, words in re.findall(
+        r"^    ([\w, ]+): (.*(?:\n        .*)*)", text.partition("Attributes:")[2], re.MULTILINE
+    ):
         for name in names.split(", "):
             found[name] = " ".join(words.split())
     return found

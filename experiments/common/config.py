@@ -148,7 +148,9 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
 
 def recipes(domain: str) -> list[str]:
     """The names of a domain's recipes, those it shares with others last."""
-    names = [path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))]
+    names = [
+        path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))
+    ]
     return list(dict.fromkeys(names))
 
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, parallel, schema
+from experiments.common import checkpoint, metric_log, schema, sweep_job
 from experiments.common.config import build_method, method_words
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
@@ -136,9 +136,7 @@ def shared_phase(
 ) -> tuple[list[metric_log.Row], list[dict[str, Any]]]:
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
-    with Workspace(
-        job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True
-    ) as shared:
+    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
         found = shared.branch(experiment.branch)
         if found is not None:
             logger.info("phase 0 was trained before: %s", shared.path)
@@ -169,7 +167,7 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
 
 def in_sweep() -> bool:
     """Whether this job is one of a sweep."""
-    return parallel.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    return sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

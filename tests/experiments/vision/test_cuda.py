@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fire
-from experiments.common.runtime import Runtime
 from experiments.common.errors import Interrupted
+from experiments.common.runtime import Runtime
 from experiments.vision.models import build
 from tests.conftest import needs_cuda, numbers, run_dirs
 from tests.experiments.vision.conftest import Storage, trained, training
