@@ -14,13 +14,13 @@ from experiments.domains import NAMES, domain
 
 HEAD = """# Settings
 
-`python -m experiments.<domain> key=value ...`. A wrong key or value is refused in one line before anything starts; in a sweep it
-fails its own job, and the others run. `python -m experiments.vision --cfg job` prints the whole configuration. Defaults are those
-of `scale=laptop`. *Decides*: settings that can change a number of the whole run are part of its identity; those of later phases
-leave phase 0 shared between runs; the others change no number.
+`python -m experiments.<domain> key=value ...`. A wrong key or value is refused in one line before anything starts; in a
+sweep it fails its own job, and the others run. `python -m experiments.vision --cfg job` prints the whole configuration.
+Defaults are those of `scale=laptop`. *Decides*: settings that can change a number of the whole run are part of its
+identity; those of later phases leave phase 0 shared between runs; the others change no number.
 
-The settings of a method are `method.<setting>`; docs/library.md and the files in `configs/shared/method/` have them. A method's setting
-is refused where another method is chosen, so sweep over it with its method alone.
+The settings of a method are `method.<setting>`; the files in `configs/shared/method/` have them. A method's setting is
+refused where another method is chosen, so sweep over it with its method alone.
 """
 
 

@@ -42,7 +42,8 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     logger.info(
         "%s %s seed=%d scale=%s: %s, %s on %s.%s",
         domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
-        "" if cfg.scale == "paper" else f" The paper's protocol: python -m experiments.{domain.name} {papers} scale=paper",
+        "" if cfg.scale == "paper"
+        else f" The paper's protocol: python -m experiments.{domain.name} {papers} scale=paper",
     )  # fmt: skip
 
     def prepare() -> Experiment:
