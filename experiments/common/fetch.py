@@ -91,18 +91,21 @@ class Files:
         for source, contents in self.sources.items():
             if not faults:
                 return
+            wrong = []
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
                 try:
                     for name, content in contents(data_dir, Path(temporary)):
                         if not has_checksum(content, self.checksums[name]):
-                            reasons.append(f"{source}: {name} has another {_algorithm(self.checksums[name])}")
+                            wrong.append(name)
                         elif name in faults:
                             (folder / name).parent.mkdir(parents=True, exist_ok=True)
                             write_atomically(folder / name, content)
                             del faults[name]
-                except UserError as error:
+                except (UserError, OSError) as error:
                     logger.info("%s: %s", source, error)
                     reasons.append(f"{source}: {error}")
+            if wrong:
+                reasons.append(f"{source}: wrong checksum of {len(wrong)} files, the first {wrong[0]}")
         if faults:
             raise UserError(
                 f"{self.title} cannot be had: {len(faults)} of {len(self.checksums)} files are missing or damaged; "
