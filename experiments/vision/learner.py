@@ -22,14 +22,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def objective(network: Network, images: Images, indices: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch, and how many of its images are classified correctly.
-
-    Args:
-        network: the model, or the model compiled.
-        images: the training images.
-        indices: (batch,), which of them.
-        runtime: precision and device.
-    """
+    """Mean loss of the images with these indices, (batch,), and how many of them are classified correctly."""
     batch, labels = images.batch(indices, channels_last=runtime.device == "cuda")
     with runtime.autocast:
         logits = network(batch)
@@ -80,12 +73,8 @@ class Learner:
             total.zero_()
 
     def update(self, indices: Tensor, rate: float) -> None:
-        """One step on some training images; does not wait for the device.
-
-        Args:
-            indices: (batch,) on the device, which images.
-            rate: the learning rate.
-        """
+        """One step on the training images with these indices, (batch,) on the device, at a learning rate; does not wait
+        for the device."""
         if self._captured:
             self._rate.fill_(rate)
             self._graphs.run(self._update, [indices], self._changed, [self.optimizer])
