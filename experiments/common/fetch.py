@@ -155,7 +155,7 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
 
 
 def pip_download(package: str, folder: Path, megabytes: int) -> Path:
-    """Fetch a Python package of about `megabytes` with the `pip` client; its wheel in `folder`. UserError if it fails."""
+    """Fetch a Python package, as `npm_pack` does, with the `pip` client; its wheel in `folder`."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"pip, which could fetch the Python package {package} instead, is not installed here")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
