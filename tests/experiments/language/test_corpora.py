@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from experiments.common.errors import UserError
-from experiments.language import corpora
+from experiments.language import corpora, sources
 from experiments.language.corpora import Corpus, Mixture
 
 
@@ -105,7 +105,7 @@ def other_tokens(folder: Path) -> None:
     tokens = np.fromfile(path, np.uint16)
     tokens[5] = 50256
     tokens.tofile(path)
-    rewrite(folder, sha256=corpora.checksum(path))
+    rewrite(folder, sha256=sources.checksum(path))
 
 
 def flip(folder: Path) -> None:
