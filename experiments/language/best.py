@@ -1,7 +1,7 @@
 """The best checkpoint of phase 0.
 
-Writing one takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the memory of
-the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the next
+Writing one takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the memory
+of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the next
 checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
 
 On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two

@@ -1,8 +1,8 @@
 """Token files: a corpus tokenised once into `train.bin` and `val.bin`, flat arrays of uint16, each with a JSON sidecar.
 
-They are made in a folder `<name>.unfinished`, which is renamed at the end, so a corpus is there whole or not at all. First
-the tokens of all documents are appended to one file, in order. The progress is recorded after each thousand documents,
-and a killed process continues from there. Then the tokens are copied into the files of the two splits.
+They are made in a folder `<name>.unfinished`, which is renamed at the end, so a corpus is there whole or not at all.
+First the tokens of all documents are appended to one file, in order. The progress is recorded after each thousand
+documents, and the next call after a kill resumes there. Then the tokens are copied into the files of the two splits.
 """
 
 import json
@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -43,7 +42,7 @@ def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text") 
 
 
 def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int) -> Path:
-    """Make the token files of one corpus, from where an earlier call was killed; returns their folder.
+    """Make the token files of one corpus, or finish what a killed call began; returns their folder.
 
     Args:
         entry: a corpus of `sources.NAMED`, a file, a pattern of files, or a folder of nanoGPT's train.bin and val.bin.
@@ -53,7 +52,7 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
         workers: threads that tokenise.
 
     Raises:
-        UserError: the corpus cannot be had or read, or the disk is full.
+        UserError: the corpus cannot be fetched or read, or the disk is full.
     """
     folder = folder_of(entry, tokenizer, data_dir, column)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -74,7 +73,7 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
 
 def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, folder: Path) -> None:
     work, path = folder.with_name(f"{folder.name}.unfinished"), Path(entry).expanduser().absolute()
-    if entry in sources.NAMED and _ready(folder):  # asks no network
+    if entry in sources.NAMED and _ready(folder):  # without the network
         return
     if entry not in sources.NAMED and path.is_dir():
         work.mkdir(exist_ok=True)
@@ -109,7 +108,7 @@ def _ready(folder: Path, fingerprint: list[Any] | None = None) -> bool:
 
 
 def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: float = math.inf) -> dict[str, Any]:
-    """The description of a token file, after a look at the file itself.
+    """The description of a token file, which it must match.
 
     Args:
         folder, split: of the token file.
@@ -123,7 +122,7 @@ def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: flo
     if not sidecar.exists():
         raise UserError(f"{sidecar} is missing")
     description = json.loads(sidecar.read_text())
-    if fingerprint is not None and description["settings"]["source"] != fingerprint:
+    if fingerprint is not None and description.get("settings", {}).get("source") != fingerprint:
         raise UserError(f"the text of {folder} has changed since it was prepared")
     file = folder / description["file"]  # of a file elsewhere, its whole path
     size = file.stat().st_size if file.exists() else 0
@@ -132,21 +131,22 @@ def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: flo
     return description
 
 
-def _describe_nanogpt(pair: Path, work: Path, name: str) -> None:
-    """Check nanoGPT's token files and describe them where they are."""
+def _describe_nanogpt(place: Path, work: Path, name: str) -> None:
+    """Check nanoGPT's token files, and write sidecars that point to them."""
     if name != "gpt2":
-        raise UserError(f"{pair} is taken for a pair of nanoGPT's token files, which are gpt2's, not tokenizer={name}")
+        raise UserError(
+            f"{place} is taken for a folder of nanoGPT's token files, which are gpt2's, not tokenizer={name}"
+        )
     for split in SPLITS:
-        path = pair / f"{split}.bin"
+        path = place / f"{split}.bin"
         if not path.exists() or path.stat().st_size == 0 or path.stat().st_size % 2:
             raise UserError(f"{path} is not a file of uint16 tokens; such a folder holds train.bin and val.bin")
         counts = [(int(block.max()), int((block == Gpt2.end).sum())) for block in _blocks(path)]
         highest, documents = max(top for top, _ in counts), sum(ends for _, ends in counts)
         if highest >= Gpt2.tokens or documents == 0:
-            raise UserError(
-                f"{path} is of another tokenizer than gpt2: highest token {highest}, {documents} end tokens"
-            )
-        _describe(work, split, name, path, documents, {"corpus": pair.name, "origin": str(path)})
+            found = f"highest token {highest}, {documents} end tokens"
+            raise UserError(f"{path} is of another tokenizer than gpt2: {found}")
+        _describe(work, split, name, path, documents, {"corpus": place.name, "origin": str(path)})
 
 
 def _tokenise(source: Source, title: str, work: Path, tokenizer: Tokenizer, workers: int) -> dict[str, int]:
@@ -228,9 +228,8 @@ def _blocks(path: Path) -> Iterator[np.ndarray]:
 def _describe(work: Path, split: str, name: str, file: Path, documents: int, origin: dict[str, Any]) -> None:
     tokens = file.stat().st_size // 2
     description = {
-        **origin, "split": split, "tokenizer": name, "vocabulary": tokenizers.VOCABULARY[name], "tokens": tokens,
+        **origin, "tokenizer": name, "vocabulary": tokenizers.VOCABULARY[name], "tokens": tokens,
         "documents": documents, "file": file.name if file.parent == work else str(file), "sha256": checksum(file),
-        "dtype": "uint16, little endian", "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }  # fmt: skip
     write_text(work / f"{split}.json", json.dumps(description, indent=1) + "\n")
     logger.info("%s %s: %s tokens in %s documents", origin["corpus"], split, f"{tokens:,}", f"{documents:,}")

