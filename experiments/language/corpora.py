@@ -99,16 +99,14 @@ def load(
 
 
 def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
-    files = [] if entry in NAMED else files_of(entry)
     if not (folder / f"{split}.json").exists():
-        if entry not in NAMED and not files:
+        if entry not in NAMED and not files_of(entry):
             raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
         if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
-    is_text = files and all(file.is_file() for file in files)
     try:
-        description = verify(folder, split, fingerprint(files, column) if is_text else None, VERIFIED_BYTES)
+        description = verify(folder, split, fingerprint(entry, column), VERIFIED_BYTES)
     except UserError as error:
         raise UserError(f"{error}; to prepare it again: {command}") from error
     path = folder / description["file"]  # of a file elsewhere, its whole path

