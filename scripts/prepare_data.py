@@ -1,6 +1,6 @@
 """Fetch, verify and prepare data: `python -m scripts.prepare_data cifar10`, or
 `python -m scripts.prepare_data language data=wikitext2_imdb`, with the same words after `language` as for its
-experiments. What is done already is verified and not done again; after an interruption it goes on.
+experiments. What is there already is only verified. After an interruption the same command resumes.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     print(done)
     return 0
