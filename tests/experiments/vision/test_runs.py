@@ -170,7 +170,7 @@ def test_what_changed_around_a_run_is_recorded(vision: Vision, tmp_path: Path) -
 def test_run_directory_describes_itself(vision: Vision, tmp_path: Path) -> None:
     vision("seed=3")
     (directory,) = run_dirs(tmp_path / "outputs")
-    assert directory.parent.name == "warm_start-smoke"
+    assert directory.parent.name == "warm_start-cifar10-resnet18-smoke"
     assert directory.name.startswith("fire-s3-")
     info = json.loads((directory / "run.json").read_text())
     assert info["identity"].startswith(directory.name[-8:])
@@ -188,7 +188,7 @@ def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
     _, printed = vision("method=none")
     first = printed.strip().splitlines()[0]
     assert "scale=smoke" in first
-    assert "python -m experiments.vision benchmark=warm_start method=none scale=paper" in first
+    assert "python -m experiments.vision benchmark=warm_start data=cifar10 model=resnet18 method=none scale=paper" in first
 
 
 @pytest.mark.slow
