@@ -59,8 +59,7 @@ def rows(kind: type, values: Any, prefix: str = "", leave_out: frozenset[str] = 
 def allowed(data: Any) -> str:
     """The range of a field in words."""
     low, high, above = (data.get(name) for name in ("low", "high", "above"))
-    parts = [f"> {above:g}"] * (above is not None) + [f"≥ {low:g}"] * (low is not None)
-    return ", ".join(parts + [f"≤ {high:.10g}"] * (high is not None))
+    return ", ".join(f"{sign} {end:.10g}" for sign, end in ((">", above), ("≥", low), ("≤", high)) if end is not None)
 
 
 def page() -> str:
@@ -70,7 +69,7 @@ def page() -> str:
     parts = [HEAD]
     for name in NAMES:
         described = domain(name)
-        values = compose_domain(name, described.schema, ["data_dir=~/.cache/fire"])
+        values = compose_domain(name, described.schema, ["data_dir='~/.cache/fire'"])
         if name == NAMES[0]:
             parts.append(f"## Every domain\n\n{table}\n" + "\n".join(rows(BaseConfig, values)) + "\n")
         own = rows(described.schema, values, leave_out=base)

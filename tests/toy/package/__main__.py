@@ -2,8 +2,9 @@
 
 import sys
 
-from experiments.common.launch import launch
 from experiments.toy.domain import TOY
+
+from experiments.common.launch import launch
 
 if __name__ == "__main__":
     sys.exit(launch(TOY))

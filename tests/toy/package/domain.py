@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from experiments.toy.config import ToyConfig
 from omegaconf import DictConfig
 
 import fire
 from experiments.common.domain import Domain, Results
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
-from experiments.toy.config import ToyConfig
 
 
 class Toy(Domain):
