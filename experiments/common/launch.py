@@ -25,8 +25,8 @@ from experiments.common import sweep_job
 from experiments.common.config import CONFIGS, BaseConfig, register_schemas
 from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.provenance import command_line
 from experiments.common.run import run
-from experiments.common.workspace import command_line
 
 logger = logging.getLogger("fire")
 # Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and

@@ -21,9 +21,10 @@ from experiments.common.config import build_method, method_words
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
+from experiments.common.provenance import note_recipe
 from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace, keep_traceback, note_recipe, summary_of
+from experiments.common.workspace import Workspace, keep_traceback, summary_of
 
 logger = logging.getLogger("fire")
 
@@ -83,11 +84,12 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     with Workspace(
         job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()
     ) as run:  # a sweep that was killed may still be saving, and another one may do the same
-        note_recipe(job.run_dir)
-        if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
-            return {**run.done, "path": str(run.path), "status": "done before"}
-        if run.done is not None:  # an interrupted attempt is continued instead, however it was begun
+        done = run.done
+        if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
+        note_recipe(job.run_dir)
+        if done is not None and not cfg.overwrite:  # finished by another process while this one prepared
+            return {**done, "path": str(run.path), "status": "done before"}
         mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
         try:
