@@ -17,8 +17,7 @@ def run(main: Callable[[], int | None]) -> int:
         status = main() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which must not fail again.
+    except BrokenPipeError:  # Python flushes stdout once more at exit, which must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:

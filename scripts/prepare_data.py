@@ -1,6 +1,6 @@
 """Fetch, verify and prepare data: `python -m scripts.prepare_data cifar10`, or
 `python -m scripts.prepare_data language data=wikitext2_imdb`, with the same words after `language` as for its
-experiments. What is done already is verified and not done again; after an interruption it goes on.
+experiments. What is done already is verified and not done again; after an interruption the same command continues.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from experiments.language import protocol
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
 from experiments.vision.data import prepare_cifar10
+from scripts import command
 
 DATASETS: dict[str, Callable[[Path], Sized]] = {"cifar10": prepare_cifar10, "humanoid": assets.prepare}
 
@@ -39,7 +40,7 @@ def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) 
     return f"language: token files in {', '.join(map(str, places))}"
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
     parser.add_argument("dataset", choices=[*sorted(DATASETS), "language"])
@@ -50,25 +51,16 @@ def main() -> int:
     logger = logging.getLogger("fire")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stdout)]
-    try:
-        if arguments.workers < 1:
-            raise UserError(f"--workers={arguments.workers} must be positive")
-        if arguments.dataset == "language":
-            done = prepare_language(arguments.overrides, arguments.data_dir, arguments.workers)
-        elif arguments.overrides:
-            raise UserError(f"{arguments.dataset} takes no settings: {' '.join(arguments.overrides)}")
-        else:
-            folder = (arguments.data_dir or default_data_dir()).expanduser()
-            done = f"{arguments.dataset}: {len(DATASETS[arguments.dataset](folder))} files in {folder}, checksums right"
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    print(done)
-    return 0
+    if arguments.workers < 1:
+        raise UserError(f"--workers={arguments.workers} must be positive")
+    if arguments.dataset == "language":
+        print(prepare_language(arguments.overrides, arguments.data_dir, arguments.workers))
+        return
+    if arguments.overrides:
+        raise UserError(f"{arguments.dataset} takes no settings: {' '.join(arguments.overrides)}")
+    folder = (arguments.data_dir or default_data_dir()).expanduser()
+    print(f"{arguments.dataset}: {len(DATASETS[arguments.dataset](folder))} files in {folder}, checksums right")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))
