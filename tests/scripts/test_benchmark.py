@@ -135,7 +135,7 @@ def test_plain_atari_loop_is_the_same_learner() -> None:
     cfg = config.compose_domain("atari", atari.AtariConfig, [*SMALL_ATARI, "device=cpu"])
     cfg.optimizer.learning_rate = 1e-3
     plain = atari.PlainLoop(cfg, "sync")
-    network = atari.AtariTraining(cfg, config.resolve_runtime(cfg), fire.build("none")).learner.network
+    network = atari.AtariTraining(cfg, config.resolve_runtime(cfg), fire.build("none")).learner.online
     weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for mine, theirs in zip(plain.q.parameters(), weights, strict=True):
