@@ -1,8 +1,7 @@
 """The humanoid experiment against a plain loop.
 
 Both loops train networks of the same sizes with the same settings on h1-walk. The plain one is what one writes first:
-one environment stepped in between, two separate critics, NumPy arrays as the buffer, AdamW as it comes, everything
-through backward().
+one environment stepped in between, two separate critics, NumPy arrays as the buffer, AdamW as it comes.
 """
 
 from collections.abc import Iterable
