@@ -14,8 +14,8 @@ import fire
 from experiments.vision import models
 from fire import gram, iteration, matrices, methods, polar_express, projection, report, waiting
 from scripts.benchmark.core import linears, plain_loop
-from scripts.benchmark.memory import peak_of_new_storage
 from tests.fire.test_polar import deviation
+from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches, storage
 
 pytestmark = pytest.mark.usefixtures("worked_as_on_gpu")
