@@ -23,7 +23,8 @@ import fire
 from experiments.atari.config import AtariConfig
 from experiments.atari.envs import STICKY
 from experiments.atari.train import AtariTraining
-from experiments.common import config
+from experiments.common.config import compose_domain
+from experiments.common.runtime import resolve_runtime
 from scripts.benchmark.cases import Case, Loop, PlainBuffer, repeated
 
 gym.register_envs(ale_py)
@@ -38,14 +39,14 @@ STEPS = {"cpu": 20, "cuda": 250}  # of all environments in a turn
 
 def cases(device: str, synthetic: bool) -> list[Case]:
     """The paper's network with all loops."""
-    cfg = config.compose_domain("atari", AtariConfig, [*SETTINGS, f"device={device}"])
+    cfg = compose_domain("atari", AtariConfig, [*SETTINGS, f"device={device}"])
     loops = {"ours": partial(ours, cfg)} | {f"plain, {name}": partial(plain, cfg, mode) for name, mode in MODES.items()}
     return [Case(f"the paper's network, {cfg.precision}", loops, "agent steps")]
 
 
 def ours(cfg: DictConfig, _: ExitStack) -> Loop:
     """Steps as `python -m experiments.atari` takes them, once it has begun to learn."""
-    training = AtariTraining(cfg, config.resolve_runtime(cfg, compile_on_cuda="graphs"), fire.build("none"))
+    training = AtariTraining(cfg, resolve_runtime(cfg, compile_on_cuda="graphs"), fire.build("none"))
     training.restart_environments()
     while training.step < cfg.budget.learning_starts + 100:
         training.take_step()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fire
-from experiments.common import config
+from experiments.common.config import compose_domain, data_folder
+from experiments.common.runtime import resolve_runtime
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import draw
@@ -34,7 +35,7 @@ def cases(device: str, synthetic: bool) -> list[Case]:
     """Both loops for both sizes."""
     found = []
     for name, scale in SCALES.items():
-        cfg = config.compose_domain("humanoid", HumanoidConfig, [scale, *SETTINGS, f"device={device}"])
+        cfg = compose_domain("humanoid", HumanoidConfig, [scale, *SETTINGS, f"device={device}"])
         loops = {"ours": partial(ours, cfg), "plain": partial(plain, cfg)}
         found.append(Case(f"{name}, {cfg.precision}", loops, "environment steps"))
     return found
@@ -42,7 +43,7 @@ def cases(device: str, synthetic: bool) -> list[Case]:
 
 def ours(cfg: DictConfig, _: ExitStack) -> Loop:
     """Steps as `python -m experiments.humanoid` takes them, once it has begun to learn."""
-    training = HumanoidTraining(cfg, config.resolve_runtime(cfg, compile_on_cuda="graphs"), fire.build("none"))
+    training = HumanoidTraining(cfg, resolve_runtime(cfg, compile_on_cuda="graphs"), fire.build("none"))
     while training.step < cfg.sac.action_repeat * (cfg.budget.random_actions + 10):
         training.take_action()
     return repeated(training.take_action, ACTIONS[cfg.device], cfg.sac.action_repeat)
@@ -58,7 +59,7 @@ class PlainLoop:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg, self.device, budget = cfg, cfg.device, cfg.budget
-        self.player = envs.Player(envs.make("h1-walk", "native", config.data_folder(cfg)), cfg.sac.action_repeat)
+        self.player = envs.Player(envs.make("h1-walk", "native", data_folder(cfg)), cfg.sac.action_repeat)
         self.actor = models.Actor(OBSERVATION, ACTION, budget.actor_width, budget.actor_blocks).to(self.device)
         width, blocks = budget.critic_width, budget.critic_blocks
         self.critics = nn.ModuleList(

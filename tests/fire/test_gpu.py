@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fire
 from experiments.vision import models
 from fire import gram, iteration, matrices, methods, polar_express, projection, report, waiting
-from scripts.benchmark.core import linears, plain_loop
+from fire.reference import reference_fire_
+from scripts.benchmark.core import linears
 from tests.fire.test_polar import deviation
 from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches, storage
@@ -76,7 +77,7 @@ def test_operations_launched(
 
 def test_the_plain_loop_launches_twenty_times_as_many() -> None:
     model = models.build("resnet18", 10, (3, 32, 32), 16, seed=0)
-    assert sum(launches(lambda: plain_loop(model)).values()) == 8688
+    assert sum(launches(lambda: reference_fire_(model)).values()) == 8688
 
 
 @pytest.mark.parametrize("reported", [True, False])
