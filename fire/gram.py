@@ -7,8 +7,9 @@ On a GPU launching an operation costs the CPU some 10 microseconds, more than mo
 there the number of operations counts, and on a CPU what fits its cache: where the two ways differ, `on_gpu` chooses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,7 +36,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def batches(X: Tensor) -> Iterator[slice]:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Matrices that are replaced by their polar factors, in place.
+
+    Attributes:
+        X: (batch, m, n), m >= n except on a GPU, contiguous, float32 or float64, of Frobenius norms 1 or 0.
+        G: the Gram matrices of the smaller side; they become those of the factors.
+        original: gives each matrix (m, n) before normalisation, for those that need it.
+    """
+
+    X: Tensor
+    G: Tensor
+    original: Callable[[int], Tensor]
+
+
+def slices(X: Tensor) -> Iterator[slice]:
     """Which of X (batch, m, n) to project together, one slice after the other.
 
     The working memory is about four times a slice. On a GPU a stack is cut where that exceeds `GPU_MEMORY`. Elsewhere
@@ -120,6 +136,21 @@ def distance_to_identity(G: Tensor, square: Tensor | None = None) -> Tensor:
     norm = frobenius(G)
     diagonal.copy_(kept)  # cheaper than a copy of G
     return norm
+
+
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors (size,) on the CPU; those of one GPU, in float64, by one transfer, so that they are waited for once."""
+    known = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        # Those of one type first: joining different ones is an operation for each.
+        types = {tensors[i].dtype for i in places}
+        ordered = [[i for i in places if tensors[i].dtype == dtype] for dtype in types]
+        joined = [double(torch.cat([tensors[i] for i in same])) for same in ordered]
+        values = torch.cat(joined).cpu().split([tensors[i].numel() for same in ordered for i in same])
+        for i, value in zip((i for same in ordered for i in same), values, strict=True):
+            known[i] = value
+    return known
 
 
 def double(X: Tensor) -> Tensor:
