@@ -5,7 +5,6 @@ A method is a dataclass of its settings; `@register` makes it known by name, to 
 model it concerns, because that belongs to the model.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -94,8 +93,9 @@ def build(name: str, **settings: object) -> "Method":
 
 
 @dataclass
-class Method(ABC):
-    """Base of all methods. A subclass implements `change`, what it does at a boundary; `reset` measures it.
+class Method:
+    """Base of all methods. A subclass implements `change`, what it does at a boundary, which `reset` measures, or
+    `during`.
 
     Attributes:
         method_name: under which it is registered.
@@ -122,7 +122,7 @@ class Method(ABC):
         """
         return During()
 
-    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:  # noqa: B027
+    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:
         """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
         `reset` does this itself."""
 
@@ -153,22 +153,18 @@ class Method(ABC):
         self.change(model, initial, scope, recorder)
         return recorder.report()
 
-    @abstractmethod
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Write new weights into `model` through `recorder`, which measures them."""
+        """Write new weights into `model` through `recorder`, which measures them; by default none."""
 
 
 @register("none")
 @dataclass
 class NoReset(Method):
-    """Go on with the weights as they are: warm start, the paper's "Base"."""
-
-    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Nothing."""
+    """Train on with the weights as they are: warm start, the paper's "Base"."""
 
 
 @dataclass
-class TrainingMethod(NoReset):
+class TrainingMethod(Method):
     """Base of methods that act while the network trains, by `during`, and change nothing at a boundary.
 
     Attributes:
@@ -239,9 +235,9 @@ class Projection(Method):
         check_solver(self.solver, self.steps, self.tol, torch.float64)  # the model's dtype may forbid a small tol
         self.target()
 
-    @abstractmethod
     def target(self) -> Target:
         """Where each matrix goes."""
+        return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""

@@ -17,9 +17,8 @@ class MatrixReport:
     """One weight of a model, its stack of matrices taken together.
 
     Attributes:
-        name: dotted parameter name, with the rows in brackets for a part of a fused weight.
+        name, scale: as of `WeightMatrix`.
         shape: (stack..., out, in).
-        scale: FIRE's scale factor for it.
         sfe: ||W - W~||_F^2 summed over the stack, on the actual weights.
         dfi_before, dfi_after: ||V^T V - I||_F^2 of V = W / scale, summed over the stack.
         zero: how many matrices a projection left alone because they are zero.
@@ -54,8 +53,6 @@ class ResetReport:
             know them.
         skipped: tensors of two or more dimensions that have no rule, with the reason (`fire.matrices`).
         seconds: wall time of the reset, its own measurements included.
-        peak_bytes: extra memory at its peak, on CUDA, for which PyTorch's own count of the peak is reset; None
-            elsewhere, where nothing counts it.
     """
 
     method: str
@@ -64,7 +61,6 @@ class ResetReport:
     full_reset_sfe: float | None
     skipped: Mapping[str, str] = field(repr=False)
     seconds: float
-    peak_bytes: int | None
 
     def __str__(self) -> str:
         lines = [
@@ -131,12 +127,16 @@ class Recorder:
         self._cuda = device if device.type == "cuda" else None
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            self._allocated = torch.cuda.memory_allocated(self._cuda)
         self._start = time.perf_counter()
         self._full = None
         if initial is not None:
             self._full = metrics.distances([m.view for m in matrices], [initial(m) for m in matrices])
+
+    def write(self, matrix: WeightMatrix, new: Tensor) -> None:
+        """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
+        before = metrics.dfi(matrix.view, matrix.scale).sum()
+        (error,) = self.copy([matrix], [matrix.view], [new.to(matrix.view)])
+        self.add(matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum())
 
     def copy(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
         """Copy `new` into `views` of several matrices, of the same shapes, and return the root of each one's SFE. The
@@ -160,9 +160,7 @@ class Recorder:
         """Copy `new` into a whole parameter or buffer, and measure the matrices that lie in it."""
         key = storage_key(tensor)
         for matrix in [m for m in self._unwritten.values() if storage_key(m.parameter) == key]:
-            before = metrics.dfi(matrix.view, matrix.scale).sum()
-            (error,) = self.copy([matrix], [matrix.view], [matrix.of(new.to(tensor))])
-            self.add(matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum())
+            self.write(matrix, matrix.of(new.to(tensor)))
         tensor.detach().copy_(new)
         self._touched.add(key)
 
@@ -182,7 +180,5 @@ class Recorder:
         full = None if self._full is None else sum(error * error for error in known)
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
-        return ResetReport(
-            self._method, len(self._touched), reports, full, self._skipped, time.perf_counter() - self._start,
-            torch.cuda.max_memory_allocated(self._cuda) - self._allocated if self._cuda else None,
-        )  # fmt: skip
+        seconds = time.perf_counter() - self._start
+        return ResetReport(self._method, len(self._touched), reports, full, self._skipped, seconds)

@@ -354,7 +354,7 @@ def test_units_of_blocks() -> None:
         ("blocks.0.relu1", {"outgoing": ["grouped"]}, "outgoing grouped is a grouped convolution"),
         ("blocks.0.relu1", {"outgoing": "blocks.0.conv2"}, "outgoing must be a list of names"),
         ("blocks.0.relu1", {"outgoing": []}, "outgoing must be a list of names"),
-        ("blocks.0.relu1", {"reader": "head"}, "need incoming and outgoing, and may have norm"),
+        ("blocks.0.relu1", {"reader": "head"}, "unexpected keyword argument 'reader'"),
     ],
 )
 def test_units_that_do_not_fit(pattern: str, changes: dict, message: str) -> None:
