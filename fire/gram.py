@@ -26,9 +26,14 @@ def on_gpu(X: Tensor) -> bool:
     return X.device.type in GPUS
 
 
+def is_wide(W: Tensor) -> bool:
+    """Whether matrices have more columns than rows."""
+    return W.shape[-2] < W.shape[-1]
+
+
 def tall_side(W: Tensor) -> Tensor:
     """`W` (..., m, n) itself, or its transpose where it is wider than tall."""
-    return W.mT if W.shape[-2] < W.shape[-1] else W
+    return W.mT if is_wide(W) else W
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -103,11 +108,6 @@ def gram(X: Tensor) -> Tensor:
     return torch.bmm(X, X.mT) if is_wide(X) else torch.bmm(X.mT, X)
 
 
-def is_wide(X: Tensor) -> bool:
-    """Whether the matrices have more columns than rows."""
-    return X.shape[-2] < X.shape[-1]
-
-
 def deviation(G: Tensor, scale: Tensor) -> Tensor:
     """Deviation from isometry of V = W / scale, ||G / scale^2 - I||_F^2, for Gram matrices G = W^T W (batch, n, n) and
     scale (batch,): (batch,), float64."""
@@ -157,11 +157,6 @@ def double(X: Tensor) -> Tensor:
     """X in float64."""
     # Apple's GPUs have no float64.
     return (X.cpu() if X.device.type == "mps" else X).double()
-
-
-def eps(X: Tensor) -> float:
-    """Rounding unit of X's dtype."""
-    return torch.finfo(X.dtype).eps
 
 
 @contextmanager

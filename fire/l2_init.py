@@ -48,7 +48,6 @@ class DistancePenalty(During):
     coefficient: float
 
     def penalty(self) -> Tensor:
-        """The penalty at the present weights."""
         return _HalfSquaredDistance.apply(self.coefficient, self.start, *self.parameters)
 
     @torch.no_grad()

@@ -178,7 +178,6 @@ class TrainingMethod(Method):
             raise ValueError(f"first_phase must be a whole number of at least 0, got {self.first_phase!r}")
 
     def acts_in(self, phase: int) -> bool:
-        """From `first_phase` on."""
         return phase >= self.first_phase
 
 
@@ -188,7 +187,6 @@ class FullReset(Method):
     """All parameters and buffers back to their initial values: perfect plasticity, nothing kept."""
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Copy the initial values."""
         for tensor, names in state_of(model):
             recorder.write_tensor(tensor, initial[names[0]])
 
@@ -210,7 +208,6 @@ class ShrinkPerturb(Method):
             raise ValueError(f"coefficient must lie in [0, 1], got {self.coefficient!r}")
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Interpolate, and reset what the scope asks for."""
         _reset_modules(model, initial, scope, recorder)
         for parameter, names in state_of(model):
             if isinstance(parameter, nn.Parameter) and not scope.resets(names):
@@ -240,7 +237,6 @@ class Projection(Method):
         return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
@@ -261,7 +257,6 @@ class Fire(Projection):
     interpolation: float = 1.0
 
     def target(self) -> Target:
-        """The polar factor, by default with FIRE's scale factor."""
         return Target(norm=self.norm, interpolation=self.interpolation)
 
 
@@ -272,7 +267,6 @@ class Rescale(Projection):
     it. Where this does as well as FIRE it is the norm that helps, not the isometry."""
 
     def target(self) -> Target:
-        """W with FIRE's norm."""
         return Target(direction="own")
 
 

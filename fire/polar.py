@@ -21,7 +21,6 @@ from fire.gram import (
     Batch,
     compute_dtype,
     double,
-    eps,
     full_precision,
     gram,
     normalise_,
@@ -29,7 +28,7 @@ from fire.gram import (
     on_gpu,
     slices,
     tall_side,
-)  # fmt: skip
+)
 from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
 
@@ -153,7 +152,7 @@ def _through_svd(X: Tensor, steps: int | None) -> tuple[int, Tensor]:
         return 0, torch.zeros_like(X)
     sigma = sigma / sigma[0]  # whatever the scale, its square is in range
     sigma = sigma / torch.linalg.vector_norm(sigma)
-    kept = sigma > 2 * eps(X) * (m**-0.5 + n**-0.5)
+    kept = sigma > 2 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5)
     value = torch.ones_like(sigma) if steps is None else sigma
     for _ in range(steps or 0):
         value = 1.5 * value - 0.5 * value**3
@@ -167,7 +166,7 @@ def _nearly_singular(X: Tensor) -> Tensor:
     It errs towards yes, and `_through_svd` decides. Zero matrices count: their rank is 0.
     """
     m, n = X.shape[-2:]
-    threshold = 2 * eps(X) * (m**-0.5 + n**-0.5)
+    threshold = 2 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5)
     found = []
     for part in X.split(-(-len(X) // 8)) if on_gpu(X) else [X]:  # float64 needs six times the memory
         shifted = gram(double(part))

@@ -17,7 +17,6 @@ from fire.gram import (
     Batch,
     deviation,
     distance_to_identity,
-    eps,
     frobenius,
     gram,
     is_wide,
@@ -25,7 +24,7 @@ from fire.gram import (
     on_cpu,
     on_gpu,
     tall_side,
-)  # fmt: skip
+)
 from fire.iteration import TALL, Iteration, by_gram, product
 
 # The minimax problem is solved no closer to zero than this share of the interval: steeper polynomials gain little on
@@ -49,7 +48,9 @@ def polar_express(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """
     if not (batches and on_gpu(batches[0].X)):
         return [_bounding(batch.X, batch.G, tol) for batch in batches]
-    gains = [_assume(b.X, b.G, _ASSUMED_LONG if _is_long(b.X) else _ASSUMED, tol) for b in batches]
+    long = [max(batch.X.shape[-2:]) >= 2 * min(batch.X.shape[-2:]) for batch in batches]
+    lows = [_ASSUMED_LONG if its_long else _ASSUMED for its_long in long]
+    gains = [_assume(batch.X, batch.G, low, tol) for batch, low in zip(batches, lows, strict=True)]
     left = _not_converged(batches, tol)
     # A null space holds rounding noise of some 4e-7 of the largest singular value. Assuming no less than
     # _ASSUMED_LAST in all, the steps make no more than a third of it, which cannot pass for converged.
@@ -76,11 +77,6 @@ def _with_care(batch: Batch, numbers: list[int], tol: float) -> list[int]:
     suspects = _bounding(part, G, tol)
     batch.X[numbers], batch.G[numbers] = part.mT if is_wide(batch.X) else part, G
     return [numbers[i] for i in suspects]
-
-
-def _is_long(X: Tensor) -> bool:
-    short, long = sorted(X.shape[-2:])
-    return long >= 2 * short
 
 
 def _assume(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) -> float:
@@ -135,7 +131,7 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> list[int]:
     high, grown = 1.0, 1.0
     suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     # What rounding may have put into a null space by now: into X when it was stored and in every step.
-    noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / on_cpu([bound])[0]
+    noise = 4 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5) / on_cpu([bound])[0]
     while True:
         if m > n or grown > 16 * n * _resolution(X):
             (lows,) = on_cpu([_smallest(G, high)])
@@ -191,7 +187,7 @@ def _smallest(G: Tensor, high: float) -> Tensor:
 
 def _resolution(X: Tensor) -> float:
     """The smallest singular value, relative to the largest, that shows in the Gram matrix in X's dtype."""
-    return math.sqrt(32 * eps(X))
+    return math.sqrt(32 * torch.finfo(X.dtype).eps)
 
 
 @lru_cache(maxsize=256)

@@ -23,7 +23,7 @@ from fire.gram import (
     slices,
     square_of,
     tall_side,
-)  # fmt: skip
+)
 from fire.matrices import WeightMatrix
 from fire.polar import check_solver, solve, waits
 from fire.report import Recorder

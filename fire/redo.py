@@ -94,20 +94,16 @@ class UnitResets(During):
         return self._activity
 
     def is_due(self) -> bool:
-        """Whether the next step is one after which units are reset."""
         return (self._steps + 1) % self._period == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and the random generator's state."""
         return {"steps": self._steps, "units_reset": self._reset, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from there."""
         self._steps, self._reset = state["steps"], state["units_reset"]
         self._generator.set_state(state["generator"].cpu())
 
     def close(self) -> None:
-        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
