@@ -166,7 +166,7 @@ def full_precision(device_type: str) -> Iterator[None]:
         stack.enter_context(torch.autocast(device_type, enabled=False))
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch >= 2.9; the older switch may refuse a read
             for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-                # What is inherited from the general switch must go on being so.
+                # What is inherited from the general switch must stay inherited.
                 old = backend.fp32_precision
                 inherited = old == torch.backends.fp32_precision  # type: ignore[attr-defined]
                 stack.callback(setattr, backend, "fp32_precision", "none" if inherited else old)

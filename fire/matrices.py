@@ -137,7 +137,7 @@ def check_patterns(
 
 def storage_key(tensor: Tensor) -> tuple:
     """Equal for two tensors exactly if they are the same memory seen with the same shape: tied weights."""
-    if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory of its own here
+    if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory to compare here
         return (id(tensor),)
     where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
     return (*where, tuple(tensor.shape), tensor.stride())

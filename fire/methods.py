@@ -117,7 +117,8 @@ class Method:
         """What it does while `model` trains on one phase; to be made for each phase in which it acts.
 
         Args:
-            model, initial, scope: as of `reset`. Hooks are set now, so before the model is compiled.
+            model, initial, scope: as of `reset`. Hooks are set now; a model that has run compiled does not know them
+                before torch.compiler.reset().
             seed: of what it draws.
         """
         return During()
