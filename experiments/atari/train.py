@@ -50,9 +50,7 @@ class AtariTraining(AgentTraining):
         self.actions = int(self.envs.single_action_space.n)
         network = models.build(cfg.budget, self.actions, cfg.seed)
         capacity = min(cfg.budget.buffer, sum(cfg.budget.steps))
-        super().__init__(
-            cfg, runtime, method, network, lambda: Learner(network, cfg, runtime), STORED, count, capacity
-        )
+        super().__init__(cfg, runtime, method, network, lambda: Learner(network, cfg, runtime), STORED, count, capacity)
         self.no_actions = torch.zeros(count, dtype=torch.int64)
         self.observations: Tensor | None = None  # (environments, 4, 84, 84) uint8; None: before the run begins
         self.played: list[Tensor] = []  # actions since the environments were started, at step `started`

@@ -89,7 +89,11 @@ class Learner(learner.Learner):
         super().__init__(agent, runtime, cfg.budget.batch_size)
         self.observation, self.actions = observation, actions
         self.sac, self.settings = cfg.sac, cfg.optimizer
-        self._tau, self._discount, self._target_entropy = cfg.sac.tau, cfg.sac.discount, cfg.sac.target_entropy * actions
+        self._tau, self._discount, self._target_entropy = (
+            cfg.sac.tau,
+            cfg.sac.discount,
+            cfg.sac.target_entropy * actions,
+        )
         self.log_temperature = torch.zeros((), device=runtime.device, requires_grad=True)
         self.normaliser = Normaliser(observation, runtime.device)
         self._actor_loss, self._critic_loss = compiled(actor_loss, runtime), compiled(critic_loss, runtime)
@@ -105,7 +109,8 @@ class Learner(learner.Learner):
         with torch.no_grad():
             self.log_temperature.fill_(math.log(self.sac.temperature))
         actor, critic = (
-            [p for p in network.parameters() if p.requires_grad] for network in (self.network.actor, self.network.critic)
+            [p for p in network.parameters() if p.requires_grad]
+            for network in (self.network.actor, self.network.critic)
         )
         # The temperature's step needs the same actions as the actor's and comes with it.
         groups: Any = [{"params": actor}, {"params": [self.log_temperature], "weight_decay": 0.0}]
@@ -169,9 +174,7 @@ class Learner(learner.Learner):
         actor_optimizer.step()
         temperature = self.log_temperature.detach().exp()
         with self.runtime.autocast:
-            targets = self._td_targets(
-                actor, self.target, temperature, batch, next_states, next_noise, self._discount
-            )
+            targets = self._td_targets(actor, self.target, temperature, batch, next_states, next_noise, self._discount)
             error, value = self._critic_loss(critic, states, batch.actions, targets, batch.weights)
         critic_optimizer.zero_grad(set_to_none=True)
         # The penalty is of the actor's parameters too, which get no gradient here.
