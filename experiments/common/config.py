@@ -115,6 +115,8 @@ def build_method(cfg: DictConfig) -> fire.Method:
     Raises:
         UserError: a setting out of range.
     """
+    if missing := sorted(OmegaConf.missing_keys(cfg.method)):
+        raise UserError(f"method={cfg.method.name} needs a value: method.{missing[0]}=...")
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
     name, kind = settings.pop("name"), settings.pop("kind")
     try:

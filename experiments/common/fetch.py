@@ -96,9 +96,10 @@ class Files:
                     for name, content in contents(data_dir, Path(temporary)):
                         if not has_checksum(content, self.checksums[name]):
                             reasons.append(f"{source}: {name} has another {_algorithm(self.checksums[name])}")
-                        elif faults.pop(name, None):
+                        elif name in faults:
                             (folder / name).parent.mkdir(parents=True, exist_ok=True)
                             write_atomically(folder / name, content)
+                            del faults[name]
                 except UserError as error:
                     logger.info("%s: %s", source, error)
                     reasons.append(f"{source}: {error}")

@@ -321,9 +321,7 @@ class LanguageTraining:
         probe = self.windows[0][: max(1, PROBE_TOKENS // self.cfg.budget.block), :-1].long()
         with fire.metrics.record_activations(self.model) as activations:
             features = self.model.features(probe)
-        return boundary.plasticity(
-            self.model, self.scope, features.flatten(0, 1), [units.flatten(0, 1) for units in activations]
-        )
+        return boundary.plasticity(self.model, self.scope, features.flatten(0, 1), activations)
 
     def sharpness(self) -> dict[str, float]:
         """Sharpness on a fixed sample of the data of the phase that begins; nothing where it is not asked for."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fire
-from experiments.common.config import Runtime
+from experiments.common.runtime import Runtime
 from experiments.common.errors import Interrupted
 from experiments.vision.models import build
 from tests.conftest import needs_cuda, numbers, run_dirs
