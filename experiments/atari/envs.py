@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.rl.replay import Stored
 from experiments.common.seeding import derive, generator
+from experiments.rl.replay import Stored
 
 FRAME_SKIP = 4
 FRAME = (84, 84)

@@ -83,17 +83,14 @@ class Learner(learner.Learner):
     TOTALS = ("loss", "actor_loss", "q", "entropy", "grad_norm", "updates")
     LOSSES = ("loss", "actor_loss")
     network: Agent
+    target: Critics
 
     def __init__(self, agent: Agent, observation: int, actions: int, cfg: DictConfig, runtime: Runtime) -> None:
         """`observation`, `actions`: how many numbers those are."""
         super().__init__(agent, runtime, cfg.budget.batch_size)
         self.observation, self.actions = observation, actions
         self.sac, self.settings = cfg.sac, cfg.optimizer
-        self._tau, self._discount, self._target_entropy = (
-            cfg.sac.tau,
-            cfg.sac.discount,
-            cfg.sac.target_entropy * actions,
-        )
+        self._target_entropy = cfg.sac.target_entropy * actions
         self.log_temperature = torch.zeros((), device=runtime.device, requires_grad=True)
         self.normaliser = Normaliser(observation, runtime.device)
         self._actor_loss, self._critic_loss = compiled(actor_loss, runtime), compiled(critic_loss, runtime)
@@ -108,10 +105,8 @@ class Learner(learner.Learner):
         """AdamW of the actor and of the critics; the temperature, in the actor's, starts again from its first value."""
         with torch.no_grad():
             self.log_temperature.fill_(math.log(self.sac.temperature))
-        actor, critic = (
-            [p for p in network.parameters() if p.requires_grad]
-            for network in (self.network.actor, self.network.critic)
-        )
+        networks = (self.network.actor, self.network.critic)
+        actor, critic = ([p for p in network.parameters() if p.requires_grad] for network in networks)
         # The temperature's step needs the same actions as the actor's and comes with it.
         groups: Any = [{"params": actor}, {"params": [self.log_temperature], "weight_decay": 0.0}]
         rate, options = self.settings.learning_rate, {**options, "weight_decay": self.settings.weight_decay}
@@ -174,14 +169,16 @@ class Learner(learner.Learner):
         actor_optimizer.step()
         temperature = self.log_temperature.detach().exp()
         with self.runtime.autocast:
-            targets = self._td_targets(actor, self.target, temperature, batch, next_states, next_noise, self._discount)
+            targets = self._td_targets(
+                actor, self.target, temperature, batch, next_states, next_noise, self.sac.discount
+            )
             error, value = self._critic_loss(critic, states, batch.actions, targets, batch.weights)
         critic_optimizer.zero_grad(set_to_none=True)
         # The penalty is of the actor's parameters too, which get no gradient here.
         with_penalty(error, self.during).backward(inputs=critic_optimizer.param_groups[0]["params"])
         critic_optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(critic.parameters()), self._tau)
+            torch._foreach_lerp_(list(self.target.parameters()), list(critic.parameters()), self.sac.tau)
         self.totals[:4].add_(torch.stack((error.detach(), loss.detach(), value, entropy)))
 
     def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
@@ -211,7 +208,7 @@ class Learner(learner.Learner):
         batch, noise = Batch(*given[:-1]), given[-1]
         states, next_states = self.normaliser(batch.frames).unbind(1)
         actor, critic, temperature = self.network.actor, self.network.critic, self.log_temperature.detach().exp()
-        targets = td_targets(actor, self.target, temperature, batch, next_states, noise[:, 1], self._discount)
+        targets = td_targets(actor, self.target, temperature, batch, next_states, noise[:, 1], self.sac.discount)
         return critic_loss(critic, states, batch.actions, targets, batch.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:

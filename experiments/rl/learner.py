@@ -7,7 +7,7 @@ is two graphs and one copy each way.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,10 @@ from experiments.common.runtime import Runtime
 from experiments.rl.device_replay import DeviceReplay
 from experiments.rl.transfers import Field, Parcel, Reply
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def compiled(function: Function, runtime: Runtime) -> Function:
-    """`function` as it is called in training. It is a plain one: a method that a learner keeps would keep the learner,
-    and its graphs, alive after their use."""
+def compiled(function: Callable[..., Any], runtime: Runtime) -> Callable[..., Any]:
+    """A plain function as it is called in training: a method that a learner keeps would keep the learner, and its
+    graphs, alive after their use."""
     return torch.compile(function) if runtime.compile == "true" else function
 
 
@@ -98,8 +96,6 @@ class Learner(ABC):
         """Let a method act during training from now on."""
         self.during = during
         self._graphs.forget()
-        if self.runtime.compile == "true" and during.measured():
-            torch.compiler.reset()  # compiled code does not see hooks that were set after its compilation
 
     def new_optimizers(self) -> None:
         """Optimisers with empty moments."""

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.rl import segments
 from experiments.common.errors import UserError
+from experiments.rl import segments
 from experiments.rl.memory import available
 from experiments.rl.transfers import copy, to
 

@@ -121,7 +121,7 @@ class AgentTraining(Experiment):
     def load_environment_state(self, state: dict[str, Any]) -> None:
         """Continue from that part of a checkpoint."""
 
-    def enter_phase(self) -> None:  # noqa: B027
+    def enter_phase(self) -> None:
         """What the domain does with its environments when a phase begins."""
 
     @abstractmethod
