@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.transfers import Parcel, Reply
-
 WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
 
 
@@ -22,7 +20,6 @@ class UpdateGraphs:
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, tuple[Callable[[], None], Any]] = {}
-        self._calls: dict[Hashable, tuple[Parcel, Reply]] = {}
 
     def forget(self) -> None:
         """Capture again when an update, or anything else, is next needed."""
@@ -79,25 +76,6 @@ class UpdateGraphs:
         replay, result = self._graphs[key]
         replay()
         return result
-
-    def call(self, function: Callable[[Tensor], Tensor], given: Tensor, device: str) -> Tensor:
-        """A function of one tensor as one graph, with one copy to the device and one back.
-
-        Args:
-            function: the same one for every call of a learner.
-            given: (batch, ...), on the CPU; there is a graph for each shape.
-            device: where the function works.
-
-        Returns:
-            The result on the CPU; waits for it.
-        """
-        key = ("call", *given.shape)
-        if key not in self._calls:
-            self._calls[key] = Parcel({"given": (tuple(given.shape), given.dtype)}, device), Reply()
-        parcel, reply = self._calls[key]
-        parcel.open()["given"][:] = given
-        parcel.send()
-        return reply.fetch(self.play(key, lambda: function(parcel.there["given"]))).clone()
 
 
 def _capture(

@@ -14,10 +14,9 @@ import numpy as np
 
 from experiments.common.fetch import default_data_dir
 from experiments.humanoid import assets
-from experiments.humanoid.tasks import TASKS, Body
+from experiments.humanoid.tasks import MAX_STEPS, TASKS, Body
 
 FRAME_SKIP = 10  # physics steps of 2 ms in a control step
-MAX_STEPS = 1000  # of an episode
 RANDOMNESS = 0.01  # added to every position at a reset, uniformly, in both directions
 CAMERA = "cam_default"
 FLOOR = 0  # the geometry every model begins with

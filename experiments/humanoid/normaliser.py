@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.transfers import Parcel, copy
+from experiments.rl.transfers import Parcel, copy
 
 
 class Normaliser:

@@ -47,7 +47,7 @@ def written(name: str, out: Path) -> pd.DataFrame:
 
 def test_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     small = {
-        "small": lambda: models.build("resnet18", 8, 10, 0),
+        "small": lambda: models.build("resnet18", 10, (3, 32, 32), 8, 0),
         "two": lambda: core.linears((40, 20), (20, 20)),
     }
     monkeypatch.setattr(core, "CASES", small)
@@ -93,7 +93,7 @@ def test_standard_loop_sees_the_same_images(monkeypatch: pytest.MonkeyPatch, dat
     settings = ["scale=smoke", "threads=1", f"data_dir={data_dir}", "budget.train_images=50", "budget.batch_size=50"]
     cfg = config.compose_domain("vision", vision.VisionConfig, [*settings, "device=cpu"])
     seen: list[torch.Tensor] = []
-    network = models.build("resnet18", 4, 10, seed=0)
+    network = models.build("resnet18", 10, (3, 32, 32), 4, seed=0)
     network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     monkeypatch.setattr(models, "build", lambda *_, **__: network)
     train, test = vision.images(cfg, synthetic=False)

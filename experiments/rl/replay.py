@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.common import segments
 from experiments.common.errors import UserError
-from experiments.common.memory import available
-from experiments.common.transfers import copy, to
+from experiments.rl import segments
+from experiments.rl.memory import available
+from experiments.rl.transfers import copy, to
 
 CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
 GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
@@ -34,6 +34,7 @@ class Stored:
         frame, dtype: shape and type of a frame.
         stack: how many frames a state is.
         action, action_dtype: shape and type of an action.
+        compression: how many times smaller it is on disk, at least.
     """
 
     frame: tuple[int, ...]
@@ -41,6 +42,7 @@ class Stored:
     stack: int
     action: tuple[int, ...]
     action_dtype: torch.dtype
+    compression: int = 1
 
     @property
     def bytes(self) -> int:

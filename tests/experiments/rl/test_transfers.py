@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.common import transfers
-from experiments.common.transfers import Field, Parcel, Reply
+from experiments.rl import transfers
+from experiments.rl.transfers import Field, Parcel, Reply
 
 FIELDS: dict[str, Field] = {  # sizes that no alignment divides
     "flags": ((3,), torch.bool), "numbers": ((2, 2), torch.int64), "picture": ((1, 5, 7), torch.uint8),

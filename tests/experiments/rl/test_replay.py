@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from experiments.atari.envs import STORED
-from experiments.common import replay
-from experiments.common.device_replay import DeviceReplay
 from experiments.common.errors import UserError
-from experiments.common.replay import ReplayBuffer
+from experiments.rl import replay
+from experiments.rl.device_replay import DeviceReplay
+from experiments.rl.replay import ReplayBuffer
 
 ENVIRONMENTS, CAPACITY = 3, 60
 Transition = tuple[tuple[int, ...], int, float, float, tuple[int, ...]]

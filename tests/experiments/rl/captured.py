@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 import fire
-from experiments.common import run, transfers
+from experiments.common import run
 from experiments.common.runtime import Runtime
 from experiments.common.workspace import Workspace
+from experiments.rl import transfers
 from tests.conftest import Command, numbers, run_dirs
 from tests.tape import Tape, launches
 
 GRAPHS = Runtime("cpu", "fp32", "graphs", 1)
+METHODS = ("none", "shrink_perturb", "full_reset", "fire", "plasticity_injection")
 
 
 def capture_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +42,7 @@ def check_stops(
     call: Command, arguments: tuple[str, ...], outputs: Path, training: type, step: str, lengths: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A plain run by the command line, and a captured one that is stopped and goes on: the same rows to the bit.
+    """A plain run by the command line, and a captured one that is stopped and resumed: the same rows to the bit.
 
     Args:
         call: the command line, and its arguments.

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.replay import CANDIDATES, Batch, ReplayBuffer, Stored
-from experiments.common.transfers import Field, Parcel
+from experiments.rl.replay import CANDIDATES, Batch, ReplayBuffer, Stored
+from experiments.rl.transfers import Field, Parcel
 
 
 class DeviceReplay(ReplayBuffer):
