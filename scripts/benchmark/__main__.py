@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from experiments.common.errors import Interrupted, StopSignals, UserError
-from experiments.common.workspace import git_revision, machine
+from experiments.common.provenance import git_revision, machine
 from scripts import command
 from scripts.benchmark.cases import Case, Clock, Row, measure
 from scripts.benchmark.tables import rates, table

@@ -13,7 +13,7 @@ import torch
 
 import fire
 from experiments.common import config
-from experiments.common.workspace import git_revision
+from experiments.common.provenance import git_revision
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import atari, core, humanoid, language, vision
