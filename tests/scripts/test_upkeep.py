@@ -98,7 +98,7 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
         assert [metric] in [panel["metrics"] for panel in panels]
         assert all((panel["groupAgg"], panel["groupArea"]) == ("mean", "minmax") for panel in panels)
     found = {path: labels(path) for path in runs}
-    assert {groups[0] for groups in found.values()} == {"vision-warm_start-smoke"}
+    assert {groups[0] for groups in found.values()} == {"vision-warm_start-cifar10-resnet18-smoke"}
     settings = [{groups[1] for path, groups in found.items() if method in path.name} for method in ("none", "fire")]
     assert [len(digests) for digests in settings] == [1, 2]
     assert settings[0] < settings[1]
