@@ -14,13 +14,13 @@ from experiments.domains import NAMES, domain
 
 HEAD = """# Settings
 
-`python -m experiments.<domain> key=value ...`. A wrong key or value is refused in one line before anything starts; in a sweep it
-fails its own job, and the others run. `python -m experiments.vision --cfg job` prints the whole configuration. Defaults are those
-of `scale=laptop`. *Decides*: settings that can change a number of the whole run are part of its identity; those of later phases
-leave phase 0 shared between runs; the others change no number.
+`python -m experiments.<domain> key=value ...`. A wrong key or value is refused in one line before anything starts; in a
+sweep it fails its own job, and the others run. `python -m experiments.vision --cfg job` prints the whole configuration.
+Defaults are those of `scale=laptop`. *Decides*: settings that can change a number of the whole run are part of its
+identity; those of later phases leave phase 0 shared between runs; the others change no number.
 
-The settings of a method are `method.<setting>`; docs/library.md and the files in `configs/shared/method/` have them. A method's setting
-is refused where another method is chosen, so sweep over it with its method alone.
+The settings of a method are `method.<setting>`; the files in `configs/shared/method/` have them. A method's setting is
+refused where another method is chosen, so sweep over it with its method alone.
 """
 
 
@@ -28,7 +28,9 @@ def descriptions(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of each of its attributes."""
     text = inspect.getdoc(kind) or ""
     found: dict[str, str] = {}
-    for names, words in re.findall(r"^    ([\w, ]+): (.*(?:\n        .*)*)", text.partition("Attributes:")[2], re.MULTILINE):
+    for names, words in re.findall(
+        r"^    ([\w, ]+): (.*(?:\n        .*)*)", text.partition("Attributes:")[2], re.MULTILINE
+    ):
         for name in names.split(", "):
             found[name] = " ".join(words.split())
     return found
@@ -57,8 +59,7 @@ def rows(kind: type, values: Any, prefix: str = "", leave_out: frozenset[str] = 
 def allowed(data: Any) -> str:
     """The range of a field in words."""
     low, high, above = (data.get(name) for name in ("low", "high", "above"))
-    parts = [f"> {above:g}"] * (above is not None) + [f"≥ {low:g}"] * (low is not None)
-    return ", ".join(parts + [f"≤ {high:.10g}"] * (high is not None))
+    return ", ".join(f"{sign} {end:.10g}" for sign, end in ((">", above), ("≥", low), ("≤", high)) if end is not None)
 
 
 def page() -> str:
@@ -68,7 +69,7 @@ def page() -> str:
     parts = [HEAD]
     for name in NAMES:
         described = domain(name)
-        values = compose_domain(name, described.schema, ["data_dir=~/.cache/fire"])
+        values = compose_domain(name, described.schema, ["data_dir='~/.cache/fire'"])
         if name == NAMES[0]:
             parts.append(f"## Every domain\n\n{table}\n" + "\n".join(rows(BaseConfig, values)) + "\n")
         own = rows(described.schema, values, leave_out=base)

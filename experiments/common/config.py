@@ -15,7 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import fire
 from experiments.common.errors import UserError
 from experiments.common.fetch import DEFAULT_DATA
-from experiments.common.schema import LATER_PHASES, NOTHING, section, setting
+from experiments.common.schema import LATER_PHASES, NOTHING, setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -123,7 +123,7 @@ class BaseConfig:
     data_dir: str = setting(decides=NOTHING)
     outputs_dir: str = setting("outputs", decides=NOTHING)
     debug: bool = setting(False, decides=NOTHING)
-    wandb: WandbConfig = section(WandbConfig, decides=NOTHING)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata={"decides": NOTHING})
 
 
 def register_schemas(config: type[BaseConfig]) -> None:
@@ -148,7 +148,9 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
 
 def recipes(domain: str) -> list[str]:
     """The names of a domain's recipes, those it shares with others last."""
-    names = [path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))]
+    names = [
+        path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))
+    ]
     return list(dict.fromkeys(names))
 
 

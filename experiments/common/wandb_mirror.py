@@ -109,7 +109,8 @@ class WandbMirror:
         ending.start()
         ending.join(FINISH_TIMEOUT_SECONDS)
         if ending.is_alive():
-            logger.warning("warning: Weights & Biases is still uploading; python -m scripts.wandb_sync sends the rest")
+            rest = f"wandb sync --include-online {Path(run.dir).parent}"
+            logger.warning("warning: Weights & Biases is still uploading; to send the rest: %s", rest)
         return bool(arrived)
 
 

@@ -16,12 +16,8 @@ PEAK_16_BIT = {
 
 
 def peak_rate(runtime: Runtime, name: str | None = None) -> float | None:
-    """Operations a second of one device at its best, None where unknown (CPUs, other GPUs, float32).
-
-    Args:
-        runtime: device and precision.
-        name: of the device; None asks PyTorch.
-    """
+    """Operations a second of one device at its best, None where unknown (CPUs, other GPUs, float32). The device is that
+    called `name`; None asks PyTorch."""
     if runtime.device != "cuda" or runtime.precision == "fp32":
         return None
     name = name or torch.cuda.get_device_name()

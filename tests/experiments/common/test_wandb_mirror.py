@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from wandb.proto import wandb_internal_pb2
 
 from experiments.common import wandb_mirror
 from experiments.vision.domain import VISION
-from scripts.wandb_sync import sync
 from tests.conftest import numbers, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
@@ -81,13 +81,20 @@ def test_an_upload_that_did_not_end_is_no_success(
 ) -> None:
     vision("method=none")
     (directory,) = run_dirs(tmp_path / "outputs")
-    assert sync(directory, "offline")
+    settings = OmegaConf.create({"mode": "offline", "project": "fire", "entity": None, "tags": []})
+
+    def mirrored() -> bool:
+        mirror = wandb_mirror.open_mirror(directory, "epoch", settings)
+        mirror.log(0, {"epoch": 1})
+        return mirror.finish({})
+
+    assert mirrored()
 
     def break_off(*_: object) -> None:
         raise ConnectionError
 
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", break_off)
-    assert not sync(directory, "offline")
+    assert not mirrored()
 
 
 @pytest.mark.slow
