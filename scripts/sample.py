@@ -14,7 +14,8 @@ from torch import Tensor
 from experiments.common import checkpoint
 from experiments.common.config import data_folder
 from experiments.common.errors import UserError
-from experiments.language import protocol, tokenizers
+from experiments.language import model, tokenizers
+from experiments.language.best import BEST
 from experiments.language.model import GPT
 from scripts import command
 
@@ -32,7 +33,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     if "tokenizer" not in cfg:
         raise UserError(f"{folder} is not a run of a language model")
     kept = checkpoint.kept(folder)
-    names = [name] if name else [checkpoint.FINAL, protocol.BEST, *reversed(list(kept))]
+    names = [name] if name else [checkpoint.FINAL, BEST, *reversed(list(kept))]
     path = next((kept[one] for one in names if one in kept), None)
     if path is None:
         there = ", ".join(kept) or "none; it is not finished"
@@ -40,7 +41,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     content = checkpoint.read(path)
     if content is None:
         raise UserError(f"{path} is damaged")
-    network = protocol.build_model(cfg)  # type: ignore[arg-type]
+    network = model.build(cfg)  # type: ignore[arg-type]
     try:
         network.load_state_dict(content["state"]["model"])
     except RuntimeError as error:
