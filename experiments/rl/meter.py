@@ -1,4 +1,4 @@
-"""What an agent's steps between two metric rows have been like: episodes, losses, speed."""
+"""Episodes, losses and speed between two metric rows."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from experiments.common.metric_log import Row
 
 
 class Meter:
-    """Counts what happens until `row` tells of it and begins anew."""
+    """Counts what happens from one `row` to the next."""
 
     def __init__(self, totals: Tensor, names: Sequence[str], losses: Sequence[str]) -> None:
         """
@@ -65,7 +65,7 @@ class Meter:
         return {key: value if key == "updates" else value / count for key, value in totals.items()}
 
     def row(self, means: dict[str, float]) -> Row:
-        """What there is to tell, given `means`; begins anew, but for the clock."""
+        """What has been counted, with `means`; starts to count again, but for the clock."""
         seconds = time.perf_counter() - self._clock
         row: Row = {"train/episodes": int(self.window["episodes"])}
         if self.window["episodes"]:
@@ -85,5 +85,5 @@ class Meter:
         return self.window
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.window = dict(state)

@@ -60,7 +60,7 @@ def ours(cfg: DictConfig) -> AtariTraining:
 
 def advance(training: AtariTraining, steps: int) -> None:
     """`steps` agent steps."""
-    for _ in range(steps // training.schedule.environments):
+    for _ in range(steps // training.schedule.stride):
         training.take_step()
 
 
@@ -178,7 +178,7 @@ def measure_alone(device: str, threads: int, seconds: float) -> None:
 
     def advance() -> int:
         training.take_step()
-        return training.schedule.environments
+        return training.schedule.stride
 
     measure(advance, training.learner.totals.tolist, seconds)
 

@@ -57,7 +57,7 @@ def ours(cfg: DictConfig) -> HumanoidTraining:
 
 def advance(training: HumanoidTraining, steps: int) -> None:
     """`steps` environment steps."""
-    for _ in range(steps // training.schedule.repeat):
+    for _ in range(steps // training.schedule.stride):
         training.take_action()
 
 
@@ -238,8 +238,8 @@ def measure_alone(device: str, threads: int, seconds: float) -> None:
     training = ours(composed([*CASES["the paper's networks"], f"threads={threads}"], device))
 
     def one() -> int:
-        advance(training, training.schedule.repeat)
-        return training.schedule.repeat
+        advance(training, training.schedule.stride)
+        return training.schedule.stride
 
     measure(one, training.learner.totals.tolist, seconds)
 
