@@ -1,6 +1,5 @@
 """The description of the Atari domain."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -8,19 +7,20 @@ from omegaconf import DictConfig
 import fire
 from experiments.atari import envs, games
 from experiments.atari.config import AtariConfig
-from experiments.common.domain import Domain, Results
+from experiments.common.domain import Results
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
-from experiments.rl import video
+from experiments.rl.domain import AgentDomain
 
 
-class Atari(Domain):
+class Atari(AgentDomain):
     """High-replay-ratio DQN on Atari games (paper, section 4.3 and Figure 4a)."""
 
     name = "atari"
     schema = AtariConfig
     phase_version = 2
+    model = "nature_cnn"
     results = Results(
         metric="train/return",
         title="return of training episodes",
@@ -40,13 +40,8 @@ class Atari(Domain):
     def check(self, cfg: DictConfig) -> None:
         """Raise UserError for names that are not known and values that do not fit together; writes the game as ALE
         names it."""
-        if cfg.record_video:
-            video.check()
+        super().check(cfg)
         cfg.game = games.resolve(cfg.game)
-        if cfg.model.name != "nature_cnn":
-            raise UserError(f"model.name={cfg.model.name} is unknown; valid: nature_cnn")
-        if cfg.precision == "fp16":
-            raise UserError("precision=fp16 needs loss scaling, which this domain has not; use bf16")
         budget, count = cfg.budget, cfg.dqn.environments
         keys = ("target_every", "log_every", "eval_every", "restart_every")
         for name, value in [("steps", step) for step in budget.steps] + [(key, budget[key]) for key in keys]:
@@ -88,13 +83,6 @@ class Atari(Domain):
         from experiments.atari.train import AtariTraining
 
         return AtariTraining(cfg, runtime, method)
-
-    def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:
-        """Record a video, if there should be one."""
-        if cfg.record_video and not video.recorded(run_dir):
-            from experiments.atari.video import finished_learner, record
-
-            record(finished_learner(cfg, runtime, method, run_dir), cfg, run_dir)
 
 
 ATARI = Atari()

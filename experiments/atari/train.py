@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fire
-from experiments.atari import envs, games, models, video
+from experiments.atari import envs, games, models
 from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import Learner
 from experiments.atari.schedule import Schedule
+from experiments.atari.video import episode
 from experiments.common import plasticity
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
@@ -29,6 +30,7 @@ from experiments.common.runtime import Runtime
 from experiments.common.seeding import seed_everything
 from experiments.common.workspace import Workspace
 from experiments.rl.training import PROBE_STATES, AgentTraining
+from experiments.rl.video import record
 
 
 class AtariTraining(AgentTraining):
@@ -63,12 +65,12 @@ class AtariTraining(AgentTraining):
             with self.in_phase(workspace, phase) as progress:
                 while self.step < self.schedule.ends[phase]:
                     self.take_step()
-                    progress.advance(self.schedule.environments)
+                    progress.advance(self.schedule.stride)
                     self.finish_step(workspace, progress)
 
     def take_step(self) -> None:
         """One step of all environments, and the updates that are due with it."""
-        schedule, count = self.schedule, self.schedule.environments
+        schedule, count = self.schedule, self.schedule.stride
         if self.step > self.started and schedule.restarts(self.step):
             self.restart_environments()
         epsilon, updates = schedule.epsilon(self.step), schedule.updates(self.step)
@@ -159,9 +161,13 @@ class AtariTraining(AgentTraining):
         """Those of the Q-network."""
         return self.learner.network.state_dict()
 
+    def load_final_weights(self, weights: dict[str, Any]) -> None:
+        """Take those of a finished run."""
+        self.network.load_state_dict(weights)
+
     def record_video(self, folder: Path) -> None:
-        """Record an episode of the finished run."""
-        video.record(self.learner, self.cfg, folder)
+        """Record an episode of the finished run, at the speed of play."""
+        record(episode(self.learner.act, self.cfg), 60 / envs.FRAME_SKIP, folder)
 
     def after_reset(self) -> None:
         """The target network follows; Adam's moments stay unless the run resets them."""

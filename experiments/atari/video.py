@@ -1,29 +1,16 @@
 """The video of an episode."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
-import fire
-from experiments.atari import envs, models
-from experiments.atari.learner import Learner
-from experiments.common import checkpoint
-from experiments.common.config import build_scope
-from experiments.common.runtime import Runtime
+from experiments.atari import envs
 from experiments.common.seeding import generator
-from experiments.rl import video
 
 HEIGHT, WIDTH = 210, 160
-FRAMES_PER_SECOND = 60 // envs.FRAME_SKIP  # the speed of play
 LONGEST = 9000  # steps, ten minutes of play
-
-
-def record(learner: Learner, cfg: DictConfig, folder: Path) -> None:
-    """Record an episode in a run's folder."""
-    video.record(episode(learner.act, cfg), FRAMES_PER_SECOND, folder)
 
 
 def episode(policy: envs.Policy, cfg: DictConfig) -> Iterator[tuple[np.ndarray, float]]:
@@ -43,16 +30,3 @@ def episode(policy: envs.Policy, cfg: DictConfig) -> Iterator[tuple[np.ndarray, 
         yield picture, float(rewards[0])
         if terminated[0] | truncated[0]:
             break
-
-
-def finished_learner(cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> Learner:
-    """The Q-network that a finished run has left.
-
-    Raises:
-        UserError: its weights are missing or damaged.
-    """
-    weights = checkpoint.final_weights(run_dir)
-    network = models.build(cfg.budget, int(envs.make(cfg.game, 1).single_action_space.n), cfg.seed)
-    method.restructure(network, dict(network.state_dict()), build_scope(cfg.model.scope))
-    network.load_state_dict(weights)
-    return Learner(network, cfg, runtime)

@@ -12,7 +12,7 @@ WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
 
 
 class UpdateGraphs:
-    """The graphs of a learner, each with a key of its own.
+    """The graphs of a learner, by a key.
 
     A graph reads and writes the memory it was captured with: forget them when parameters, or the optimisers' moments,
     come to lie elsewhere.
@@ -25,7 +25,7 @@ class UpdateGraphs:
         """Capture again when an update, or anything else, is next needed."""
         self._graphs.clear()
 
-    # The update is given anew every time: one that is kept here would keep its learner alive, in a circle.
+    # The update is given every time: one that is kept here would keep its learner alive, in a circle.
     def run(
         self,
         update: Callable[[Sequence[Tensor]], None],
@@ -37,8 +37,8 @@ class UpdateGraphs:
 
         Args:
             update: it, a function of the tensors given that neither waits for the device nor draws random numbers.
-            given: tensors with one first dimension, which tells inputs of different sizes apart.
-            changed: tells what the update changes besides the optimisers' moments; asked for a capture alone.
+            given: tensors with one first dimension; there is a graph for each size of it.
+            changed: what the update changes besides the optimisers' moments; called for a capture alone.
             optimizers: capturable ones, whose steps are part of it.
         """
         size = len(given[0])
@@ -101,7 +101,7 @@ def _capture(
 
 
 def warm_up(update: Callable[[], None]) -> None:
-    """Run the update on a stream of its own, as a capture demands, until all workspaces are allocated."""
+    """Run the update on another stream, as a capture demands, until all workspaces are allocated."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

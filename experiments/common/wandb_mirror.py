@@ -151,7 +151,7 @@ def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any
         return function(*arguments)
     except Exception as error:  # whatever W&B raises, the training matters more
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("warning: Weights & Biases could not %s: %s; the run goes on", action, reason)
+        logger.warning("warning: Weights & Biases could not %s: %s; the run continues", action, reason)
         return None
 
 

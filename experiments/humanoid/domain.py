@@ -1,27 +1,27 @@
 """The description of the humanoid domain."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 import fire
 from experiments.common.config import data_folder
-from experiments.common.domain import Domain, Results
+from experiments.common.domain import Results
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
 from experiments.humanoid import assets, tasks
 from experiments.humanoid.config import HumanoidConfig
-from experiments.rl import video
+from experiments.rl.domain import AgentDomain
 
 
-class Humanoid(Domain):
+class Humanoid(AgentDomain):
     """SimBa-SAC on HumanoidBench (paper, section 4.3 and Figure 4b)."""
 
     name = "humanoid"
     schema = HumanoidConfig
     phase_version = 2
+    model = "simba"
     results = Results(
         metric="eval/return",
         title="return of evaluation episodes",
@@ -43,13 +43,8 @@ class Humanoid(Domain):
         task and backend as they are called here."""
         from experiments.humanoid import envs
 
-        if cfg.record_video:
-            video.check()
+        super().check(cfg)
         cfg.task = tasks.resolve(cfg.task)
-        if cfg.model.name != "simba":
-            raise UserError(f"model.name={cfg.model.name} is unknown; valid: simba")
-        if cfg.precision == "fp16":
-            raise UserError("precision=fp16 needs loss scaling, which this domain has not; use bf16")
         budget, repeat = cfg.budget, cfg.sac.action_repeat
         keys = ("log_every", "eval_every")
         for name, value in [("steps", step) for step in budget.steps] + [(key, budget[key]) for key in keys]:
@@ -90,13 +85,6 @@ class Humanoid(Domain):
         from experiments.humanoid.train import HumanoidTraining
 
         return HumanoidTraining(cfg, runtime, method)
-
-    def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:
-        """Record a video, if there should be one."""
-        if cfg.record_video and not video.recorded(run_dir):
-            from experiments.humanoid.video import finished_learner, record
-
-            record(finished_learner(cfg, runtime, method, run_dir), cfg, run_dir)
 
 
 HUMANOID = Humanoid()

@@ -62,6 +62,6 @@ class Normaliser:
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"]
         self._copy()

@@ -29,11 +29,12 @@ from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import derive, seed_everything
 from experiments.common.workspace import Workspace
-from experiments.humanoid import envs, models, tasks, video
+from experiments.humanoid import envs, models, tasks
 from experiments.humanoid.learner import Learner
-from experiments.humanoid.schedule import Schedule
+from experiments.humanoid.video import episode
 from experiments.rl.replay import Stored
-from experiments.rl.training import PROBE_STATES, AgentTraining
+from experiments.rl.training import PROBE_STATES, AgentTraining, Schedule
+from experiments.rl.video import record
 
 OF_ACTOR = {  # the keys of the actor's plasticity metrics
     "plasticity/dfi": "plasticity/actor_dfi",
@@ -47,16 +48,22 @@ OF_ACTOR = {  # the keys of the actor's plasticity metrics
 }
 
 
+def schedule_of(cfg: DictConfig) -> Schedule:
+    """What is due when. An action counts as `action_repeat` steps, also where it ends an episode earlier, as in SimBa's
+    code."""
+    repeat, budget = cfg.sac.action_repeat, cfg.budget
+    return Schedule(budget, repeat, repeat, cfg.sac.replay_ratio, budget.random_actions * repeat, budget.batch_size)
+
+
 class HumanoidTraining(AgentTraining):
     """The state of one run and the loop over its two phases."""
 
     plasticity_at_evaluations = True
     learner: Learner
-    schedule: Schedule
 
     def __init__(self, cfg: DictConfig, runtime: Runtime, method: fire.Method) -> None:
-        self.schedule = Schedule(cfg)
         budget, repeat = cfg.budget, cfg.sac.action_repeat
+        self.schedule = schedule_of(cfg)
         self.player, *self.evaluators = (
             envs.Player(envs.make(cfg.task, cfg.env.backend, data_folder(cfg)), repeat)
             for _ in range(1 + budget.eval_episodes)
@@ -85,7 +92,7 @@ class HumanoidTraining(AgentTraining):
             with self.finite(workspace), self.in_phase(workspace, phase) as progress:
                 while self.step < self.schedule.ends[phase]:
                     self.take_action()
-                    progress.advance(self.schedule.repeat)
+                    progress.advance(self.schedule.stride)
                     self.finish_step(workspace, progress)
 
     def take_action(self) -> None:
@@ -106,8 +113,8 @@ class HumanoidTraining(AgentTraining):
         if outcome.terminated or outcome.truncated:
             self.meter.episode(self.episode_return, self.player.taken)
             self.begin_episode()
-        self.step += self.schedule.repeat
-        self.meter.advance(self.schedule.repeat, updates)
+        self.step += self.schedule.stride
+        self.meter.advance(self.schedule.stride, updates)
 
     def begin_episode(self, seed: int | None = None) -> None:
         """Reset the environment and store its first observation."""
@@ -120,7 +127,7 @@ class HumanoidTraining(AgentTraining):
         sends what came of the last one, and what is drawn for updates on `count` transitions."""
         assert self.observation is not None
         self.learner.normaliser.update(self.observation)
-        if self.schedule.explores(self.step):
+        if not self.schedule.learns(self.step):
             action = 2 * torch.rand(self.actions, generator=self.exploration) - 1
             if self.on_device is not None:
                 self.on_device.flush()
@@ -170,9 +177,15 @@ class HumanoidTraining(AgentTraining):
         """Those of actor and critics, and the observations' statistics, without which they are of no use."""
         return {"agent": self.learner.network.state_dict(), "normaliser": self.learner.normaliser.state_dict()}
 
+    def load_final_weights(self, weights: dict[str, Any]) -> None:
+        """Take those of a finished run."""
+        self.learner.network.load_state_dict(weights["agent"])
+        self.learner.normaliser.load_state_dict(weights["normaliser"])
+
     def record_video(self, folder: Path) -> None:
-        """Record an episode of the finished run."""
-        video.record(self.learner, self.cfg, folder)
+        """Record an episode of the finished run, a picture for each action, at the speed of life."""
+        rate = 1 / (envs.STEP_SECONDS * self.cfg.sac.action_repeat)
+        record(episode(self.learner.act, self.cfg), rate, folder)
 
     def after_reset(self) -> None:
         """The target critics follow, if the method changes something here, and optimisers and temperature start again.

@@ -56,7 +56,7 @@ class DeviceReplay(ReplayBuffer):
         self._positions = torch.arange(environments, device=device)
 
     def begin(self, frames: Tensor, begins: Tensor | bool) -> None:
-        """A new slot; the one before it is sent by itself if it has not been."""
+        """A new slot. The one before it is sent first, if no step has sent it."""
         if self._begun:
             self.flush()
         here, row = self.parcel.open(), self.stop % self.slots
@@ -112,34 +112,15 @@ class DeviceReplay(ReplayBuffer):
             getattr(self, name).index_copy_(0, rows, there[name])
 
     def _clear(self, frames: Tensor, alive: Tensor) -> None:
-        # All of them, so that nobody has to know which.
+        # All of them: which ones those are would have to be waited for.
         frames.mul_(alive[(..., *(None,) * len(self.stored.frame))])
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Store the slot that waits in the parcel."""
         if self._begun:
             self.flush()
 
-    def sample(self, count: int, generator: torch.Generator) -> Batch:
-        """As of any replay buffer, outside a training step."""
-        self._settle()
-        return super().sample(count, generator)
-
-    def newest(self) -> Tensor:
-        """The newest frames, (environments, *frame)."""
-        self._settle()
-        return super().newest()
-
-    def write(self, folder: Path) -> None:
-        """As of any replay buffer."""
-        self._settle()
-        super().write(folder)
-
-    def state_dict(self, root: Path) -> dict[str, Any]:
-        """As of any replay buffer."""
-        self._settle()
-        return super().state_dict(root)
-
     def load_state_dict(self, state: dict[str, Any], root: Path) -> None:
-        """As of any replay buffer."""
+        """Return to a checkpoint; what waits in the parcel is not part of it."""
         self._begun = self._completed = False
         super().load_state_dict(state, root)

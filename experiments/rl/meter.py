@@ -1,4 +1,4 @@
-"""What an agent's steps between two metric rows have been like: episodes, losses, speed."""
+"""Episodes, losses and speed between two metric rows."""
 
 import math
 import time
@@ -12,9 +12,15 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
 
+METRICS = {
+    "loss": "train/loss", "actor_loss": "train/actor_loss", "q": "train/q", "entropy": "train/entropy",
+    "grad_norm": "plasticity/grad_norm",
+}  # fmt: skip
+"""The metrics of what learners sum."""
+
 
 class Meter:
-    """Counts what happens until `row` tells of it and begins anew."""
+    """Counts what happens from one `row` to the next."""
 
     def __init__(self, totals: Tensor, names: Sequence[str], losses: Sequence[str]) -> None:
         """
@@ -65,15 +71,14 @@ class Meter:
         return {key: value if key == "updates" else value / count for key, value in totals.items()}
 
     def row(self, means: dict[str, float]) -> Row:
-        """What there is to tell, given `means`; begins anew, but for the clock."""
+        """What has been counted, with `means`; starts to count again, but for the clock."""
         seconds = time.perf_counter() - self._clock
         row: Row = {"train/episodes": int(self.window["episodes"])}
         if self.window["episodes"]:
             row["train/return"] = self.window["return"] / self.window["episodes"]
             row["train/episode_length"] = self.window["length"] / self.window["episodes"]
         if means["updates"]:
-            row |= {f"train/{name}": means[name] for name in self._names if name not in ("updates", "grad_norm")}
-            row["plasticity/grad_norm"] = means["grad_norm"]
+            row |= {METRICS[name]: means[name] for name in self._names if name != "updates"}
         row["speed/env_steps_per_second"] = self._steps / seconds
         row["speed/updates_per_second"] = self._updates / seconds
         self.window = dict.fromkeys(self.window, 0.0)
@@ -85,5 +90,5 @@ class Meter:
         return self.window
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.window = dict(state)

@@ -130,6 +130,9 @@ class ReplayBuffer:
         row = (self.stop - 1) % self.slots
         self.actions[row], self.rewards[row], self.ends[row] = actions, rewards, ends
 
+    def settle(self) -> None:
+        """Store what the buffer has been given and does not hold yet."""
+
     @property
     def oldest(self) -> int:
         """The first slot still there."""
@@ -145,6 +148,7 @@ class ReplayBuffer:
 
     def sample(self, count: int, generator: torch.Generator) -> Batch:
         """`count` transitions, uniformly and independently, drawn by a CPU generator."""
+        self.settle()
         drawn = torch.randint(*self.drawable(), (CANDIDATES, count), generator=generator)
         return self.choose(to(drawn, self.begins.device.type))
 
@@ -189,10 +193,12 @@ class ReplayBuffer:
 
     def newest(self) -> Tensor:
         """The newest frames, (environments, *frame)."""
+        self.settle()
         return self.frames[(self.stop - 1) % self.slots]
 
     def write(self, folder: Path) -> None:
         """Write the slots since the last time, without the newest, as segments into `folder`."""
+        self.settle()
         first = max(self.written, self.oldest)
         while first < self.stop - 1:
             last = min(first + SEGMENT_SLOTS, self.stop - 1)
@@ -201,7 +207,7 @@ class ReplayBuffer:
             self.segments.append(segments.write(folder, first, arrays))
             first = last
         self.written = self.stop - 1
-        # Those of which every slot has been overwritten are let go.
+        # Those in which every slot has been overwritten are not needed.
         self.segments = [path for path in self.segments if segments.rows(path).stop > self.oldest]
 
     @contextmanager
@@ -224,6 +230,7 @@ class ReplayBuffer:
 
         Everything complete must have been written.
         """
+        self.settle()
         if self.written != max(self.stop - 1, 0):
             raise ValueError(f"{self.stop - 1 - self.written} slots are in no segment")
         row = (self.stop - 1) % self.slots

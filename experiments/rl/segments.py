@@ -1,7 +1,7 @@
 """Data that only grow, such as a replay buffer, on disk as immutable segments that checkpoints refer to.
 
 A segment is a compressed `.npz` file, `segment-<first row>-<row after its last>-<first 16 digits of its sha256>.npz`.
-It is written once, read by whoever goes on from a checkpoint, in another run's directory too, and never mapped.
+It is written once and read by every run that continues from a checkpoint, from other directories too; never mapped.
 """
 
 import re

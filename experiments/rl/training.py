@@ -33,16 +33,34 @@ class Schedule:
 
     Attributes:
         ends: the step at which each phase ends.
+        stride: steps that are counted at once.
         batch_size: transitions of an update.
-        most_updates: that come with one step, at most.
+        most_updates: that come with one stride, at most.
     """
 
-    batch_size: int
-    most_updates: int
-
-    def __init__(self, budget: DictConfig) -> None:
+    def __init__(self, budget: DictConfig, stride: int, unit: int, ratio: float, starts: int, batch_size: int) -> None:
+        """
+        Args:
+            budget: with `steps`, `log_every` and `eval_every`.
+            stride, batch_size: as above.
+            unit, ratio: how many updates (`ratio`) come with how many steps (`unit`), on average.
+            starts: the step of the first update.
+        """
         self.ends = [budget.steps[0], sum(budget.steps)]
+        self.stride, self.batch_size, self.most_updates = stride, batch_size, int(stride // unit * ratio) + 1
+        self._unit, self._ratio, self._starts = unit, ratio, starts
         self._log, self._eval = budget.log_every, budget.eval_every
+
+    def learns(self, step: int) -> bool:
+        """Whether updates have begun at `step`."""
+        return step >= self._starts
+
+    def updates(self, step: int) -> int:
+        """How many updates come with the stride that begins at `step`."""
+        if not self.learns(step):
+            return 0
+        before, after = step // self._unit, (step + self.stride) // self._unit
+        return int(after * self._ratio) - int(before * self._ratio)
 
     def logs(self, step: int) -> bool:
         """Whether a row is written after `step`."""
@@ -123,6 +141,10 @@ class AgentTraining(Experiment):
 
     def enter_phase(self) -> None:
         """What the domain does with its environments when a phase begins."""
+
+    @abstractmethod
+    def load_final_weights(self, weights: dict[str, Any]) -> None:
+        """Take what `final_weights` of a finished run has left."""
 
     @abstractmethod
     def record_video(self, folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_an_upload_that_breaks_off_is_a_warning(
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", break_off)
     status, printed = vision("method=none", "wandb.mode=offline")
     assert status == 0
-    assert "warning: Weights & Biases could not finish: broken off; the run goes on" in printed
+    assert "warning: Weights & Biases could not finish: broken off; the run continues" in printed
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from experiments.common.runtime import resolve_runtime
 from experiments.humanoid import envs
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.domain import HUMANOID
-from experiments.humanoid.schedule import Schedule
+from experiments.humanoid.train import schedule_of
 from tests.conftest import Command
 
 
@@ -55,9 +55,9 @@ def test_discount_is_simbas_heuristic() -> None:
 
 
 def test_schedule_of_the_paper() -> None:
-    schedule = Schedule(composed("scale=paper"))
-    assert schedule.explores(9998)
-    assert not schedule.explores(10_000)
+    schedule = schedule_of(composed("scale=paper"))
+    assert not schedule.learns(9998)
+    assert schedule.learns(10_000)
     assert (schedule.updates(9998), schedule.updates(10_000)) == (0, 2)
     steps = range(2, 1_000_001, 2)
     assert [step for step in steps if schedule.evaluates(step)] == list(range(50_000, 1_000_001, 50_000))
@@ -65,7 +65,7 @@ def test_schedule_of_the_paper() -> None:
 
 @pytest.mark.parametrize(("ratio", "expected"), [("0.5", {0, 1}), ("2", {2}), ("1.5", {1, 2})])
 def test_replay_ratio_is_updates_an_action(ratio: str, expected: set[int]) -> None:
-    schedule = Schedule(composed("scale=smoke", f"sac.replay_ratio={ratio}"))
+    schedule = schedule_of(composed("scale=smoke", f"sac.replay_ratio={ratio}"))
     due = [schedule.updates(step) for step in range(200, 1200, 2)]
     assert sum(due) == pytest.approx(float(ratio) * 500, abs=1)
     assert set(due) == expected
