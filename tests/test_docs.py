@@ -163,7 +163,7 @@ def test_every_command_of_a_script_is_known() -> None:
 def test_every_metric_is_described(domain: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     call: Command = request.getfixturevalue(domain)
     methods = ["method=fire sharpness=4", "method=l2_init method.coefficient=1e-3"]
-    methods += ["method=redo method.period=3"] if domain != "humanoid" else []
+    methods.append("method=redo method.period=3")
     for words in methods:
         status, printed = call(*words.split())
         assert status == 0, printed
