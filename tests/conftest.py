@@ -20,6 +20,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments import domains
 from experiments.common import cuda_graphs
 from experiments.common.config import BaseConfig
 from experiments.common.launch import launch
@@ -77,9 +78,9 @@ def cache() -> Path:
 @pytest.fixture(scope="session")
 def data_dir(cache: Path) -> Path:
     """Real CIFAR-10."""
-    from experiments.vision.data import prepare_cifar10
+    from experiments.vision.datasets import DATA_SETS
 
-    prepare_cifar10(cache)
+    DATA_SETS["cifar10"].files.prepare(cache)
     return cache
 
 
@@ -167,7 +168,7 @@ def command_line(
             extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
             main = REPOSITORY / "experiments" / domain / "__main__.py"
             monkeypatch.setattr(sys, "argv", [str(main), *arguments, *extra])
-            status = launch(domain, schema_of(domain), run_of(domain))
+            status = launch(domains.domain(domain))
             return status, capsys.readouterr().out
 
         return call

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 
 # Okabe and Ito's palette, safe for colour-blind readers. Variants of a method share its colour.
-BLACK, ORANGE, LIGHT_BLUE, PINK, BLUE, RED, GREEN = (
-    "#000000", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00", "#009E73",
+BLACK, ORANGE, LIGHT_BLUE, PINK, BLUE, RED, GREEN, YELLOW, GREY = (
+    "#000000", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00", "#009E73", "#F0E442", "#888888",
 )  # fmt: skip
 
 
@@ -29,6 +29,8 @@ METHODS = {  # in the order of tables and legends
     "shrink_perturb": Shown("Shrink & perturb", ORANGE, ("S&P",)),
     "full_reset": Shown("Full reset", LIGHT_BLUE, ("Full", "Reset")),
     "plasticity_injection": Shown("Plasticity injection", PINK, ("PI",)),
+    "l2_init": Shown("L2 init", YELLOW, ("L2init",)),
+    "redo": Shown("ReDo", GREY, ("ReDo",)),
     "rescale": Shown("Rescale to FIRE's norm", BLUE),
     "fire_steps5": Shown("FIRE, 5 steps", RED),
     "fire": Shown("FIRE", RED, ("FIRE",)),

@@ -17,23 +17,35 @@ class View:
 
     Attributes:
         measured: keys of AFTER_RESET, each with a panel and a column.
-        setting: of the method, on the x-axis; without one, methods stand one below the other.
-        places: where on that axis methods stand that do not tell the setting; other methods are lines across.
-        figure: of the paper.
+        axis: what the x-axis is; without one, methods stand one below the other.
+        places: where methods stand on that axis, in its order; other methods are lines across.
+        figure: of the paper, whose values get panels.
+        finals: the part of the paper's panel in results/paper/final.csv that holds the values of its own.
     """
 
     measured: tuple[str, ...] = ("plasticity/dfi_normalised", "reset/sfe_normalised")
-    setting: str = ""
+    axis: str = ""
     places: tuple[tuple[str, str], ...] = ()
     figure: str = ""
+    finals: str = ""
 
 
 VIEWS = {
     "fig5a_cifar10": View(
-        setting="steps", places=(("fire (solver=polar_express)", "exact"),), figure="Figure 5(a)"
+        axis="steps",
+        places=(
+            ("fire_steps5", "5"), ("fire", "10"), ("fire_steps20", "20"), ("fire_steps30", "30"),
+            ("fire_steps40", "40"), ("fire_exact", "exact"),
+        ),
+        figure="Figure 5(a)", finals="steps",
     ),
     "fig5b_cifar10": View(("plasticity/sharpness", "reset/dfi_after", "reset/sfe_normalised"), figure="Figure 5(b)"),
-    "isometry_exactness": View(),
-    "interpolation": View(setting="interpolation", places=(("none", "0"), ("fire", "1"))),
+    "isometry_exactness": View(finals="steps"),
+    "interpolation": View(
+        axis="interpolation",
+        places=(
+            ("none", "0"), ("fire_part25", "0.25"), ("fire_part50", "0.5"), ("fire_part75", "0.75"), ("fire", "1"),
+        ),
+    ),
     "scale_factor": View(),
 }  # fmt: skip
