@@ -17,7 +17,9 @@ from typing import Any
 from experiments.common.config import WandbConfig
 from experiments.common.wandb_mirror import labels
 from experiments.common.workspace import run_directories
-from scripts.report.domains import DOMAINS, Domain, colour
+from experiments.domains import NAMES
+from scripts.report.methods import colour
+from scripts.report.specs import results_of
 
 RESETS = (
     "reset/sfe_normalised", "plasticity/dfi_normalised", "plasticity/sharpness", "plasticity/effective_rank",
@@ -25,15 +27,17 @@ RESETS = (
 )  # fmt: skip
 
 
-def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> Any:
+def view(domain: str, runs: Sequence[Path], entity: str, project: str) -> Any:
     """The workspace of a domain, not saved yet, with the colours of its runs."""
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces
 
+    spec = results_of(domain)
+
     def section(name: str, metrics: Sequence[str]) -> Any:
         panels: list[Any] = [
             reports.LinePlot(
-                title=metric, x=domain.step, y=[metric], title_x=domain.steps, groupby_aggfunc="mean",
+                title=metric, x=spec.step, y=[metric], title_x=spec.steps, groupby_aggfunc="mean",
                 groupby_rangefunc="minmax",
             )
             for metric in metrics
@@ -44,11 +48,11 @@ def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> Any
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=f"FIRE {domain.name}",
-        sections=[section("results", [domain.metric, *domain.apart]), section("plasticity", RESETS)],
-        settings=workspaces.WorkspaceSettings(x_axis=domain.step, max_runs=100),
+        name=f"FIRE {domain}",
+        sections=[section("results", [spec.metric, *spec.apart]), section("plasticity", RESETS)],
+        settings=workspaces.WorkspaceSettings(x_axis=spec.step, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Tags().isin([domain.name])],
+            filters=[workspaces.Tags().isin([domain])],
             groupby=[workspaces.Metric("Group"), workspaces.Config("settings"), workspaces.Config("variant")],
             group_colors=colours,
         ),
@@ -76,9 +80,9 @@ def main() -> int:
     found = [run.absolute() for run in run_directories(arguments.folders)]
     views = {
         name: view(
-            domain, [run for run in found if run.parts[-3] == name], arguments.entity or "entity", arguments.project
+            name, [run for run in found if run.parts[-3] == name], arguments.entity or "entity", arguments.project
         )
-        for name, domain in DOMAINS.items()
+        for name in NAMES
     }
     if arguments.json:
         models = {name: made._to_model().model_dump(mode="json", by_alias=True) for name, made in views.items()}

@@ -1,10 +1,10 @@
 """Curves and tables of finished runs, and the page of all results.
 
 `python -m scripts.report vision|language|atari|humanoid [run directories]` writes into `outputs/report/<domain>/`, for
-each recipe that asked for runs, a tidy CSV of every metric, a figure and a Markdown table. A recipe that is not complete
-is shown with what is missing, if no reset and another method have finished in one seed. Runs that belong to no such
-recipe are shown with all others of their benchmark and scale. Results of different scales, machines or settings are
-never pooled.
+each recipe that asked for runs, a tidy CSV of every metric, a figure and a Markdown table. A recipe that is not
+complete is shown with what is missing, if no reset and another method have finished in one seed. Runs that belong to no
+such recipe are shown with all others of their benchmark and scale. Results of different scales, machines or settings
+are never pooled.
 
 `python -m scripts.report` makes figures and tables in `results/` from the CSVs there, and from all of them
 `results/index.html`, a page that needs nothing but itself, and the README's table, `results/summary.md`.
@@ -27,8 +27,7 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     """Write and print the results of the runs below `roots`."""
     for result in results(domain, find_runs(roots)):
         result.write(out)
-        show(result, out)
-        print(markdown(result))
+        print(show(result, out))
         print(f"{out / result.title}.csv, .json, .png, .md")
 
 
@@ -45,10 +44,12 @@ def report_all(folder: Path) -> None:
     print(f"{folder / 'index.html'}, summary.md: {len(found)} results")
 
 
-def show(result: Result, out: Path) -> None:
-    """Write a result's figure and tables."""
+def show(result: Result, out: Path) -> str:
+    """Write a result's figure and tables; returns the tables."""
     save(figure(result), out / f"{result.title}.png")
-    (out / f"{result.title}.md").write_text(markdown(result))
+    text = f"# {result.first.domain}: {result.title}\n\n{markdown(result)}"
+    (out / f"{result.title}.md").write_text(text)
+    return text
 
 
 def main() -> int:

@@ -41,7 +41,8 @@ def curves(result: Result) -> Figure:
     level = "warm" in (panel or "")  # of some methods the paper gives only the final value
     drawn: list[Panel] = [(ours, partial(draw, result, spec.metric))]
     if panel and scale == "paper":
-        ours += f"\ndotted: the paper's {spec.figure}" + (" (a level line: only the final value is known)" if level else "")
+        ours += f"\ndotted: the paper's {spec.figure}"
+        ours += " (a level line: only the final value is known)" if level else ""
         drawn[0] = (ours, partial(draw_over, result, panel))
     elif panel:
         title = f"the paper's {spec.figure}, scale=paper" + (" (dotted: final value)" if level else "")
@@ -170,7 +171,7 @@ def draw_over(result: Result, panel: str, axes: Axes) -> None:
     limit(axes, low, max(ours.max() if rising else np.quantile(ours, SHOWN), theirs.max()))
 
 
-def limit(axes: Axes, low: float, high: float) -> None:
+def limit(axes: Axes, low: Any, high: Any) -> None:
     """Let the y-axis show these values with some room around them."""
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
 

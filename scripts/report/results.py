@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.common.domain import Results
-from scripts.report.methods import base, name
+from scripts.report.methods import base
 from scripts.report.runs import RAN_WITH, Run, file_label, labelled, leave_out, poolable
 from scripts.report.specs import results_of
 
@@ -120,42 +120,11 @@ class Result:
         """The command that makes the runs again and those that are missing; empty without a recipe."""
         if not self.about.recipe:
             return ""
-        ran_with, missing = self.about.ran_with, self.about.missing.values()
-        seeds = {*self.data.seed.tolist(), *(seed for seeds in missing for seed in seeds)}
-        words = [f"experiment={self.about.recipe}", *self.about.choices, f"scale={self.first.scale}", *self.about.settings]
-        words += [f"seed={','.join(map(str, sorted(seeds)))}", f"precision={ran_with['precision']}"]
-        if ran_with["device"] == "cuda" or ran_with["compile"] != "false":  # compile=auto depends on the GPU
-            words.append(f"compile={ran_with['compile']}")
-        if ran_with["device"] == "cpu":  # where the number of threads can change the last bits
-            words.append(f"threads={ran_with['threads']}")
+        seeds = {*self.data.seed, *(seed for seeds in self.about.missing.values() for seed in seeds)}
+        words = [f"experiment={self.about.recipe}", *self.about.choices, f"scale={self.first.scale}"]
+        words += [*self.about.settings, f"seed={','.join(map(str, sorted(seeds)))}"]
+        words += [f"{key}={self.about.ran_with[key]}" for key in ("precision", "compile", "threads")]
         return f"python -m experiments.{self.first.domain} {' '.join(words)}"
-
-    def warnings(self) -> list[str]:
-        """What to know before reading."""
-        found = []
-        if self.spec.warning and self.first.scale != "paper":
-            found.append(f"{self.spec.warning.capitalize()}; for the paper's protocol add scale=paper.")
-        if self.seeds == "1" and self.finished.method.nunique() > 1:
-            found.append("One seed: there is no interval, so no difference here is a claim.")
-        return found
-
-    def lacks(self) -> str:
-        """What of the recipe has not finished, in a few sentences; empty if all has."""
-        by_seeds: dict[str, list[str]] = {}
-        for method, seeds in self.about.missing.items():
-            by_seeds.setdefault(_numbered(seeds), []).append(name(method))
-        groups = [f"{', '.join(methods)} ({seeds})" for seeds, methods in by_seeds.items()]
-        curves = [
-            f"{name(method)}, {_numbered([seed])} ({self.progress(method, seed)})"
-            for method, seeds in self.about.unfinished.items()
-            for seed in seeds
-        ]
-        sentences = [
-            "This recipe is not complete." if groups and not self.is_complete else "",
-            f"Missing: {'; '.join(groups)}." if groups else "",
-            f"Not finished, so drawn and in no table: {'; '.join(curves)}." if curves else "",
-        ]
-        return " ".join(filter(None, sentences))
 
     def write(self, out: Path) -> None:
         """The CSV and its description."""
@@ -240,7 +209,3 @@ def _tidy(domain: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> pd.Da
             ]
     columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase", "step_name", "step"]
     return pd.DataFrame(lines, columns=[*columns, "metric", "value", "at_boundary"])
-
-
-def _numbered(seeds: Sequence[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"

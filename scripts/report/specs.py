@@ -29,7 +29,8 @@ FALLBACK = {
         metric="train/return", title="return of training episodes", step="env_step", steps="agent steps",
         figure="Figure 4(a)",
         panels={"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"},
-        paper_step=1e6, from_start=lambda benchmark: True, apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")},
+        paper_step=1e6, from_start=lambda _: True,
+        apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")},
         axis="return", decimals=0, normalised=("human-normalised", human_normalised),
         warning="too short to rank methods",
     ),
@@ -37,7 +38,7 @@ FALLBACK = {
         metric="eval/return", title="return of evaluation episodes", step="env_step", steps="environment steps",
         figure="Figure 4(b)",
         panels={"h1-walk": "sac_walk", "h1-balance_simple": "sac_balance", "h1-run": "sac_run"},
-        paper_step=1e6, from_start=lambda benchmark: True, apart={"train/return": ("training episodes", "training")},
+        paper_step=1e6, from_start=lambda _: True, apart={"train/return": ("training episodes", "training")},
         axis="return", decimals=1, normalised=("success-normalised", normalised), warning="too short to rank methods",
     ),
 }  # fmt: skip

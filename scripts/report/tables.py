@@ -1,28 +1,24 @@
-"""Tables of a result: final numbers by method, differences paired by seed, and the paper's beside them."""
+"""Tables of a result: final numbers by method, differences paired by seed, and the paper's beside them.
+
+Numbers are kept as frames of methods by seeds, and a cell of a table is the mean of a line with its 95 % t-interval.
+"""
 
 import itertools
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from scripts.report.methods import base, name, order
 from scripts.report.results import Result
-from scripts.report.statistics import (
-    OPTIMIZER,
-    after_reset,
-    by_seed,
-    difference,
-    interval,
-    iqm,
-    iqm_of_tasks,
-    sample,
-    significant,
-    spread,
-)
-from scripts.report.views import AFTER_RESET, VIEWS, View
+from scripts.report.views import AFTER_RESET, VIEWS
 
+RESAMPLES = 10_000
+OPTIMIZER = re.compile(r"(?:, )?optimizer_at_boundary=\w+")
 # How exactly the paper's figures can be read: accuracies and losses, and returns, which are larger, relatively.
 READING, READING_OF_RETURNS, RETURNS = 0.002, 0.02, 20
 PAPER = Path(__file__).parents[2] / "results" / "paper"
@@ -33,111 +29,177 @@ def by_method(result: Result) -> pd.DataFrame:
     then its further metrics, what a view measures after the reset, and the paper's final value."""
     spec, data, view = result.spec, result.finished, VIEWS.get(result.about.recipe)
     final, mean = by_seed(data, spec.metric)
-    apart = {column: by_seed(data, metric)[0] for metric, (_, column) in spec.apart.items()}
-    published, rows = paper_finals(result), []
-    for method in final.index:
-        values, ours = sample(final, method), difference(final, method)
-        row = {
-            "method": name(method),
-            "seeds": data[data.method == method].seed.nunique(),
-            "final": spread(values, spec.decimals),
-            "mean of last phase": spread(sample(mean, method), spec.decimals),
-            "final minus no reset": spread(ours, spec.decimals, sign=True),
-            "paper's final (scale=paper)": paper_text(published, plain(method), spec.decimals),
-            "against the paper": compared(ours, published.final.get(plain(method)), published.final.get("none")),
-            "mean minus no reset": spread(difference(mean, method), spec.decimals, sign=True),
-        }
-        if base(method) == "none":
-            row["against the paper"] = ""
-        if spec.normalised:
-            row[f"final, {spec.normalised[0]}"] = spread(normalised(result, values))
-        for column, finals in apart.items():
-            row[f"final, {column}"] = spread(sample(finals, method), spec.decimals)
-            row[f"{column} minus no reset"] = spread(difference(finals, method), spec.decimals, sign=True)
-        if view:
-            row |= measured(data, method, view)
-        if len(values) >= 5:
-            row["IQM of final"] = iqm(values, spec.decimals)
-        rows.append(row)
-    return without_empty(pd.DataFrame(rows))
-
-
-def measured(data: pd.DataFrame, method: str, view: View) -> dict[str, str]:
-    """What a view measures after the reset, and the paper's values of it."""
-    known = pd.read_csv(PAPER / "after_reset.csv").set_index(["metric", "method"]).value
-    row = {}
-    for metric in view.measured:
-        row[AFTER_RESET[metric]] = significant(sample(after_reset(data, metric), method))
-        if view.figure and not view.axis:
-            theirs = known.get((metric, method))
-            row[f"the paper's {AFTER_RESET[metric]}"] = "" if theirs is None else f"{theirs:g}"
-    return row
+    gaps, published = minus_none(final), paper_finals(result)
+    theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
+    columns = {
+        "method": pd.Series(map(name, final.index), final.index),
+        "seeds": data.groupby("method").seed.nunique().astype(str),
+        "final": cells(final, spec.decimals),
+        "mean of last phase": cells(mean, spec.decimals),
+        "final minus no reset": cells(gaps, spec.decimals, sign=True),
+        "paper's final (scale=paper)": theirs.text,
+        "against the paper": pd.Series(
+            {m: compared(sample(gaps, m), theirs.final[m], published.final.get("none")) for m in final.index}
+        ),
+        "mean minus no reset": cells(minus_none(mean), spec.decimals, sign=True),
+    }
+    if spec.normalised:
+        columns[f"final, {spec.normalised[0]}"] = cells(normalised(result, final))
+    for metric, (_, column) in spec.apart.items():
+        apart, _ = by_seed(data, metric)
+        columns[f"final, {column}"] = cells(apart, spec.decimals)
+        columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
+    known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
+    for metric in view.measured if view else ():
+        columns[AFTER_RESET[metric]] = after_reset(data, metric).apply(significant, axis=1)
+        if view and view.figure and not view.axis:
+            columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
+    if final.notna().sum(axis=1).max() >= 5:
+        columns["IQM of final"] = final.apply(iqm, axis=1, decimals=spec.decimals)
+    return without_empty(pd.DataFrame(columns, index=final.index))
 
 
 def pairs(result: Result) -> pd.DataFrame:
-    """Differences between every two methods but `none`, paired by seed: of the final value and of the mean over the last
-    phase."""
+    """Differences between every two methods but `none`, paired by seed: of the final value and of the mean over the
+    last phase."""
     final, mean = by_seed(result.finished, result.spec.metric)
-    rows = []
+    rows = {}
     for first, second in itertools.combinations([method for method in final.index if base(method) != "none"], 2):
-        at_end, on_average = ((part.loc[second] - part.loc[first]).dropna().to_numpy() for part in (final, mean))
-        rows.append(
-            {"difference": f"{name(second)} minus {name(first)}", "seeds": len(at_end),
-             "final": spread(at_end, result.spec.decimals, sign=True),
-             "mean of last phase": spread(on_average, result.spec.decimals, sign=True)}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        at_end, on_average = final.loc[second] - final.loc[first], mean.loc[second] - mean.loc[first]
+        rows[f"{name(second)} minus {name(first)}"] = {
+            "seeds": at_end.count(),
+            "final": spread(at_end, result.spec.decimals, sign=True),
+            "mean of last phase": spread(on_average, result.spec.decimals, sign=True),
+        }
+    return pd.DataFrame(rows).T.rename_axis("difference").reset_index() if rows else pd.DataFrame()
 
 
 def pooled(results: Sequence[Result]) -> pd.DataFrame:
     """Several games or tasks of a domain together: the interquartile mean over all their runs of the final value, each
-    task's on its own scale."""
-    scores: dict[str, list[np.ndarray]] = {}
-    for result in results:
-        final, _ = by_seed(result.finished, result.spec.metric)
-        for method in final.index:
-            scores.setdefault(method, []).append(normalised(result, sample(final, method)))
+    task's on its own scale, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal et al.
+    2021)."""
+    scores = [normalised(result, by_seed(result.finished, result.spec.metric)[0]) for result in results]
     rng, rows = np.random.default_rng(0), []
-    for method in sorted(scores, key=order):
-        tasks = [task for task in scores[method] if len(task)]
-        if len(tasks) > 1:
-            column = f"IQM, {results[0].spec.normalised[0]}"  # type: ignore[index]
-            runs = str(sum(map(len, tasks)))
-            rows.append({"method": name(method), "tasks": str(len(tasks)), "runs": runs, column: iqm_of_tasks(tasks, rng)})
+    for method in sorted({method for task in scores for method in task.index}, key=order):
+        tasks = [values for values in (sample(task, method) for task in scores) if len(values)]
+        if len(tasks) < 2:
+            continue
+        drawn = np.concatenate([rng.choice(task, (RESAMPLES, len(task))) for task in tasks], axis=1)
+        low, high = np.quantile(middle(drawn), [0.025, 0.975])
+        everything = np.concatenate(tasks)
+        rows.append(
+            {"method": name(method), "tasks": str(len(tasks)), "runs": str(len(everything)),
+             f"IQM, {results[0].spec.normalised[0]}": f"{middle(everything):.3f} [{low:.3f}, {high:.3f}]"}  # type: ignore[index]
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def normalised(result: Result, values: np.ndarray) -> np.ndarray:
-    """Values of the metric on the domain's common scale; none where that is not known of the benchmark."""
+def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Final value of a metric in the last phase, which is its last evaluation, and its mean over that phase."""
+    values = data[(data.metric == metric) & ~data.at_boundary]
+    values = values[values.phase == values.phase.max()].sort_values("step", kind="stable")
+    last, methods = values.groupby(["method", "seed"]).value, sorted(data.method.unique(), key=order)
+    return last.last().unstack("seed").reindex(methods), last.mean().unstack("seed").reindex(methods)
+
+
+def after_reset(data: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric right after the last reset."""
+    rows = data[(data.metric == metric) & data.at_boundary & (data.phase == data.phase.max())]
+    return rows.groupby(["method", "seed"]).value.last().unstack("seed")
+
+
+def minus_none(values: pd.DataFrame) -> pd.DataFrame:
+    """How far each method is from `none` in the seeds that both have; of several `none`, from the one that did the same
+    with the optimiser."""
+    nones = [method for method in values.index if base(method) == "none"]
+    gaps = values * np.nan
+    for method in (method for method in values.index if base(method) != "none"):
+        alike = [none for none in nones if OPTIMIZER.findall(none) == OPTIMIZER.findall(method)]
+        if alike or len(nones) == 1:
+            gaps.loc[method] = values.loc[method] - values.loc[(alike or nones)[0]]
+    return gaps
+
+
+def normalised(result: Result, values: pd.DataFrame) -> pd.DataFrame:
+    """Values of the metric on the domain's common scale; NaN where that is not known of the benchmark."""
     assert result.spec.normalised is not None
-    scores = [result.spec.normalised[1](result.first.benchmark, value) for value in values]
-    return np.array([] if None in scores else scores)
+    _, scaled = result.spec.normalised
+    return values.map(lambda value: scaled(result.first.benchmark, value)).astype(float)
+
+
+def sample(values: pd.DataFrame, method: str) -> np.ndarray:
+    """The values of a method's seeds; none if it has no line."""
+    return values.loc[method].dropna().to_numpy(float) if method in values.index else np.array([])
+
+
+def interval(seeds: np.ndarray) -> float:
+    """Half width of the 95 % t-interval of the mean; NaN for a single value."""
+    return float(stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(seeds)) if len(seeds) > 1 else math.nan
+
+
+def cells(values: pd.DataFrame, decimals: int = 3, sign: bool = False) -> pd.Series:
+    """The lines of a frame as text."""
+    return pd.Series({method: spread(line, decimals, sign) for method, line in values.iterrows()})
+
+
+def spread(line: pd.Series, decimals: int = 3, sign: bool = False) -> str:
+    """Mean and 95 % t-interval; nothing for no values."""
+    seeds = line.dropna().to_numpy()
+    if not len(seeds):
+        return ""
+    mean = f"{round(seeds.mean(), decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"  # + 0.0: never -0
+    return mean + (f" ± {interval(seeds):.{decimals}f}" if len(seeds) > 1 else "")
+
+
+def significant(line: pd.Series) -> str:
+    """Mean and 95 % t-interval of a quantity of any size."""
+    seeds = line.dropna().to_numpy()
+    return compact(seeds.mean(), 3) + (f" ± {compact(interval(seeds), 2)}" if len(seeds) > 1 else "")
+
+
+def compact(value: float, digits: int) -> str:
+    """A number to some significant digits, without an exponent where it is of a common size."""
+    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, places):,.{max(places, 0)}f}"
+
+
+def middle(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Interquartile mean."""
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def iqm(line: pd.Series, decimals: int) -> str:
+    """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021); nothing for fewer than 5 seeds."""
+    seeds = line.dropna().to_numpy()
+    if len(seeds) < 5:
+        return ""
+    drawn = stats.bootstrap((seeds,), middle, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
+    low, high = drawn.confidence_interval
+    return f"{middle(seeds):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def paper_finals(result: Result) -> pd.DataFrame:
-    """The paper's final values by method, and whether its figure shows them only a little earlier."""
+    """The paper's final values by method, as numbers and, with ~ where its figure shows them only a little earlier, as
+    text."""
     known, panel = pd.read_csv(PAPER / "final.csv"), result.spec.panels.get(result.first.benchmark)
     view = VIEWS.get(result.about.recipe)
     panels = [panel, f"{panel}/{view.finals}" if view else None]  # the values of a figure of its own come last
-    return known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
-
-
-def paper_text(published: pd.DataFrame, method: str, decimals: int) -> str:
-    """A final value of the paper for readers; nothing where it has none."""
-    if method not in published.index:
-        return ""
-    about, value = published.approximate[method] == "yes", published.final[method]
-    return f"{'~' if about else ''}{value:.{decimals if decimals > 1 else 0}f}"
+    known = known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
+    decimals = result.spec.decimals if result.spec.decimals > 1 else 0
+    text = known.approximate.map({"yes": "~", "no": ""}) + known.final.map(f"{{:.{decimals}f}}".format)
+    return known.assign(text=text)
 
 
 def plain(label: str) -> str:
     """A method's label as the paper's values have it: without what happened to the optimiser."""
-    return OPTIMIZER.sub("", label).replace("(, ", "(").replace(", )", ")").removesuffix(" ()")
+    return OPTIMIZER.sub("", label).replace("(, ", "(").removesuffix(" ()")
 
 
-def compared(ours: np.ndarray, theirs: float | None, nothing: float | None) -> str:
+def compared(ours: np.ndarray, theirs: float, nothing: float | None) -> str:
     """Whether our difference to `none` has the direction of the paper's. Sizes cannot be compared between scales."""
-    if theirs is None or nothing is None or not len(ours):
+    if nothing is None or math.isnan(theirs) or not len(ours):
         return ""
     if abs(theirs - nothing) <= (READING if abs(nothing) < RETURNS else READING_OF_RETURNS * abs(nothing)):
         return "level in the paper"
