@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from experiments.common import checkpoint
 from experiments.common.wandb_mirror import labels
-from scripts.report.domains import METHODS
+from scripts.report.methods import METHODS
 from tests.conftest import REPOSITORY, Command, numbers, run_dirs
 from tests.experiments.common.test_wandb_mirror import records
 
@@ -101,13 +101,13 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
         assert [metric] in [panel["metrics"] for panel in panels]
         assert all((panel["groupAgg"], panel["groupArea"]) == ("mean", "minmax") for panel in panels)
     runs = {path: labels(path) for path in run_dirs(tmp_path / "outputs")}
-    assert {groups[0] for groups in runs.values()} == {"vision-warm_start-smoke"}
+    assert {groups[0] for groups in runs.values()} == {"vision-warm_start-cifar10-resnet18-smoke"}
     settings = [{groups[1] for path, groups in runs.items() if method in path.name} for method in ("none", "fire")]
     assert [len(digests) for digests in settings] == [1, 2]
     assert settings[0] < settings[1]
     assert len({groups[2] for groups in runs.values()}) == 2
     sent = unquote(json.dumps(views["vision"]))
     assert all(word in sent for groups in runs.values() for word in groups)
-    assert sent.count(METHODS["fire"][1]) == 2
+    assert sent.count(METHODS["fire"].colour) == 2
     result = script("wandb_workspace", WANDB_ENTITY="")
     assert (result.returncode, result.stderr) == (2, "error: whose workspace? give --entity or set WANDB_ENTITY\n")
