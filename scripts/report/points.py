@@ -43,13 +43,9 @@ def points(result: Result, view: View) -> Figure:
 
 
 def by_method(values: pd.DataFrame, axes: Axes) -> None:
-    """Methods one below the other: each seed a dot, their mean a bar with its 95 % t-interval."""
+    """Methods one below the other."""
     for place, method in enumerate(values.index):
-        seeds, beside, half = dots(values, method, place)
-        axes.plot(seeds, beside, "o", color=colour(method), alpha=0.5, markersize=4)
-        if len(seeds):
-            style: dict[str, Any] = {"color": colour(method), "markersize": 14, "markeredgewidth": 2, "capsize": 3}
-            axes.errorbar(seeds.mean(), place, xerr=half, fmt="|", **style)
+        dots(values, method, place, axes, sideways=True)
     rows_of_methods(values.index, axes)
     if spans_magnitudes(values):
         axes.set_xscale("log")
@@ -67,26 +63,30 @@ def over_setting(view: View, values: pd.DataFrame, axes: Axes) -> None:
             low, high = seeds.mean() - interval(seeds), seeds.mean() + interval(seeds)
             axes.axhspan(low, high, color=colour(method), alpha=0.08)
     for place, method in enumerate(ticks):
-        seeds, beside, half = dots(values, method, place)
-        axes.plot(beside, seeds, "o", color=colour(method), alpha=0.5, markersize=4)
-        if len(seeds):
-            style: dict[str, Any] = {"color": colour(method), "markersize": 12, "markeredgewidth": 2, "capsize": 3}
-            axes.errorbar(place, seeds.mean(), yerr=half, fmt="_", **style)
+        dots(values, method, place, axes)
     means = values.loc[list(ticks)].mean(axis=1).set_axis(range(len(ticks))).dropna()
     axes.plot(means.index, means, color=colour("fire"), linewidth=1, zorder=1)
     axes.set_xticks(range(len(ticks)), list(ticks.values()))
-    axes.set_xlim(-0.5, len(ticks) - 0.5)
-    axes.set_xlabel(view.axis)
+    axes.set(xlim=(-0.5, len(ticks) - 0.5), xlabel=view.axis)
     if spans_magnitudes(values):
         axes.set_yscale("log")
         axes.set_ylabel(LOGARITHMIC, fontsize=8)
 
 
-def dots(values: pd.DataFrame, method: str, place: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """The values of a method's seeds, where they stand around its place, and half of the interval to be drawn."""
+def dots(values: pd.DataFrame, method: str, place: int, axes: Axes, sideways: bool = False) -> None:
+    """Each seed of a method a dot, their mean a bar, with its 95 % t-interval unless the axis is logarithmic."""
     seeds = sample(values, method)
-    beside = np.linspace(-JITTER, JITTER, len(seeds)) if len(seeds) > 1 else np.zeros(len(seeds))
-    return seeds, place + beside, 0.0 if spans_magnitudes(values) or len(seeds) < 2 else interval(seeds)
+    if not len(seeds):
+        return
+    beside = place + (np.linspace(-JITTER, JITTER, len(seeds)) if len(seeds) > 1 else np.zeros(1))
+    half = 0.0 if spans_magnitudes(values) or len(seeds) < 2 else interval(seeds)
+    style: dict[str, Any] = {"color": colour(method), "markeredgewidth": 2, "capsize": 3}
+    if sideways:
+        axes.plot(seeds, beside, "o", color=colour(method), alpha=0.5, markersize=4)
+        axes.errorbar(seeds.mean(), place, xerr=half, fmt="|", markersize=14, **style)
+    else:
+        axes.plot(beside, seeds, "o", color=colour(method), alpha=0.5, markersize=4)
+        axes.errorbar(place, seeds.mean(), yerr=half, fmt="_", markersize=12, **style)
 
 
 def paper_values(methods: pd.Index, metric: str, axes: Axes) -> None:

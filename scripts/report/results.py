@@ -1,6 +1,7 @@
 """A result: runs that may be pooled, as a tidy CSV with a description in JSON beside it."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -124,7 +125,7 @@ class Result:
         words = [f"experiment={self.about.recipe}", *self.about.choices, f"scale={self.first.scale}"]
         words += [*self.about.settings, f"seed={','.join(map(str, sorted(seeds)))}"]
         words += [f"{key}={self.about.ran_with[key]}" for key in ("precision", "compile", "threads")]
-        return f"python -m experiments.{self.first.domain} {' '.join(words)}"
+        return f"python -m experiments.{self.first.domain} {shlex.join(words)}"
 
     def write(self, out: Path) -> None:
         """The CSV and its description."""
