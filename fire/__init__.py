@@ -6,8 +6,8 @@ report = fire.fire_(model)  # in place; then train on the new data with a fresh 
 
 from fire import metrics
 from fire.during import During
-from fire.metrics import Activation
 from fire.injection import InjectedHead, PlasticityInjection
+from fire.l2_init import L2Init
 from fire.matrices import WeightMatrix, weight_matrices
 from fire.methods import (
     METHODS,
@@ -16,14 +16,18 @@ from fire.methods import (
     Method,
     NoReset,
     Rescale,
-    Scope,
     ShrinkPerturb,
+    TrainingMethod,
     build,
     fire_,
     register,
 )
+from fire.metrics import Activation
 from fire.polar import polar
+from fire.redo import ReDo
 from fire.report import MatrixReport, Recorder, ResetReport
+from fire.scope import Scope
+from fire.units import UnitLayer, Units, unit_layers
 
 __all__ = [
     "METHODS",
@@ -32,20 +36,26 @@ __all__ = [
     "Fire",
     "FullReset",
     "InjectedHead",
+    "L2Init",
     "MatrixReport",
     "Method",
     "NoReset",
     "PlasticityInjection",
+    "ReDo",
     "Recorder",
     "Rescale",
     "ResetReport",
     "Scope",
     "ShrinkPerturb",
+    "TrainingMethod",
+    "UnitLayer",
+    "Units",
     "WeightMatrix",
     "build",
     "fire_",
     "metrics",
     "polar",
     "register",
+    "unit_layers",
     "weight_matrices",
 ]

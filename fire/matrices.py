@@ -128,12 +128,14 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(parent, pattern) for pattern in patterns for parent in parents)
 
 
-def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+def check_patterns(
+    option: str, patterns: Iterable[str], names: Sequence[str], what: str = "module with weights"
+) -> None:
     """Raise ValueError, with examples of what there is, for a pattern that matches none of the module `names`."""
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"{option} pattern {pattern!r} matches no module with weights; there are: {shown}")
+            raise ValueError(f"{option} pattern {pattern!r} matches no {what}; there are: {shown}")
 
 
 def storage_key(tensor: Tensor) -> tuple:

@@ -1,13 +1,13 @@
-"""Reset methods: what is done to a network between two training distributions. All share one signature.
+"""Methods: what is done for a network's plasticity, at a boundary between two training distributions or in training.
 
-A method is a dataclass of its settings with a `reset`; `@register` makes it known by name, to `build` and to the
-experiments' configs. `Scope` says which modules of a model it concerns, because that belongs to the model.
+A method is a dataclass of its settings; `@register` makes it known by name, to `build` and to the experiments' configs.
+`reset` is what it does at a boundary, `during` what it does while the network trains. `Scope` says which modules of a
+model it concerns, because that belongs to the model.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from fire.during import During
 from fire.gram import compute_dtype
-from fire.matrices import check_patterns, matches, storage_key, unwrap, weight_matrices
+from fire.matrices import storage_key, unwrap, weight_matrices
 from fire.polar import check_solver
 from fire.projection import Target, project
 from fire.report import Recorder, ResetReport
+from fire.scope import Scope
 
 
 @torch.no_grad()
@@ -66,42 +67,8 @@ def fire_(
     return recorder.report()
 
 
-@dataclass(frozen=True)
-class Scope:
-    """Which modules of a model the methods concern, as glob patterns over module names.
-
-    Attributes:
-        include, exclude: what `fire` projects; None includes every weight matrix.
-        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights altogether (DQN's
-            linear layers).
-        fused: pattern -> row sizes of weights that stack several matrices.
-        inject: modules that plasticity injection puts a second head beside.
-    """
-
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] | None = None
-    reset: Sequence[str] = ()
-    inject: Sequence[str] = ()
-    units: Mapping = field(default_factory=dict)
-    fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
-
-    def check(self, model: nn.Module) -> None:
-        """Raise ValueError for a pattern that matches nothing in `model` or fused sizes that do not fit."""
-        weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
-        modules = unwrap(model).named_modules(remove_duplicate=False)
-        check_patterns("reset", self.reset, [name for name, module in modules if _own_state(module)])
-        children = [name for name, _ in unwrap(model).named_modules() if name]
-        for pattern in self.inject:
-            if not any(fnmatchcase(name, pattern) for name in children):
-                raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {', '.join(children)}")
-
-    def resets(self, names: Iterable[str]) -> bool:
-        """Whether `reset` covers a module that a tensor belongs to, by any of the tensor's names."""
-        return bool(self.reset) and any(matches(name.rpartition(".")[0], self.reset) for name in names)
-
-
 METHODS: dict[str, type["Method"]] = {}
-"""Every reset method by name."""
+"""Every method by name."""
 
 
 def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
@@ -128,7 +95,7 @@ def build(name: str, **settings: object) -> "Method":
 
 @dataclass
 class Method(ABC):
-    """Base of all reset methods. A subclass implements `change`; `reset` measures what it did.
+    """Base of all methods. A subclass implements `change`, what it does at a boundary; `reset` measures it.
 
     Attributes:
         method_name: under which it is registered.
@@ -142,18 +109,25 @@ class Method(ABC):
         """Raise ValueError for a scope that does not fit the model or this method."""
         scope.check(model)
 
+    def acts_in(self, phase: int) -> bool:
+        """Whether it acts while the network trains on a phase; they count from 0."""
+        return False
+
+    def during(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, seed: int = 0) -> During:
+        """What it does while `model` trains on one phase; to be made for each phase in which it acts.
+
+        Args:
+            model, initial, scope: as of `reset`. Hooks are set now, so before the model is compiled.
+            seed: of what it draws.
+        """
+        return During()
+
     def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:  # noqa: B027
         """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
         `reset` does this itself."""
 
-    def acts_in(self, phase: int) -> bool:
-        return False
-
-    def during(self, model, initial, scope, seed: int = 0) -> During:
-        return During()
-
     @torch.no_grad()
-    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:
+    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:  # noqa: B008
         """Change `model` in place before it meets new data.
 
         Args:
@@ -169,17 +143,10 @@ class Method(ABC):
                 non-finite weight.
         """
         model = unwrap(model)
-        state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-        if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
-            raise ValueError("the initial weights are not of this model: other names or shapes")
-        if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):
-            raise ValueError(
-                "the initial weights are the model's own tensors, which have changed with it; keep "
-                "copy.deepcopy(model.state_dict()) before training"
-            )
+        check_initial(model, initial)
         self.check(model, scope)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
-        names = {storage_key(tensor): names[0] for tensor, names in _state(model)}
+        names = {storage_key(tensor): names[0] for tensor, names in state_of(model)}
         recorder = Recorder(
             self.method_name, matrices, skipped, lambda m: m.of(initial[names[storage_key(m.parameter)]])
         )
@@ -200,6 +167,25 @@ class NoReset(Method):
         """Nothing."""
 
 
+@dataclass
+class TrainingMethod(NoReset):
+    """Base of methods that act while the network trains, by `during`, and change nothing at a boundary.
+
+    Attributes:
+        first_phase: the first phase in which it acts: 0 from the start, 1 from the first boundary on.
+    """
+
+    first_phase: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.first_phase, bool) or not isinstance(self.first_phase, int) or self.first_phase < 0:
+            raise ValueError(f"first_phase must be a whole number of at least 0, got {self.first_phase!r}")
+
+    def acts_in(self, phase: int) -> bool:
+        """From `first_phase` on."""
+        return phase >= self.first_phase
+
+
 @register("full_reset")
 @dataclass
 class FullReset(Method):
@@ -207,7 +193,7 @@ class FullReset(Method):
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Copy the initial values."""
-        for tensor, names in _state(model):
+        for tensor, names in state_of(model):
             recorder.write_tensor(tensor, initial[names[0]])
 
 
@@ -230,7 +216,7 @@ class ShrinkPerturb(Method):
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Interpolate, and reset what the scope asks for."""
         _reset_modules(model, initial, scope, recorder)
-        for parameter, names in _state(model):
+        for parameter, names in state_of(model):
             if isinstance(parameter, nn.Parameter) and not scope.resets(names):
                 start = initial[names[0]].to(parameter.device, compute_dtype(parameter.dtype))
                 recorder.write_tensor(parameter, torch.lerp(parameter.to(start.dtype), start, self.coefficient))
@@ -260,7 +246,7 @@ class Projection(Method):
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
-        reset = {storage_key(tensor) for tensor, names in _state(model) if scope.resets(names)}
+        reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
         project(recorder, projected, self.solver, self.steps, self.tol, self.target())
         _reset_modules(model, initial, scope, recorder)
@@ -294,7 +280,19 @@ class Rescale(Projection):
         return Target(direction="own")
 
 
-def _state(model: nn.Module) -> list[tuple[Tensor, list[str]]]:
+def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for initial weights that do not belong to `model`, or are its own tensors."""
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
+        raise ValueError("the initial weights are not of this model: other names or shapes")
+    if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):
+        raise ValueError(
+            "the initial weights are the model's own tensors, which have changed with it; keep "
+            "copy.deepcopy(model.state_dict()) before training"
+        )
+
+
+def state_of(model: nn.Module) -> list[tuple[Tensor, list[str]]]:
     """Parameters and buffers of the model's state, each piece of memory once, with all its names."""
     state: dict[tuple, tuple[Tensor, list[str]]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -303,12 +301,7 @@ def _state(model: nn.Module) -> list[tuple[Tensor, list[str]]]:
     return list(state.values())
 
 
-def _own_state(module: nn.Module) -> bool:
-    """Whether a module itself, not its children, holds parameters or buffers."""
-    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
-
-
 def _reset_modules(model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-    for tensor, names in _state(model):
+    for tensor, names in state_of(model):
         if scope.resets(names):
             recorder.write_tensor(tensor, initial[names[0]])

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fire.gram import compute_dtype, deviation, full_precision, gram, normalise_, on_gpu, tall_side
-from fire.matrices import weight_matrices
+from fire.matrices import check_patterns, matches, unwrap, weight_matrices
 
 
 def sfe(before: Tensor, after: Tensor) -> float:
@@ -111,52 +112,72 @@ def _singular_values(features: Tensor) -> Tensor:
     return torch.linalg.svdvals(features.detach().flatten(1).double())
 
 
-def dormant_ratio(activations: Iterable[Tensor], tau: float = 0.025) -> float:
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """The output of one nonlinearity.
+
+    Attributes:
+        name: of its module.
+        values: the output.
+        unit_axis: the axis along which its units lie.
+    """
+
+    name: str
+    values: Tensor
+    unit_axis: int
+
+
+def dormant_ratio(activations: Iterable[Activation | Tensor], tau: float = 0.025) -> float:
     """Share of tau-dormant units among all layers (Sokar et al. 2023, def. 3.1 and 3.2).
 
     Args:
-        activations: each layer's outputs after its nonlinearity, (samples, units, ...); trailing dimensions of a
-            convolution are averaged like samples.
+        activations: each layer's outputs after its nonlinearity, as recorded or as tensors (samples, units, ...); all
+            dimensions but the units' are averaged.
         tau: a unit is dormant if its mean absolute activation is at most tau times the mean of its layer. In a layer
             that is silent altogether every unit is.
     """
     dormant = units = 0
     for layer in activations:
-        axis = 1 if isinstance(layer, Tensor) else layer.unit_axis
-        values = layer if isinstance(layer, Tensor) else layer.values
+        values, axis = (layer, 1) if isinstance(layer, Tensor) else (layer.values, layer.unit_axis)
         scores = values.detach().double().abs().movedim(axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
     return dormant / units if units else 0.0
 
 
-@dataclass(frozen=True)
-class Activation:
-    name: str
-    values: Tensor
-    unit_axis: int
-
-
 @contextmanager
 def record_activations(
-    model: nn.Module, types: tuple[type[nn.Module], ...] = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
-) -> Iterator[list[Tensor]]:
-    """Collect, while the block runs, the output of every module of `types` in `model`, in order of execution."""
-    outputs: list = []
-    hooks = [
-        module.register_forward_hook(
-            lambda _m, _i, output, name=name: outputs.append(
-                Activation(name, output.detach(), 1 if output.ndim > 3 else output.ndim - 1)
-            )
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, types)
-    ]
+    model: nn.Module,
+    types: tuple[type[nn.Module], ...] = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh),
+    unit_axis: Mapping[str, int] | None = None,
+) -> Iterator[list[Activation]]:
+    """Collect, while the block runs, the output of every module of `types` in `model`, in order of execution.
+
+    Args:
+        model: any module.
+        types: of modules to record.
+        unit_axis: pattern of module names -> the axis of their units, where it is not the last of two or three
+            dimensions, as after a Linear, or axis 1 of four and more, as after a Conv2d: {"encoder.*": 1} for Conv1d.
+    """
+    outputs: list[Activation] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        given = next((axis for pattern, axis in (unit_axis or {}).items() if matches(name, [pattern])), None)
+
+        def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            axis = given if given is not None else -1 if output.ndim <= 3 else 1
+            outputs.append(Activation(name, output.detach(), axis))
+
+        return record
+
+    modules = [(name, module) for name, module in unwrap(model).named_modules() if isinstance(module, types)]
+    check_patterns("unit_axis", unit_axis or (), [name for name, _ in modules], "module that is recorded")
+    hooks = [module.register_forward_hook(hook(name)) for name, module in modules]
     try:
         yield outputs
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def sharpness(

@@ -1,13 +1,12 @@
 """Fetch, verify and prepare data: `python -m scripts.prepare_data cifar10`, or
 `python -m scripts.prepare_data language data=wikitext2_imdb`, with the same words after `language` as for its
-experiments. What is done already is verified and not done again; after an interruption it goes on.
+experiments. What is there already is only verified. After an interruption the same command resumes.
 """
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sized
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -15,15 +14,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common.config import compose_domain, data_folder
 from experiments.common.errors import UserError
-from experiments.common.fetch import DEFAULT_DATA, default_data_dir
+from experiments.common.fetch import DEFAULT_DATA, Files, default_data_dir
 from experiments.common.launch import composition_error
 from experiments.humanoid import assets
 from experiments.language import protocol
 from experiments.language.config import LanguageConfig
 from experiments.language.prepare import prepare
-from experiments.vision.data import prepare_cifar10
+from experiments.vision.datasets import DATA_SETS
 
-DATASETS: dict[str, Callable[[Path], Sized]] = {"cifar10": prepare_cifar10, "humanoid": assets.prepare}
+FILES: dict[str, Files] = {"humanoid": assets.FILES, **{name: one.files for name, one in DATA_SETS.items()}}
 
 
 def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) -> str:
@@ -42,7 +41,7 @@ def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
-    parser.add_argument("dataset", choices=[*sorted(DATASETS), "language"])
+    parser.add_argument("dataset", choices=[*sorted(FILES), "language"])
     parser.add_argument("overrides", nargs="*", help="for language: data=... tokenizer=... scale=...")
     parser.add_argument("--data-dir", type=Path, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
@@ -59,12 +58,13 @@ def main() -> int:
             raise UserError(f"{arguments.dataset} takes no settings: {' '.join(arguments.overrides)}")
         else:
             folder = (arguments.data_dir or default_data_dir()).expanduser()
-            done = f"{arguments.dataset}: {len(DATASETS[arguments.dataset](folder))} files in {folder}, checksums right"
+            files = FILES[arguments.dataset]
+            done = f"{arguments.dataset}: {len(files.checksums)} files in {files.prepare(folder)}, checksums right"
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes", file=sys.stderr)
         return 130
     print(done)
     return 0

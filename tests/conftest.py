@@ -4,7 +4,6 @@ A domain is imported when a test of it asks for it, so that the others' tests ru
 """
 
 import ctypes.util
-import importlib
 import json
 import logging
 import os
@@ -18,13 +17,18 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
-from experiments import domains
 from experiments.common import cuda_graphs
-from experiments.common.config import BaseConfig
+from experiments.common.config import CONFIGS, compose_domain, register_schemas
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
+from experiments.domains import NAMES
+from experiments.domains import domain as domain_of
 from tests.tape import Tape
 
 REPOSITORY = Path(__file__).parents[1]
@@ -128,22 +132,26 @@ def robot_dir(cache: Path) -> Path:
     """HumanoidBench's models."""
     from experiments.humanoid import assets
 
-    assets.prepare(cache)
+    assets.FILES.prepare(cache)
     return cache
 
 
 Command = Callable[..., tuple[int, str]]
-DOMAINS = ("vision", "language", "atari", "humanoid")
+DOMAINS = NAMES
 
 
-def schema_of(domain: str) -> type[BaseConfig]:
-    """The root of a domain's configuration."""
-    return getattr(importlib.import_module(f"experiments.{domain}.config"), f"{domain.capitalize()}Config")
-
-
-def run_of(domain: str) -> Callable[..., Any]:
-    """What a domain does with a configuration."""
-    return importlib.import_module(f"experiments.{domain}.train").run
+def jobs_of(domain: str, recipe: str, *overrides: str) -> list[DictConfig]:
+    """The configurations of the jobs of `python -m experiments.<domain> experiment=<recipe> <overrides>`, as Hydra's
+    sweeper makes them."""
+    described = domain_of(domain)
+    register_schemas(described.schema)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS / domain), version_base="1.3"):
+        sweeper = compose("config", [f"experiment={recipe}"], return_hydra_config=True).hydra.sweeper
+        words = [*(f"{key}={value}" for key, value in sweeper.params.items()), f"experiment={recipe}", *overrides]
+        parsed = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return [compose_domain(domain, described.schema, job) for job in jobs]
 
 
 @pytest.fixture
@@ -168,7 +176,7 @@ def command_line(
             extra = [f"{key}={value}" for key, value in defaults.items() if key not in given]
             main = REPOSITORY / "experiments" / domain / "__main__.py"
             monkeypatch.setattr(sys, "argv", [str(main), *arguments, *extra])
-            status = launch(domains.domain(domain))
+            status = launch(domain_of(domain))
             return status, capsys.readouterr().out
 
         return call

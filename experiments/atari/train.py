@@ -297,7 +297,7 @@ class AtariTraining:
         states = self.probe("probe", PROBE_STATES).frames[:, :STACK]
         with fire.metrics.record_activations(self.learner.online) as activations:
             self.learner.online(states)
-        return boundary.plasticity(self.learner.online, self.scope, activations[-1], activations)
+        return boundary.plasticity(self.learner.online, self.scope, activations[-1].values, activations)
 
     def sharpness(self) -> dict[str, float]:
         """Sharpness of the loss on a sample of the replay buffer; nothing where it is not asked for."""

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -142,6 +143,8 @@ class Experiment(ABC):
         if self.method.acts_in(phase):
             seed = derive(self.cfg.seed, "method", phase)
             self.during = self.method.during(self.network, self.initial, self.scope, seed)
+        if self.during.measured() and self.runtime.compile != "false":
+            torch.compiler.reset()  # what was compiled before has no hooks
 
     def during_state(self) -> list[Any]:
         """The method's part of a checkpoint."""

@@ -50,11 +50,6 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def section(schema: type, *, decides: str = EVERYTHING) -> Any:
-    """A field that is a configuration itself."""
-    return field(default_factory=schema, metadata={"decides": decides})
-
-
 def check(schema: type, cfg: DictConfig, prefix: str = "") -> None:
     """Raise UserError for the first value that its field does not allow."""
     for key, item, kind in _fields(schema):

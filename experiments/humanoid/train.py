@@ -299,7 +299,7 @@ class HumanoidTraining:
         of_actor = boundary.plasticity(agent.actor, self.scope, features, activations)
         with fire.metrics.record_activations(agent.critic) as activations:
             features = torch.cat(agent.critic.features(states, batch.actions).unbind(), 1)
-        each = [member for stack in activations for member in stack.unbind()]
+        each = [member for stack in activations for member in stack.values.unbind()]
         row = boundary.plasticity(agent.critic, self.scope, features, each)
         row |= {name.replace("plasticity/", "plasticity/actor_"): value for name, value in of_actor.items()}
         return row

@@ -69,7 +69,7 @@ def build(name: str, classes: int, shape: tuple[int, int, int], width: int, seed
 
 
 @torch.no_grad()
-def activations(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+def activations(model: nn.Module, images: Tensor) -> tuple[Tensor, list[metrics.Activation]]:
     """Penultimate activations, (batch, units), and the outputs of all nonlinearities, in order of execution.
 
     Penultimate activations are what a method `features` of the model gives, else the output of its last nonlinearity.
@@ -83,4 +83,4 @@ def activations(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]
         features = model.features(images) if described else model(images)  # type: ignore[operator]
     if not outputs:
         raise ValueError("the model has no module such as nn.ReLU, which the plasticity metrics look at")
-    return features if described else outputs[-1], outputs
+    return features if described else outputs[-1].values, outputs

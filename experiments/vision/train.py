@@ -53,6 +53,8 @@ class VisionTraining(Experiment):
         seed_everything(cfg.seed)
         model = models.build(cfg.model.name, self.data_set.classes, self.data_set.shape, cfg.budget.width, cfg.seed)
         super().__init__(cfg, runtime, method, model)
+        if len(self.phase_images(0)) < 2:
+            raise UserError(f"benchmark.fractions={list(cfg.benchmark.fractions)} leave phase 0 fewer than 2 images")
         try:
             models.activations(model.eval(), torch.zeros(1, *self.data_set.shape))
         except ValueError as error:

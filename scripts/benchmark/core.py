@@ -49,8 +49,8 @@ def gpt() -> nn.Module:
 
 
 CASES: dict[str, Callable[[], nn.Module]] = {
-    "ResNet-18, width 64": lambda: models.build("resnet18", 64, 10, seed=0),
-    "ResNet-18, width 16": lambda: models.build("resnet18", 16, 10, seed=0),
+    "ResNet-18, width 64": lambda: models.build("resnet18", 10, (3, 32, 32), 64, seed=0),
+    "ResNet-18, width 16": lambda: models.build("resnet18", 10, (3, 32, 32), 16, seed=0),
     "ViT-Tiny, q and k": lambda: linears((192, 192), copies=24),
     "SimBa critics": lambda: linears((512, 70), *[(2048, 512), (512, 2048)] * 2, (1, 512), copies=2),
     "GPT-0.1B": gpt,

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from experiments.common.distributed import Team
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fire
 from experiments.common import config
-from experiments.common.distributed import Team
 from experiments.common.errors import StopSignals
 from experiments.common.progress import Progress
 from experiments.common.workspace import Workspace

@@ -13,6 +13,7 @@ from torchvision import transforms
 
 from experiments.common import config
 from experiments.vision import data, models
+from experiments.vision.datasets import DATA_SETS
 
 
 class Cifar10(torchvision.datasets.CIFAR10):
@@ -21,7 +22,7 @@ class Cifar10(torchvision.datasets.CIFAR10):
     def __init__(self, images: data.Images) -> None:
         self.data = np.ascontiguousarray(images.images.permute(0, 2, 3, 1).numpy())
         self.targets = images.labels.tolist()
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(data.MEAN, data.STD)])
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
         self.target_transform = None
 
 
@@ -34,7 +35,9 @@ class StandardLoop:
         settings |= {"persistent_workers": workers > 0, "batch_size": cfg.budget.batch_size}
         self.train_loader: DataLoader = DataLoader(Cifar10(train), shuffle=True, **settings)
         self.test_loader: DataLoader = DataLoader(Cifar10(test), **settings)
-        self.model = models.build(cfg.model.name, cfg.budget.width, 10, seed=0).to(runtime.device)
+        data_set = DATA_SETS[cfg.data.name]
+        model = models.build(cfg.model.name, data_set.classes, data_set.shape, cfg.budget.width, seed=0)
+        self.model = model.to(runtime.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=cfg.optimizer.learning_rate)
 
     def train(self) -> None:

@@ -28,6 +28,7 @@ from experiments.common.progress import Progress
 from experiments.common.workspace import Workspace
 from experiments.vision import data
 from experiments.vision.config import VisionConfig
+from experiments.vision.datasets import DATA_SETS
 from experiments.vision.train import VisionTraining, describe
 from scripts.benchmark.plan import Case, Options
 from scripts.benchmark.timing import Limit, alternate, between, known, ratio, spread
@@ -56,7 +57,7 @@ def ours(cfg: DictConfig, runtime: config.Runtime, train: data.Images, test: dat
 
             def epoch(tested: bool) -> None:
                 cfg.budget.test_every = [1 if tested else sys.maxsize] * 2
-                training.train_epoch(workspace, len(train), sys.maxsize, progress)
+                training.train_epoch(workspace, training.phase_images(1), sys.maxsize, progress)
 
             yield epoch
 
@@ -86,16 +87,17 @@ def _standard(workers: int) -> str:
 
 def images(cfg: DictConfig, synthetic: bool) -> tuple[data.Images, data.Images]:
     """For training and for tests; random ones if `synthetic`, which are as much work."""
-    budget = cfg.budget
+    data_set = DATA_SETS[cfg.data.name]
+    counts = data_set.used(cfg.budget)
     if synthetic:
         rng = torch.Generator().manual_seed(0)
-        counts = (budget.train_images, budget.test_images)
-        shapes = [(count, 3, 32, 32) for count in counts]
+        shapes = [(count, *data_set.shape) for count in counts]
         pixels = [torch.randint(256, shape, dtype=torch.uint8, generator=rng) for shape in shapes]
-        labels = [torch.randint(10, (count,), generator=rng) for count in counts]
-        return data.Images(pixels[0], labels[0]), data.Images(pixels[1], labels[1])
+        labels = [torch.randint(data_set.classes, (count,), generator=rng) for count in counts]
+        train, test = (data.Images(*part, data_set.mean, data_set.std) for part in zip(pixels, labels, strict=True))
+        return train, test
     try:
-        return data.load("cifar10", config.data_folder(cfg), budget.train_images, budget.test_images, seed=0)
+        return data.load(data_set, config.data_folder(cfg), *counts, seed=0)
     except UserError as error:
         raise UserError(f"{error}; with --synthetic random images take its place") from error
 

@@ -68,14 +68,14 @@ def test_operations_launched(
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(iteration, "_LARGE", 0 if network == "GPT" else 1 << 27)  # as for the true widths
-    model = small_gpt() if network == "GPT" else models.build("resnet18", 16, 10, seed=0)
+    model = small_gpt() if network == "GPT" else models.build("resnet18", 10, (3, 32, 32), 16, seed=0)
     launched, waited = counted(monkeypatch, model, **settings)
     assert sum(launched.values()) <= most, launched.most_common()
     assert waited <= waits
 
 
 def test_the_plain_loop_launches_twenty_times_as_many() -> None:
-    model = models.build("resnet18", 16, 10, seed=0)
+    model = models.build("resnet18", 10, (3, 32, 32), 16, seed=0)
     assert sum(launches(lambda: plain_loop(model)).values()) == 8688
 
 
@@ -186,7 +186,7 @@ def test_a_null_direction_is_told_whatever_the_tolerance(tol: float) -> None:
 
 @pytest.mark.parametrize(("norm", "interpolation"), [("own", 1.0), ("fire", 0.3), ("own", 0.7)])
 def test_other_targets_are_the_cpus(norm: str, interpolation: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, cpus = (models.build("resnet18", 8, 10, seed=0) for _ in range(2))
+    ours, cpus = (models.build("resnet18", 10, (3, 32, 32), 8, seed=0) for _ in range(2))
     report = fire.fire_(ours, norm=norm, interpolation=interpolation)
     monkeypatch.setattr(gram, "GPUS", ["cuda"])
     expected = fire.fire_(cpus, norm=norm, interpolation=interpolation)
@@ -234,7 +234,7 @@ def test_no_operation_mixes_devices(method: fire.Method, monkeypatch: pytest.Mon
         polar_express.polar_express_table(low, 1.0, 1e-6)  # made of numbers, and kept
     with FakeTensorMode():
         with torch.device("cuda:0"):
-            model = models.ResNet18(8, 10)
+            model = models.ResNet18(10, (3, 32, 32), 8)
         initial = {name: torch.empty_like(tensor, device="cpu") for name, tensor in model.state_dict().items()}
         changed = method.reset(model, initial)
         with torch.device("cuda:1"):  # a model over two devices

@@ -209,7 +209,7 @@ def test_tied_weights_are_one_by_whatever_name() -> None:
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"coefficient must lie in \[0, 1\], got 1.5"):
         fire.build("shrink_perturb", coefficient=1.5)
-    with pytest.raises(ValueError, match="unknown method 'dash'; valid: fire, full_reset, none, plasticity_injection"):
+    with pytest.raises(ValueError, match="unknown method 'dash'; valid: fire, full_reset, l2_init, none"):
         fire.build("dash")
     with pytest.raises(ValueError, match="not of this model"):
         fire.FullReset().reset(nn.Linear(2, 2), nn.Linear(3, 2).state_dict())

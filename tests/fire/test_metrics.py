@@ -64,12 +64,31 @@ def test_dormant_ratio_counts_units_over_samples_and_positions() -> None:
     assert metrics.dormant_ratio([dense, conv], tau=0.0) == pytest.approx(2 / 5)
 
 
+def test_dormant_ratio_of_tokens_and_of_a_convolution_over_time() -> None:
+    """Half of the units are silent; the axis of tokens or time, as long as that of the units, is not theirs."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Conv1d(4, 4, 1), nn.ReLU())
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.zero_()
+            layer.bias.copy_(torch.tensor([1.0, -1.0, 2.0, -1.0]))
+    with metrics.record_activations(model, unit_axis={"3": 1}) as recorded:
+        model(torch.randn(5, 4, 3))
+    assert [(a.name, tuple(a.values.shape), a.unit_axis) for a in recorded] == [
+        ("1", (5, 4, 4), -1),
+        ("3", (5, 4, 4), 1),
+    ]
+    assert [metrics.dormant_ratio([a]) for a in recorded] == [0.5, 0.5]
+    assert metrics.dormant_ratio([a.values.flatten(0, 1) for a in recorded[:1]]) == 0.5
+    with pytest.raises(ValueError, match="unit_axis pattern 'conv' matches no module that is recorded"):
+        metrics.record_activations(model, unit_axis={"conv": 1}).__enter__()
+
+
 def test_recorded_activations_and_weight_norm() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2), nn.Tanh())
     with metrics.record_activations(model) as outputs:
         result = model(torch.ones(5, 2))
-    assert [tuple(output.shape) for output in outputs] == [(5, 3), (5, 2)]
-    assert torch.equal(outputs[1], result)
+    assert [(output.name, tuple(output.values.shape)) for output in outputs] == [("1", (5, 3)), ("3", (5, 2))]
+    assert torch.equal(outputs[1].values, result)
     model(torch.ones(1, 2))
     assert len(outputs) == 2  # the hooks are gone
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -50,7 +51,8 @@ def test_failed_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_core(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(core, "CASES", {"small": lambda: models.build("resnet18", 8, 10, 0), "two": lambda: two()})
+    small = partial(models.build, "resnet18", 10, (3, 32, 32), 8, 0)
+    monkeypatch.setattr(core, "CASES", {"small": small, "two": lambda: two()})
 
     def two() -> torch.nn.Module:
         return core.linears((40, 20), (20, 20))
@@ -174,7 +176,7 @@ def test_plain_humanoid_loop_is_the_same_learner(monkeypatch: pytest.MonkeyPatch
 
 
 def test_standard_loop_sees_the_same_images(data_dir: Path) -> None:
-    images, _ = vision.data.load("cifar10", data_dir, 50, 10, 0)
+    images, _ = vision.data.load(vision.DATA_SETS["cifar10"], data_dir, 50, 10, 0)
     ours, labels = images.batch(slice(0, 50))
     theirs = [standard_loop.Cifar10(images)[i] for i in range(50)]
     assert torch.allclose(torch.stack([image for image, _ in theirs]), ours, atol=1e-6)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 import fire
-from experiments.common import config, transfers
-from experiments.common.config import Runtime
+from experiments.common import run, transfers
+from experiments.common.runtime import Runtime
 from experiments.common.workspace import Workspace
 from tests.conftest import Command, numbers, run_dirs
 from tests.tape import Tape, launches
@@ -24,11 +24,11 @@ GRAPHS = Runtime("cpu", "fp32", "graphs", 1)
 def capture_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of the command line capture their steps although they are on the CPU."""
 
-    def runtime(cfg: Any, **_: Any) -> Runtime:
+    def runtime(cfg: Any, _: str) -> Runtime:
         torch.set_num_threads(1)
         return Runtime("cpu", cfg.precision, "graphs", 1)
 
-    monkeypatch.setattr(config, "resolve_runtime", runtime)
+    monkeypatch.setattr(run, "resolve_runtime", runtime)
 
 
 def method_of(name: str) -> fire.Method:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.common.config import Runtime
 from experiments.common.cuda_graphs import UpdateGraphs
+from experiments.common.runtime import Runtime
 from tests.experiments.atari import test_learner as atari
 from tests.experiments.humanoid import test_learner as humanoid
 from tests.tape import Tape, launches

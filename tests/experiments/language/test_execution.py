@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from experiments.common.config import Runtime
+from experiments.common.runtime import Runtime
 from experiments.language.hardware import preferred_attention
-from experiments.language.model import GPT, build
+from experiments.language.model import GPT
 from tests.conftest import Command, numbers, run_dirs
 
 
@@ -85,7 +85,8 @@ def test_training_and_validation_compile_one_graph_each(
 def test_compiled_the_scores_are_kept_once_in_half_precision(backend: str, dtype: torch.dtype) -> None:
     """They are the largest thing a training step keeps. The second backend cuts the network into forward and backward
     as torch.compile does by default; the first, the network as it is written, keeps them in float32."""
-    network = build(layers=2, heads=2, width=64, block=128, vocabulary=1024, seed=0)
+    torch.manual_seed(0)
+    network = GPT(layers=2, heads=2, width=64, block=128, vocabulary=1024)
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

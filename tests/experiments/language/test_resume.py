@@ -72,7 +72,7 @@ def test_signal_saves_and_says_how_to_go_on(reference: list[dict], text_dir: Pat
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}"]
     status, printed = stopped_when("language", in_phase_0, signal.SIGTERM, arguments, tmp_path)
     assert status == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; to go on: python -m experiments.language scale=smoke" in printed
+    assert "stopped by SIGTERM; to resume: python -m experiments.language scale=smoke" in printed
     process = start("language", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
@@ -96,7 +96,7 @@ def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
     alone = start("language", *arguments, f"outputs_dir={tmp_path / 'one'}")
     assert "2 of 4 runs failed" in alone.communicate(timeout=300)[0]
     assert printed.count("2 of 4 runs failed") == 1, printed
-    assert "on cpu x 2" in printed
+    assert "256 a step in 2 processes, fp32 on cpu" in printed
     rows = [{d.parent.name: numbers(d) for d in run_dirs(tmp_path / count)} for count in ("one", "two")]
     assert rows[0].keys() == rows[1].keys()
     assert len(rows[0]) == 2
@@ -116,8 +116,8 @@ def breaks(self):
     step(self)
 LanguageTraining.train_iteration = breaks
 sys.argv[0] = "experiments/language/__main__.py"
-from experiments.language.__main__ import launch, LanguageConfig, run
-sys.exit(launch("language", LanguageConfig, run))
+from experiments.language.__main__ import LANGUAGE, launch
+sys.exit(launch(LANGUAGE))
 """
 
 
@@ -146,7 +146,7 @@ def test_two_processes_stop_and_go_on(text_dir: Path, tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
-    assert "stopped by SIGTERM; to go on: torchrun --nproc-per-node=2 -m experiments.language scale=smoke" in printed
+    assert "stopped by SIGTERM; to resume: torchrun --nproc-per-node=2 -m experiments.language scale=smoke" in printed
     assert list((tmp_path / "stopped").rglob("checkpoint-*.pt"))
     for folder in ("stopped", "whole"):
         process = torchrun(*arguments, f"outputs_dir={tmp_path / folder}")

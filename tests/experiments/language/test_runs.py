@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
-from experiments.language import protocol
+from experiments.language import model, protocol
+from experiments.language.domain import load_corpora
 from tests.conftest import Command, numbers, run_dirs
 
 Rows = list[dict[str, Any]]
@@ -189,9 +190,9 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
     from omegaconf import OmegaConf
 
     cfg: Any = OmegaConf.load(directory / "config.yaml")
-    network = protocol.build_model(cfg)
+    network = model.build(cfg)
     network.load_state_dict(content["state"]["model"])
-    _, second = protocol.load_corpora(cfg)
+    _, second = load_corpora(cfg)
     windows = second.windows(cfg.budget.block, cfg.budget.eval_windows).long()
     with torch.no_grad():
         assert float(network(windows)) == pytest.approx(numbers(directory)[-1]["val/loss_second"], rel=1e-5)
@@ -216,9 +217,11 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         (("budget.block=20001",), "error: budget.block=20001 is longer than the train text of wikitext2: 20000 bytes"),
         (("budget.micro_batch=3",), "error: budget.sequences=8 is not a multiple of budget.micro_batch=3"),
         (("budget.heads=5",), "error: budget.width=32 is not a multiple of budget.heads=5"),
-        (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 positive numbers, one for each phase"),
+        (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 numbers"),
         (("precision=fp16",), "error: precision=fp16 needs CUDA; use fp32 or bf16 on the CPU"),
-        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be two numbers in [0, 1)"),
+        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be 2 numbers"),
+        (("optimizer.betas=[0.9,1]",), "error: optimizer.betas=[0.9, 1.0] must be below 1"),
+        (("model.name=llama",), "error: model.name=llama is unknown; valid: gpt"),
         (("optimizer.weight_decay=-1",), "error: optimizer.weight_decay=-1.0 must not be negative"),
         (("data.second=[wikitext103]",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: "
          "python -m scripts.prepare_data language data=wikitext2_imdb tokenizer=bytes 'data.second=[wikitext103]'"),

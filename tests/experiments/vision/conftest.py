@@ -4,15 +4,18 @@ import signal
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from experiments.common import config
+from experiments.common.config import build_method, compose_domain
 from experiments.common.errors import Interrupted
-from experiments.vision import learner
+from experiments.common.runtime import Runtime
+from experiments.vision import data, learner
 from experiments.vision.config import VisionConfig
 from experiments.vision.data import Images
+from experiments.vision.datasets.cifar10 import CIFAR10
 from experiments.vision.train import VisionTraining
 from tests.conftest import CLOCK
 
@@ -52,18 +55,20 @@ class Storage:
 
 def training(compile: str, *overrides: str, device: str = "cpu") -> VisionTraining:
     """A run on noise."""
-    cfg = config.compose_domain("vision", VisionConfig, [*SETTINGS, *overrides])
+    cfg = compose_domain("vision", VisionConfig, [*SETTINGS, *overrides])
     generator = torch.Generator().manual_seed(0)
     sets = [
         Images(
             torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator),
             torch.randint(0, 10, (count,), generator=generator),
+            CIFAR10.mean,
+            CIFAR10.std,
         )
         for count in (cfg.budget.train_images, cfg.budget.test_images)
     ]
     torch.set_num_threads(1)
-    runtime = config.Runtime(device, cfg.precision, compile, 1)
-    return VisionTraining(cfg, runtime, config.build_method(cfg), *sets)
+    with patch.object(data, "load", return_value=sets):
+        return VisionTraining(cfg, Runtime(device, cfg.precision, compile, 1), build_method(cfg))
 
 
 def trained(one: VisionTraining, storage: Storage) -> list[dict[str, Any]]:

@@ -6,28 +6,35 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from experiments.common.config import compose_domain, digest, resolve_runtime
-from experiments.vision import estimate
+from experiments.common import schema
+from experiments.common.config import build_method, compose_domain
+from experiments.common.domain import Job, describe
+from experiments.common.runtime import resolve_runtime
 from experiments.vision.config import VisionConfig
-from experiments.vision.train import check, describe
+from experiments.vision.datasets import DATA_SETS
+from experiments.vision.domain import VISION
 
 
 def composed(*overrides: str) -> DictConfig:
     return compose_domain("vision", VisionConfig, [*overrides, "outputs_dir=outputs"])
 
 
+def job_of(cfg: DictConfig) -> Job:
+    return describe(VISION, cfg, resolve_runtime(cfg), build_method(cfg), None)
+
+
 def directories(*overrides: str) -> tuple[Path, Path]:
-    cfg = composed(*overrides)
-    job = describe(cfg, resolve_runtime(cfg))
+    job = job_of(composed(*overrides))
     return job.run_dir, job.phase_dir
 
 
 @pytest.mark.parametrize("benchmark", ["warm_start", "continual"])
 def test_paper_scale_is_the_papers_protocol(benchmark: str) -> None:
     cfg = composed(f"benchmark={benchmark}", "scale=paper", "method=shrink_perturb")
-    check(cfg)
+    schema.check(VisionConfig, cfg)
+    VISION.check(cfg)
     budget = cfg.budget
-    assert (budget.train_images, budget.test_images, budget.width, budget.batch_size) == (50_000, 10_000, 64, 256)
+    assert (*DATA_SETS["cifar10"].used(budget), budget.width, budget.batch_size) == (50_000, 10_000, 64, 256)
     assert budget.epochs == ([1000, 100] if benchmark == "warm_start" else [100] * 10)
     assert budget.test_every == ([50, 1] if benchmark == "warm_start" else [1] * 10)
     shares = [0.1, 1.0] if benchmark == "warm_start" else [i / 10 for i in range(1, 11)]
@@ -51,7 +58,7 @@ def test_what_changes_no_number_is_the_same_run(same: str) -> None:
         ("method=none", True), ("method.steps=20", True), ("optimizer_at_boundary=keep", True),
         ("model.scope.exclude=[head]", True), ("budget.epochs=[60,11]", True), ("seed=1", False),
         ("budget.epochs=[61,10]", False), ("precision=bf16", False), ("optimizer.learning_rate=1e-4", False),
-        ("budget.width=9", False), ("threads=1", False),
+        ("budget.width=9", False), ("threads=1", False), ("benchmark.order=classes", False),
     ],
 )  # fmt: skip
 def test_what_changes_a_number_is_another_run(other: str, shares_phase_0: bool) -> None:
@@ -65,17 +72,15 @@ def test_scale_is_only_a_name() -> None:
     numbers: Any = composed().budget
     overrides = [f"budget.{key}={value}".replace(" ", "") for key, value in numbers.items()]
     paper, laptop = (composed(f"scale={scale}", *overrides) for scale in ("paper", "laptop"))
-    one, two = (describe(cfg, resolve_runtime(cfg)) for cfg in (paper, laptop))
-    assert digest(one.identity) == digest(two.identity)
+    one, two = job_of(paper), job_of(laptop)
+    assert one.identity == two.identity
     assert one.phase_dir == two.phase_dir
-    assert one.run_dir.parent.name == "warm_start-paper"
+    assert one.run_dir.parent.name == "warm_start-cifar10-resnet18-paper"
 
 
-def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = 1000 * 5000 + 100 * 50_000 + 120 * 10_000 / 3
-    assert estimate.work(composed("scale=paper")) == pytest.approx(expected)
-    monkeypatch.setattr(estimate, "SECONDS", 0.0)
-    cfg = composed("scale=smoke")
-    text = estimate.describe_cost(cfg, resolve_runtime(cfg))
-    assert "estimated: 0.0 hours here (0.0 million images at " in text
-    assert "170 MB of data" in text
+def test_a_method_that_acts_in_phase_0_has_its_own() -> None:
+    words = ("method=l2_init", "method.coefficient=0.01")
+    assert directories(*words)[1] == directories()[1]  # the warm start: from phase 1 on
+    acting = [directories("benchmark=continual", *words, f"method.first_phase={phase}")[1] for phase in (0, 1)]
+    assert directories("benchmark=continual", *words)[1] == acting[0] != acting[1]
+    assert acting[1] == directories("benchmark=continual")[1]

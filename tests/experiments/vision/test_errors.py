@@ -35,17 +35,22 @@ CASES = {
     "precision=BF16": "precision=BF16 is unknown; valid: fp32, tf32, bf16",
     "optimizer_at_boundary=RESET": "optimizer_at_boundary=RESET is unknown; valid: keep, reset",
     "compile=maybe": "compile=maybe is unknown; valid: auto, true, false",
-    "benchmark.fractions=[0.1,2.0]": "must rise within (0, 1]",
+    "benchmark.fractions=[0.1,2.0]": "benchmark.fractions=[0.1, 2.0] must lie in (0, 1]",
     "optimizer.clip_norm=-1": "optimizer.clip_norm=-1.0 must be positive",
     "optimizer.learning_rate=-1": "optimizer.learning_rate=-1.0 must be positive",
     "optimizer.warmup_fraction=5": "optimizer.warmup_fraction=5.0 must lie in [0, 1]",
     "model.scope.include=[]": "include is empty",
     "optimizer_at_boundary=drop": "valid: keep, reset",
+    "budget.train_images=50001": "budget.train_images=50001 is more than the 50000 that cifar10 has",
+    "budget.width=5000": "budget.width=5000 must lie in [1, 4096]",
+    "benchmark.order=size": "benchmark.order=size is unknown; valid: images, classes",
     "wandb.mode=on": "wandb.mode=on is unknown; valid: auto, online, offline, disabled",
-    "budget.epochs=[5]": "must be 2 positive numbers, one for each phase",
-    "budget.batch_size=0": "budget.batch_size=0 must lie in",
+    "budget.epochs=[5]": "budget.epochs=[5] must be 2 numbers, one a phase",
+    "budget.batch_size=0": "budget.batch_size=0 must be at least 1",
     "benchmark.fractions=[0.5,0.1]": "must rise within (0, 1]",
-    "benchmark.dataset=mnist": "benchmark.dataset=mnist is unknown; valid: cifar10",
+    "data=mnist": "Could not find 'data/mnist' Available options in 'data': cifar10",
+    "data.name=mnist": "data.name=mnist is unknown; valid: cifar10",
+    "model.name=vgg": "model.name=vgg is unknown; valid: resnet18",
     "until=phase9": "until=phase9 is unknown; valid: end, phase0",
 }
 
@@ -147,7 +152,7 @@ def test_full_disk_during_training_is_said_as_such(vision: Vision, tmp_path: Pat
         (small / "ballast").write_bytes(b"x" * 900_000)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("shutil.disk_usage", lambda path: shutil.disk_usage(tmp_path))
-            patch.setattr("experiments.common.job.check_disk", lambda job, experiment: None)
+            patch.setattr("experiments.common.run.check_disk", lambda job, experiment: None)
             status, printed = vision(f"outputs_dir={small}", "budget.width=16")
         assert status == 1
         assert "No space left on device" in printed or "cannot write a checkpoint" in printed

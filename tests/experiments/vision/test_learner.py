@@ -12,7 +12,10 @@ from experiments.common.progress import Progress
 from tests.experiments.vision.conftest import Storage, trained, training
 from tests.tape import WAITS, Tape, launches
 
-METHODS = [name for name in fire.METHODS if name != "plasticity_injection"]
+L2_INIT = ("method=l2_init", "method.coefficient=0.01")
+REDO = ("method=redo", "method.tau=0.5", "method.period=3")
+OTHERS = [(f"method={name}",) for name in fire.METHODS if name not in ("plasticity_injection", "l2_init", "redo")]
+METHODS = [*OTHERS, L2_INIT, REDO, (*L2_INIT, "method.first_phase=0"), (*REDO, "method.first_phase=0")]
 # Both may only fall.
 LAUNCHES_PER_STEP = 2  # besides the graph: copying the indices and filling in the learning rate
 LAUNCHES_IN_GRAPH = 231  # of a step that is not compiled, on the CPU
@@ -29,10 +32,13 @@ def equal(one: Any, other: Any) -> bool:
     return one == other
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_captured_run_equals_eager_to_the_bit(method: str, taped: list[Tape], uncompiled: None) -> None:
-    eager, captured = training("false", f"method={method}"), training("graphs", f"method={method}")
-    assert trained(captured, Storage()) == trained(eager, Storage())
+@pytest.mark.parametrize("method", METHODS, ids=" ".join)
+def test_captured_run_equals_eager_to_the_bit(method: tuple[str, ...], taped: list[Tape], uncompiled: None) -> None:
+    eager, captured = training("false", *method), training("graphs", *method)
+    rows = trained(captured, Storage())
+    assert rows == trained(eager, Storage())
+    if method[0] == "method=redo":
+        assert sum(row.get("method/units_reset", 0) for row in rows) > 0
     assert len(taped) == 6  # for each of two phases a whole and a smaller batch, and two sizes of test batches
     one, other = eager.state_dict(), captured.state_dict()
     for group in other["optimizer"]["param_groups"]:
@@ -42,8 +48,11 @@ def test_captured_run_equals_eager_to_the_bit(method: str, taped: list[Tape], un
 
 # After the first step, after the first epoch, and in the middle of an epoch of phase 1.
 @pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (3, "bf16"), (8, "fp32")])
-def test_captured_run_goes_on_in_the_middle(stop_at: int, precision: str, taped: list[Tape], uncompiled: None) -> None:
-    settings = ("optimizer_at_boundary=keep", f"precision={precision}")
+@pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), REDO], ids=" ".join)
+def test_captured_run_resumes_in_the_middle(
+    stop_at: int, precision: str, method: tuple[str, ...], taped: list[Tape], uncompiled: None
+) -> None:
+    settings = ("optimizer_at_boundary=keep", f"precision={precision}", *method)
     whole = trained(training("false", *settings), Storage())
     first, second = Storage(stop_at), Storage()
     with pytest.raises(Interrupted):
@@ -54,7 +63,7 @@ def test_captured_run_goes_on_in_the_middle(stop_at: int, precision: str, taped:
     assert first.numbers() + trained(rest, second) == whole
 
 
-def test_checkpoint_of_another_way_to_execute_can_be_gone_on_with(taped: list[Tape], uncompiled: None) -> None:
+def test_checkpoint_of_another_way_to_execute_can_be_resumed(taped: list[Tape], uncompiled: None) -> None:
     """One from when compile=graphs still had an eager optimiser says capturable=False and has a number as rate."""
     whole = trained(training("false"), Storage())
     first = Storage(4)
@@ -101,10 +110,11 @@ def test_a_replayed_step_launches_little_and_an_epoch_waits_for_nothing(
     one.learner.totals["steps"].fill_(4)
     replays.clear()
     with Progress("epoch", 200, 0, "images", shown=False) as progress:
-        counted = launches(lambda: one.train_epoch(storage, 200, 2, progress))  # type: ignore[arg-type]
+        images = torch.arange(200)
+        counted = launches(lambda: one.train_epoch(storage, images, 2, progress))  # type: ignore[arg-type]
     assert len(replays) == 4
     assert not WAITS & counted.keys()
-    assert sum(counted.values()) <= 4 * LAUNCHES_PER_STEP + 6  # once an epoch: order, sums to read and to clear
+    assert sum(counted.values()) <= 4 * LAUNCHES_PER_STEP + 7  # once an epoch: order, images, sums
 
 
 @pytest.mark.slow
@@ -124,3 +134,26 @@ def test_compiled_objective_is_one_graph_and_agrees_with_eager(monkeypatch: pyte
     losses = [[row["train/loss"] for row in rows if "train/loss" in row] for rows in (compiled, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # fused operations round differently
     assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_compiled_network_is_measured_by_hooks_that_came_later() -> None:
+    """ReDo begins in phase 1, when the network has been compiled without its hooks."""
+    compiled, eager = (trained(training(compile, *REDO), Storage()) for compile in ("true", "false"))
+    reset = [[row["method/units_reset"] for row in rows if "method/units_reset" in row] for rows in (compiled, eager)]
+    assert reset[0] == reset[1]
+    assert sum(reset[0]) > 0
+    torch.compiler.reset()
+
+
+def test_l2_init_keeps_the_weights_near_their_initial_values() -> None:
+    runs = [training("false", *L2_INIT[:1], f"method.coefficient={c}", "method.first_phase=0") for c in (0, 10)]
+    far, near = (
+        sum(float((p.cpu() - run.initial[name]).square().sum()) for name, p in run.model.named_parameters())
+        for run in runs
+        if trained(run, Storage())
+    )
+    assert near < 0.2 * far
+    plain = trained(training("false", "method=none"), Storage())
+    without = trained(training("false", *L2_INIT[:1], "method.coefficient=0", "method.first_phase=0"), Storage())
+    assert [row.get("train/loss") for row in without] == [row.get("train/loss") for row in plain]

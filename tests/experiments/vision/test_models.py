@@ -8,7 +8,7 @@ from experiments.vision.models import build
 
 
 def test_same_function_as_torchvisions_resnet18() -> None:
-    ours = build("resnet18", 64, 10, seed=0)
+    ours = build("resnet18", 10, (3, 32, 32), 64, seed=0)
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     theirs.maxpool = nn.Identity()
@@ -23,9 +23,11 @@ def test_same_function_as_torchvisions_resnet18() -> None:
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    one = build("resnet18", 4, 10, seed=0).state_dict()
+    one = build("resnet18", 10, (3, 32, 32), 4, seed=0).state_dict()
     state = torch.get_rng_state()
-    again = build("resnet18", 4, 10, seed=0).state_dict()
+    again = build("resnet18", 10, (3, 32, 32), 4, seed=0).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["stem.0.weight"], build("resnet18", 4, 10, seed=1).state_dict()["stem.0.weight"])
+    assert not torch.equal(
+        one["stem.0.weight"], build("resnet18", 10, (3, 32, 32), 4, seed=1).state_dict()["stem.0.weight"]
+    )

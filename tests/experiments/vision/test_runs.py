@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from experiments.common import checkpoint
 from experiments.common.seeding import generator
 from experiments.vision import data
+from experiments.vision.datasets.cifar10 import CIFAR10
 from experiments.vision.models import build
 from fire import metrics as fire_metrics
 from tests.conftest import numbers, run_dirs
@@ -44,7 +45,8 @@ def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path
     assert fire["reset/dfi_before"] == pytest.approx(none["reset/dfi_after"])
     assert none["plasticity/dfi"] == pytest.approx(rows["none-s0"][2]["plasticity/dfi"])
     # A full reset returns to the network the run began with.
-    assert rows["full_reset-s0"][3]["plasticity/dfi"] == fire_metrics.isometry(build("resnet18", 4, 10, 0))["dfi"]
+    initial = fire_metrics.isometry(build("resnet18", 10, (3, 32, 32), 4, 0))
+    assert rows["full_reset-s0"][3]["plasticity/dfi"] == initial["dfi"]
 
     times = {d: (d / "metrics.jsonl").stat().st_mtime_ns for d in directories}
     (directories[3] / "done").unlink()
@@ -168,7 +170,7 @@ def test_what_changed_around_a_run_is_recorded(vision: Vision, tmp_path: Path) -
 def test_run_directory_describes_itself(vision: Vision, tmp_path: Path) -> None:
     vision("seed=3")
     (directory,) = run_dirs(tmp_path / "outputs")
-    assert directory.parent.name == "warm_start-smoke"
+    assert directory.parent.name == "warm_start-cifar10-resnet18-smoke"
     assert directory.name.startswith("fire-s3-")
     info = json.loads((directory / "run.json").read_text())
     assert info["identity"].startswith(directory.name[-8:])
@@ -186,7 +188,9 @@ def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
     _, printed = vision("method=none")
     first = printed.strip().splitlines()[0]
     assert "scale=smoke" in first
-    assert "python -m experiments.vision benchmark=warm_start method=none scale=paper" in first
+    assert (
+        "python -m experiments.vision benchmark=warm_start data=cifar10 model=resnet18 method=none scale=paper" in first
+    )
 
 
 @pytest.mark.slow
@@ -209,10 +213,11 @@ def test_sharpness_is_measured_and_changes_nothing_else(vision: Vision, data_dir
 
     # ARPACK finds the same eigenvalue for the network that phase 0 left, on the images the run says it looks at.
     (path,) = (tmp_path / "outputs/phases").rglob("checkpoint-*.pt")
-    model = build("resnet18", 4, 10, 0)
+    model = build("resnet18", 10, (3, 32, 32), 4, 0)
     model.load_state_dict(torch.load(path, weights_only=True)["state"]["model"])
-    train, _ = data.load("cifar10", data_dir, 640, 200, 0)
-    batches = train.batches(torch.randperm(640, generator=generator(0, "sharpness", 1))[:96], 64, 0, False)
+    train, _ = data.load(CIFAR10, data_dir, 640, 200, 0)
+    chosen = torch.randperm(640, generator=generator(0, "sharpness", 1))[:96]
+    batches = [train.batch(part) for part in chosen.split(64)]
     model.train()
     loss = sum(torch.nn.functional.cross_entropy(model(x), y, reduction="sum") / 96 for x, y in batches)
     parameters = list(model.parameters())

@@ -19,11 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import Interrupted, UserError
+from experiments.common.sweep_job import OUTCOME
 
 logger = logging.getLogger("fire")
 
-# The file in which a job leaves its outcome. Where the variable is set, the job is one of several.
-OUTCOME = "FIRE_OUTCOME"
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -192,23 +191,3 @@ def _clean_up(job: Running) -> None:
 def _kill(job: Running) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a group of its own
-
-
-def is_job() -> bool:
-    """Whether this process is one of `run_parallel`'s."""
-    return OUTCOME in os.environ
-
-
-def stop_with_parent() -> None:
-    """End this job as by SIGTERM when the process of its sweep dies."""
-
-    def watch() -> None:
-        os.read(0, 1)  # returns when the other end is closed; sys.stdin would be locked at the interpreter's end
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def leave_outcome(outcome: dict[str, Any]) -> None:
-    """Tell the sweep how this job ended."""
-    Path(os.environ[OUTCOME]).write_text(json.dumps(outcome))

@@ -1,0 +1,49 @@
+"""Which modules of a model the methods concern."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fire.matrices import check_patterns, matches, unwrap, weight_matrices
+from fire.units import Units, unit_layers
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which modules of a model the methods concern, as glob patterns over module names.
+
+    Attributes:
+        include, exclude: what `fire` projects; None includes every weight matrix.
+        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights altogether (DQN's
+            linear layers).
+        fused: pattern -> row sizes of weights that stack several matrices.
+        inject: modules that plasticity injection puts a second head beside.
+        units: pattern of activations -> the layers around them, for methods that reset units, e.g.
+            {"blocks.*.relu1": {"incoming": "blocks.*.conv1", "norm": "blocks.*.bn1", "outgoing": ["blocks.*.conv2"]}}.
+    """
+
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    reset: Sequence[str] = ()
+    inject: Sequence[str] = ()
+    fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    units: Mapping[str, Units | Mapping[str, Any]] = field(default_factory=dict)
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it."""
+        weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
+        modules = unwrap(model).named_modules(remove_duplicate=False)
+        with_state = [name for name, module in modules if [*module.parameters(False), *module.buffers(False)]]
+        check_patterns("reset", self.reset, with_state)
+        children = [name for name, _ in unwrap(model).named_modules() if name]
+        for pattern in self.inject:
+            if not any(fnmatchcase(name, pattern) for name in children):
+                raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {', '.join(children)}")
+        unit_layers(model, self.units)
+
+    def resets(self, names: Iterable[str]) -> bool:
+        """Whether `reset` covers a module that a tensor belongs to, by any of the tensor's names."""
+        return bool(self.reset) and any(matches(name.rpartition(".")[0], self.reset) for name in names)

@@ -1,0 +1,372 @@
+"""Methods that act while a network trains: against plain formulas, captured, compiled, and across checkpoints."""
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fire
+from tests.fire.test_methods import initial_of, perturbed
+from tests.tape import Tape, launches
+
+PAIR = {"activation": {"incoming": "first", "outgoing": ["second"]}}
+
+
+class MLP(nn.Module):
+    """One hidden layer of 6 units, on (batch, 5) or tokens (batch, tokens, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.activation, self.second = nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.activation(self.first(x)))
+
+
+class ConvNet(nn.Module):
+    """Two convolutions with batch norm; a Linear reads the second's 6 channels of 2 x 2 each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+        self.conv2, self.bn2, self.relu2 = nn.Conv2d(4, 6, 3, stride=2, bias=False), nn.BatchNorm2d(6), nn.ReLU()
+        self.flatten, self.head = nn.Flatten(), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.relu1(self.bn1(self.conv1(x)))
+        return self.head(self.flatten(self.relu2(self.bn2(self.conv2(hidden)))))
+
+
+CONVS = {
+    "relu1": fire.Units(incoming="conv1", norm="bn1", outgoing=["conv2"]),
+    "relu2": {"incoming": "conv2", "norm": "bn2", "outgoing": ["head"]},
+}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict, tuple[int, ...]]] = {
+    "mlp": (MLP, PAIR, (16, 5)),
+    "tokens": (MLP, PAIR, (4, 7, 5)),
+    "conv": (ConvNet, CONVS, (8, 2, 5, 5)),
+}
+
+
+def network(kind: str) -> tuple[nn.Module, dict[str, Tensor], fire.Scope, Tensor]:
+    """A network away from its initial weights, those, its scope and a batch; in float64."""
+    make, units, shape = NETWORKS[kind]
+    torch.manual_seed(0)
+    model = make().double()
+    initial = initial_of(model)
+    return perturbed(model), initial, fire.Scope(units=units), torch.randn(shape, dtype=torch.float64)
+
+
+def trained(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step of the optimiser."""
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_l2_init_is_the_plain_formula(kind: str) -> None:
+    model, initial, scope, _ = network(kind)
+    during = fire.build("l2_init", coefficient=0.3).during(model, initial, scope)
+    plain = 0.15 * sum((p - initial[name]).square().sum() for name, p in model.named_parameters())
+    expected = torch.autograd.grad(plain, list(model.parameters()))
+    penalty = during.penalty()
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(plain.item(), rel=1e-12)
+    assert during.metrics() == {"method/penalty": pytest.approx(plain.item(), rel=1e-12)}
+    for gradient, right in zip(torch.autograd.grad(2 * penalty, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(gradient, 2 * right, rtol=1e-12, atol=0)
+    parameter = next(model.parameters())  # its Hessian is the coefficient times I
+    (slope,) = torch.autograd.grad(during.penalty(), [parameter], create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), [parameter])
+    torch.testing.assert_close(curvature, torch.full_like(parameter, 0.3))
+
+
+def test_l2_init_counts_tied_weights_once_and_frozen_ones_never() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False))
+    model[1].weight = model[0].weight
+    initial = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    during = fire.L2Init(2.0).during(nn.Sequential(model)[0], initial, fire.Scope())
+    parameters = (model[0].weight, model[0].bias, model[1].bias)
+    assert float(during.penalty()) == pytest.approx(float(sum(p.square().sum() for p in parameters)), rel=1e-6)
+
+
+def test_l2_init_takes_few_operations() -> None:
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(20)))
+    during = fire.L2Init(0.1).during(model, initial_of(perturbed(copy.deepcopy(model))), fire.Scope())
+    counted = launches(lambda: torch.autograd.grad(during.penalty(), list(model.parameters())))
+    assert sum(count for name, count in counted.items() if "foreach" in name) == 4, counted
+    assert sum(counted.values()) < 20  # of 40 parameters
+
+
+def test_l2_init_captured() -> None:
+    """The captured penalty and its gradient are of the weights at the replay."""
+    model, initial, scope, _ = network("mlp")
+    during = fire.L2Init(0.3).during(model, initial, scope)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    with Tape() as tape:
+        during.penalty().backward()
+    perturbed(model)
+    for p in model.parameters():
+        p.grad.zero_()
+    tape.replay()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, 0.3 * (p.detach() - initial[name]))
+
+
+def test_compiled() -> None:
+    """Hooks and penalty in compiled code do what they do outside of it."""
+    model, initial, scope, x = network("mlp")
+    plain = copy.deepcopy(model)
+    redo, plain_redo = (fire.ReDo().during(m, initial, scope) for m in (model, plain))
+    l2, plain_l2 = (fire.L2Init(0.3).during(m, initial, scope) for m in (model, plain))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    loss = torch.compile(lambda x: model(x).square().mean() + l2.penalty(), backend="aot_eager", fullgraph=True)
+    for batch in (x, 2 * x):
+        compiled(batch).sum()
+        plain(batch)
+        torch.testing.assert_close(redo.measured()[0], plain_redo.measured()[0])
+        model.zero_grad()
+        plain.zero_grad()
+        loss(batch).backward()
+        (plain(batch).square().mean() + plain_l2.penalty()).backward()
+        for p, right in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, right.grad)
+    assert fire.ReDo().during(compiled, initial, scope).measured()[0].shape == (6,)
+
+
+def slow_redo(
+    model: nn.Module, initial: dict[str, Tensor], units: dict, outputs: dict[str, Tensor], tau: float, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What ReDo leaves of a network's state, unit by unit, and, for each tensor, which entries it has written."""
+    state = initial_of(model)
+    written = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.items()}
+    generator = torch.Generator().manual_seed(seed)
+    for name, around in units.items():
+        around = vars(around) if isinstance(around, fire.Units) else around
+        output = outputs[name].movedim(-1 if isinstance(model, MLP) else 1, 0)
+        scores = [float(unit.abs().mean()) for unit in output]
+        dormant = [i for i, score in enumerate(scores) if score <= tau * sum(scores) / len(scores)]
+        for key in [key for key in state if key.startswith(f"{around['incoming']}.")]:
+            entries = initial[key].flatten()
+            places = torch.randint(len(entries), (len(dormant), *state[key].shape[1:]), generator=generator)
+            for i, place in zip(dormant, places, strict=True):
+                state[key][i] = entries[place]
+                written[key][i] = True
+        norm = around.get("norm")
+        for key in [key for key in state if norm and key.startswith(f"{norm}.") and state[key].ndim]:
+            for i in dormant:
+                state[key][i], written[key][i] = initial[key][i], True
+        for reader in around["outgoing"]:
+            key = f"{reader}.weight"
+            columns = state[key].shape[1] // len(scores)
+            for i in dormant:
+                state[key][:, i * columns : (i + 1) * columns] = 0
+                written[key][:, i * columns : (i + 1) * columns] = True
+    return state, written
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_redo_is_the_plain_algorithm(kind: str) -> None:
+    model, initial, scope, x = network(kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, amsgrad=True)
+    during = fire.build("redo", tau=0.8, period=2).during(model, initial, scope, seed=5)
+    pointers = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    trained(model, x, optimizer)
+    assert not during.is_due()
+    before = initial_of(model)
+    during.after_step(optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert during.metrics() == {"method/units_reset": 0}
+
+    with fire.metrics.record_activations(model) as recorded:
+        trained(model, x, optimizer)
+        outputs = {activation.name: activation.values.clone() for activation in recorded}
+    model.eval()(3 * x)
+    with torch.no_grad():
+        model.train()(3 * x)  # neither an evaluation nor a pass without gradients counts
+    assert during.is_due()
+    expected, written = slow_redo(model, initial, scope.units, outputs, 0.8, seed=5)
+    moments = copy.deepcopy(optimizer.state_dict()["state"])
+    during.after_step(optimizer)
+
+    count = sum(int(w[:, 0].sum()) if w.ndim == 2 else 0 for w in (written[n] for n in written if "first.weight" in n))
+    count += sum(int(written[n].flatten(1)[:, 0].sum()) for n in written if "conv" in n and n.endswith("weight"))
+    resets = during.metrics()["method/units_reset"]
+    assert resets > 0
+    assert kind == "conv" or resets == count
+    assert during.metrics() == {"method/units_reset": 0}
+    for name, tensor in model.state_dict().items():
+        assert tensor.data_ptr() == pointers[name]
+        assert torch.equal(tensor, expected[name]), name
+    for number, (name, p) in enumerate(model.named_parameters()):
+        assert 0 < int(written[name].sum()) < written[name].numel() or name in ("second.bias", "head.bias"), name
+        for key in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            kept = torch.where(written[name], 0.0, moments[number][key])
+            assert torch.equal(optimizer.state[p][key], kept), (name, key)
+        assert float(optimizer.state[p]["step"]) == 2
+
+
+def test_redo_keeps_the_output_where_the_units_are_silent() -> None:
+    model, initial, scope, x = network("mlp")
+    with torch.no_grad():
+        model.first.bias[2] = -1e3
+    during = fire.ReDo(tau=0.0, period=1).during(model, initial, scope)
+    before = model(x)
+    during.after_step()
+    assert during.metrics() == {"method/units_reset": 1}
+    torch.testing.assert_close(model(x), before)
+    assert (model.first(x) > 0)[:, 2].any()
+
+
+def test_redo_continues_from_a_checkpoint() -> None:
+    model, initial, scope, x = network("conv")
+    optimizer = torch.optim.Adam(model.parameters())
+    method = fire.ReDo(tau=0.8, period=2)
+    during = method.during(model, initial, scope, seed=1)
+    for _ in range(3):
+        trained(model, x, optimizer)
+        during.after_step(optimizer)
+    stored = io.BytesIO()
+    torch.save((model.state_dict(), optimizer.state_dict(), during.state_dict()), stored)
+    other = ConvNet().double()
+    its_optimizer = torch.optim.Adam(other.parameters())
+    resumed = method.during(other, initial, scope, seed=2)
+    stored.seek(0)
+    for part, state in zip((other, its_optimizer, resumed), torch.load(stored, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    for network_, optimizer_, during_ in ((model, optimizer, during), (other, its_optimizer, resumed)):
+        trained(network_, x, optimizer_)
+        assert during_.is_due()
+        during_.after_step(optimizer_)
+    assert during.metrics() == resumed.metrics() != {"method/units_reset": 0}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_redo_uses_what_a_captured_forward_pass_measured() -> None:
+    model, initial, scope, x = network("mlp")
+    during = fire.ReDo(tau=0.0, period=1).during(model, initial, scope)
+    with Tape() as tape:
+        model(x).square().mean().backward()
+    assert not during.measured()[0].eq(0).any()
+    with torch.no_grad():
+        model.first.weight[4], model.first.bias[4] = 0, -1
+    tape.replay()
+    assert during.measured()[0].eq(0).nonzero().flatten().tolist() == [4]
+    during.after_step()
+    assert during.metrics() == {"method/units_reset": 1}
+    assert not model.second.weight[:, 4].any()
+    assert model.second.weight[:, :4].all()
+    assert torch.isin(model.first.weight[4], initial["first.weight"]).all()
+
+
+def test_hooks_are_removed_and_other_methods_do_nothing() -> None:
+    model, initial, scope, x = network("mlp")
+    during = fire.ReDo().during(model, initial, scope)
+    during.close()
+    model(x)
+    assert not during.measured()[0].any()
+    for method in (fire.NoReset(), fire.Fire()):
+        during = method.during(model, initial, scope)
+        during.after_step()
+        assert (during.penalty(), during.metrics(), list(during.measured())) == (None, {}, [])
+        assert not during.is_due()
+        assert not method.acts_in(1)
+    report = fire.ReDo().reset(model, initial, scope)  # at a boundary
+    assert (report.touched, report.sfe) == (0, 0)
+
+
+def test_phases_and_settings() -> None:
+    assert [fire.L2Init(0.1).acts_in(phase) for phase in range(3)] == [False, True, True]
+    assert [fire.ReDo(first_phase=0).acts_in(phase) for phase in range(2)] == [True, True]
+    for name, settings, message in (
+        ("l2_init", {"coefficient": -1.0}, "coefficient must be at least 0"),
+        ("l2_init", {"coefficient": 1.0, "first_phase": -1}, "first_phase must be a whole number"),
+        ("redo", {"tau": -0.1}, "tau must be at least 0"),
+        ("redo", {"period": 0}, "period must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fire.build(name, **settings)
+    with pytest.raises(TypeError, match="coefficient"):
+        fire.build("l2_init")
+    model, _, scope, _ = network("mlp")
+    with pytest.raises(ValueError, match="names no units"):
+        fire.ReDo().check(model, fire.Scope())
+    for method in (fire.ReDo(), fire.L2Init(0.1)):
+        with pytest.raises(ValueError, match="not of this model"):
+            method.during(model, {}, scope)
+        with pytest.raises(ValueError, match="the model's own tensors"):
+            method.during(model, model.state_dict(), scope)
+
+
+class Blocks(nn.Module):
+    """Two residual blocks of the usual kind, a shared activation, and layers that no unit can be of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(ConvNet() for _ in range(2))
+        self.shared = self.blocks[0].relu1
+        self.grouped = nn.Conv2d(4, 6, 3, groups=2)
+        self.weighted = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+def test_units_of_blocks() -> None:
+    units = {
+        f"blocks.*.relu{i}": {
+            "incoming": f"blocks.*.conv{i}",
+            "norm": f"blocks.*.bn{i}",
+            "outgoing": [f"blocks.*.{reader}"],
+        }
+        for i, reader in ((1, "conv2"), (2, "head"))
+    }
+    model = Blocks()
+    layers = fire.unit_layers(torch.compile(model), units)
+    found = [(layer.name, layer.size, layer.axis) for layer in layers]
+    assert found == [(f"blocks.{i}.relu{j}", size, 1) for j, size in ((1, 4), (2, 6)) for i in (0, 1)]
+    assert layers[3].outgoing[0] is model.blocks[1].head.weight
+    assert list(layers[1].drawn) == ["blocks.1.conv1.weight", "blocks.1.conv1.bias"]
+    norm = [f"blocks.1.bn2.{key}" for key in ("weight", "bias", "running_mean", "running_var")]
+    assert list(layers[3].restored) == norm
+    with pytest.raises(ValueError, match=r"shared is blocks.0.relu1, which has its units already"):
+        fire.Scope(units={**units, "shared": {"incoming": "grouped", "outgoing": ["weighted"]}}).check(model)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "changes", "message"),
+    [
+        ("relu9", {}, "units pattern 'relu9' matches no module"),
+        (
+            "blocks.*.relu1",
+            {"incoming": "blocks.*.conv9"},
+            "units of blocks.0.relu1: incoming 'blocks.0.conv9' is no module of the model",
+        ),
+        ("blocks.*.relu1", {"norm": "*.*.bn1"}, r"norm '\*.\*.bn1' has more \* than"),
+        ("blocks.0.relu1", {"norm": "blocks.0.bn2"}, r"bn2.weight has shape \(6,\), but blocks.0.conv1 has 4 units"),
+        ("blocks.0.relu1", {"incoming": "blocks.0.bn1"}, "incoming blocks.0.bn1 must be a Linear or Conv"),
+        ("blocks.0.relu1", {"incoming": "weighted"}, "incoming weighted must be a Linear or Conv with a plain weight"),
+        ("blocks.0.relu1", {"outgoing": ["blocks.0.conv1"]}, "reads 2 features, but blocks.0.conv1 has 4 units"),
+        ("blocks.0.relu1", {"outgoing": ["grouped"]}, "outgoing grouped is a grouped convolution"),
+        ("blocks.0.relu1", {"outgoing": "blocks.0.conv2"}, "outgoing must be a list of names"),
+        ("blocks.0.relu1", {"outgoing": []}, "outgoing must be a list of names"),
+        ("blocks.0.relu1", {"reader": "head"}, "need incoming and outgoing, and may have norm"),
+    ],
+)
+def test_units_that_do_not_fit(pattern: str, changes: dict, message: str) -> None:
+    star = "*" if "*" in pattern else "0"
+    around = {"incoming": f"blocks.{star}.conv1", "outgoing": [f"blocks.{star}.conv2"], **changes}
+    with pytest.raises(ValueError, match=message):
+        fire.Scope(units={pattern: around}).check(Blocks())
+
+
+def test_an_activation_of_another_size_is_an_error() -> None:
+    model, initial, _, x = network("mlp")
+    scope = fire.Scope(units={"second": {"incoming": "first", "outgoing": ["second"]}})
+    fire.ReDo().during(model, initial, scope)
+    with pytest.raises(ValueError, match="its output has 3, not 6"):
+        model(x)
