@@ -1,6 +1,6 @@
 """How each domain's results are reported: `experiments.<domain>.domain`.
 
-Until language, atari and humanoid have that module, their values stand here. Then this file goes, and what imports
+Until atari and humanoid have that module, their values stand here. Then this file goes, and what imports
 `results_of` asks `experiments.domains.domain(name).results` instead.
 """
 
@@ -12,19 +12,6 @@ from experiments.domains import domain
 from experiments.humanoid.tasks import normalised
 
 FALLBACK = {
-    "language": Results(
-        metric="val/loss", title="validation loss", step="iteration", steps="iterations", figure="Figure 3",
-        panels={
-            f"{data}-{branch}": f"llm_{branch}"
-            for data in ("wikitext103_openwebtext", "wikitext2_imdb")
-            for branch in ("best", "30k", "60k")
-        },
-        apart={
-            "val/loss_second": ("second corpus alone: new knowledge", "second corpus"),
-            "val/loss_first": ("first corpus alone: retained knowledge", "first corpus"),
-        },
-        before={"train/loss": "training", "val/loss": "validation"},
-    ),
     "atari": Results(
         metric="train/return", title="return of training episodes", step="env_step", steps="agent steps",
         figure="Figure 4(a)",

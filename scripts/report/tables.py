@@ -188,8 +188,8 @@ def paper_finals(result: Result) -> pd.DataFrame:
     panels = [panel, f"{panel}/{view.finals}" if view else None]  # the values of a figure of its own come last
     known = known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
     decimals = result.spec.decimals if result.spec.decimals > 1 else 0
-    text = known.approximate.map({"yes": "~", "no": ""}) + known.final.map(f"{{:.{decimals}f}}".format)
-    return known.assign(text=text)
+    values = zip(known.approximate, known.final, strict=True)
+    return known.assign(text=[f"{'~' if about == 'yes' else ''}{value:.{decimals}f}" for about, value in values])
 
 
 def plain(label: str) -> str:
