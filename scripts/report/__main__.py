@@ -25,9 +25,13 @@ from scripts.report.runs import find_runs
 
 def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     """Write and print the results of the runs below `roots`."""
-    for result in results(domain, find_runs(roots)):
+    runs = find_runs(roots)
+    elsewhere = sorted({str(run.path.parents[2]) for run in runs} - {"outputs"})
+    for result in results(domain, runs):
         result.write(out)
         print(show(result, out))
+        if result.command and elsewhere:  # not in the files, which may be read on another machine
+            print(f"The runs are not in outputs/: to continue them, add outputs_dir={' or '.join(elsewhere)}.")
         print(f"{out / result.title}.csv, .json, .png, .md")
 
 

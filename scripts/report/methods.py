@@ -3,10 +3,7 @@
 import re
 from dataclasses import dataclass
 
-# Okabe and Ito's palette, safe for colour-blind readers. Variants of a method share its colour.
-BLACK, ORANGE, LIGHT_BLUE, PINK, BLUE, RED, GREEN, YELLOW, GREY = (
-    "#000000", "#E69F00", "#56B4E9", "#CC79A7", "#0072B2", "#D55E00", "#009E73", "#F0E442", "#888888",
-)  # fmt: skip
+RED = "#D55E00"  # of FIRE and its variants
 
 
 @dataclass(frozen=True)
@@ -15,7 +12,7 @@ class Shown:
 
     Attributes:
         name: for readers.
-        colour: in every figure.
+        colour: in every figure, of Okabe and Ito's palette, which is safe for colour-blind readers.
         published: its names in results/paper/figures.csv.
     """
 
@@ -25,13 +22,13 @@ class Shown:
 
 
 METHODS = {  # in the order of tables and legends
-    "none": Shown("No reset", BLACK, ("Base",)),
-    "shrink_perturb": Shown("Shrink & perturb", ORANGE, ("S&P",)),
-    "full_reset": Shown("Full reset", LIGHT_BLUE, ("Full", "Reset")),
-    "plasticity_injection": Shown("Plasticity injection", PINK, ("PI",)),
-    "l2_init": Shown("L2 init", YELLOW, ("L2init",)),
-    "redo": Shown("ReDo", GREY, ("ReDo",)),
-    "rescale": Shown("Rescale to FIRE's norm", BLUE),
+    "none": Shown("No reset", "#000000", ("Base",)),
+    "shrink_perturb": Shown("Shrink & perturb", "#E69F00", ("S&P",)),
+    "full_reset": Shown("Full reset", "#56B4E9", ("Full", "Reset")),
+    "plasticity_injection": Shown("Plasticity injection", "#CC79A7", ("PI",)),
+    "l2_init": Shown("L2 init", "#009E73", ("L2init",)),
+    "redo": Shown("ReDo", "#882255", ("ReDo",)),
+    "rescale": Shown("Rescale to FIRE's norm", "#0072B2"),
     "fire_steps5": Shown("FIRE, 5 steps", RED),
     "fire": Shown("FIRE", RED, ("FIRE",)),
     "fire_steps10": Shown("FIRE, 10 steps", RED),
@@ -59,7 +56,7 @@ def name(label: str) -> str:
 
 def colour(label: str) -> str:
     """A method's colour; methods that are not in the table share one."""
-    return METHODS[base(label)].colour if base(label) in METHODS else GREEN
+    return METHODS[base(label)].colour if base(label) in METHODS else "#888888"
 
 
 def order(label: str) -> tuple[int, list[float], str]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.common.domain import Results
 from scripts.report.methods import base
@@ -74,7 +75,7 @@ class Result:
     @property
     def has_all_methods(self) -> bool:
         """Whether every method of the recipe has finished in some seed."""
-        return self.about.missing.keys() <= set(self.finished.method)
+        return len(self.finished) > 0 and self.about.missing.keys() <= set(self.finished.method)
 
     @property
     def compares(self) -> bool:
@@ -185,15 +186,16 @@ def _result(domain: str, recipe: str, difference: list[str], pool: Sequence[Run]
 
 def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> SeedsOf:
     """Which seeds of which methods the recipe lists and have not finished."""
-
-    def listed(key: str) -> list[str]:
-        records = [str(run.recipes[recipe].get(key, "")) for run in pool]
-        return list(dict.fromkeys(word.strip() for record in records for word in record.split(",") if word))
-
+    parser, listed = OverridesParser.create(), {"method": [], "seed": []}
+    for sweep in {json.dumps(run.recipes[recipe]): run.recipes[recipe] for run in pool}.values():
+        for key in listed.keys() & sweep.keys():
+            values = parser.parse_override(f"{key}={sweep[key]}")
+            words = values.sweep_string_iterator() if values.is_sweep_override() else [str(sweep[key])]
+            listed[key] += [word for word in words if word not in listed[key]]
     finished = {(labels[run.path], run.values["seed"]) for run in pool if run.finished}
-    seeds = list(map(int, listed("seed")))
-    missing = {method: [seed for seed in seeds if (method, seed) not in finished] for method in listed("method")}
-    return {method: seeds for method, seeds in missing.items() if seeds}
+    seeds = [int(seed) for seed in listed["seed"]]
+    missing = {method: [seed for seed in seeds if (method, seed) not in finished] for method in listed["method"]}
+    return {method: lacking for method, lacking in missing.items() if lacking}
 
 
 def _tidy(domain: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> pd.DataFrame:

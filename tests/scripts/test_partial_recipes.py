@@ -128,9 +128,10 @@ def test_a_recipe_is_shown_if_it_is_complete_or_compares(vision: Vision, tmp_pat
     vision("experiment=scale_factor", "method=none", "seed=0")  # of another recipe, though it is the same run
     assert shown("another recipe's") == {GROUP: 4}
     for directory in run_dirs(tmp_path / "outputs"):  # a recipe of two methods, of which none is no reset
-        sweep = {"seed": "0", "method": "fire,full_reset"}
+        sweep = {"seed": "range(0,2)", "method": "fire,full_reset"}
         (directory / "recipes" / "mine.json").write_text(json.dumps(sweep))
     assert shown("complete") == {"mine-smoke": 4}
+    assert load(tmp_path / "complete" / "mine-smoke.csv").about.missing == {"fire": [1], "full_reset": [1]}
 
 
 def test_machines_are_not_pooled(vision: Vision, tmp_path: Path) -> None:

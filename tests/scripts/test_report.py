@@ -226,10 +226,10 @@ def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
     }  # fmt: skip
     assert about[factor]["missing"] == {method: [1, 2] for method in four}
     assert about[GROUP]["missing"] == {}
-    command = (
-        "experiment=scale_factor benchmark=warm_start scale=smoke seed=0,1,2 precision=fp32 compile=false threads=1"
-    )
-    assert f"`python -m experiments.vision {command}`" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    command = "python -m experiments.vision experiment=scale_factor benchmark=warm_start scale=smoke seed=0,1,2"
+    assert f"`{command} precision=fp32 compile=false threads=1`" in printed
+    assert printed.count(f"to continue them, add outputs_dir={tmp_path / 'outputs'}.\n") == 2
 
     # What the view of scale_factor measures, against the log.
     result = load(tmp_path / "report" / f"{factor}.csv")
