@@ -47,7 +47,7 @@ def markdown(result: Result) -> str:
         lacks,
         table(by_method(result)),
         f"{result.spec.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
-        "paired by seed: all methods of a seed continue from the same phase 0.",
+        "paired by seed: methods that do not act in phase 0 continue from the same one.",
         table(gaps) if len(gaps) else "",
         "**Methods have different numbers of seeds**: compare by the paired differences." * ("to" in result.seeds),
         f"Settings: {result.settings}." if result.settings else "",

@@ -186,7 +186,8 @@ def _result(domain: str, recipe: str, difference: list[str], pool: Sequence[Run]
 
 def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> SeedsOf:
     """Which seeds of which methods the recipe lists and have not finished."""
-    parser, listed = OverridesParser.create(), {"method": [], "seed": []}
+    listed: dict[str, list[str]] = {"method": [], "seed": []}
+    parser = OverridesParser.create()
     for sweep in {json.dumps(run.recipes[recipe]): run.recipes[recipe] for run in pool}.values():
         for key in listed.keys() & sweep.keys():
             values = parser.parse_override(f"{key}={sweep[key]}")

@@ -265,7 +265,7 @@ def test_what_differs_from_other_runs_of_a_recipe_is_named(vision: Vision, tmp_p
     assert sorted(path.stem for path in (tmp_path / "report").glob("*.csv")) == titles
     other, usual = (load(tmp_path / "report" / f"{title}.csv") for title in titles)
     assert (other.settings, usual.settings) == ("budget.epochs=[2,2]", "budget.epochs=[3,2]")
-    assert "scale=smoke budget.epochs=[2,2] seed=0,1,2" in other.command
+    assert "scale=smoke 'budget.epochs=[2,2]' seed=0,1,2" in other.command
     assert "epochs" not in usual.command
     assert len(file_label(["section.key=" + "value" * 20])) == 9
 
