@@ -54,7 +54,7 @@ def by_method(values: pd.DataFrame, axes: Axes) -> None:
 
 def over_setting(view: View, values: pd.DataFrame, axes: Axes) -> None:
     """Methods over a setting of theirs; those without it are lines across with their intervals, and so is `none`."""
-    ticks = {method: tick for method, tick in view.places if method in values.index}
+    ticks = {method: tick for method, tick in view.places.items() if method in values.index}
     for method in (method for method in values.index if method not in ticks or base(method) == "none"):
         seeds = sample(values, method)
         if len(seeds):

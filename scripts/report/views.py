@@ -1,6 +1,6 @@
 """How a recipe is shown whose point is not the way its curves go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # What is measured right after a reset: key -> words.
 AFTER_RESET = {
@@ -25,27 +25,17 @@ class View:
 
     measured: tuple[str, ...] = ("plasticity/dfi_normalised", "reset/sfe_normalised")
     axis: str = ""
-    places: tuple[tuple[str, str], ...] = ()
+    places: dict[str, str] = field(default_factory=dict)
     figure: str = ""
     finals: str = ""
 
 
+STEPS = {"fire_steps5": "5", "fire": "10", "fire_steps20": "20", "fire_steps30": "30", "fire_steps40": "40"}
+PARTS = {"none": "0", "fire_part25": "0.25", "fire_part50": "0.5", "fire_part75": "0.75", "fire": "1"}
 VIEWS = {
-    "fig5a_cifar10": View(
-        axis="steps",
-        places=(
-            ("fire_steps5", "5"), ("fire", "10"), ("fire_steps20", "20"), ("fire_steps30", "30"),
-            ("fire_steps40", "40"), ("fire_exact", "exact"),
-        ),
-        figure="Figure 5(a)", finals="steps",
-    ),
+    "fig5a_cifar10": View(axis="steps", places=STEPS | {"fire_exact": "exact"}, figure="Figure 5(a)", finals="steps"),
     "fig5b_cifar10": View(("plasticity/sharpness", "reset/dfi_after", "reset/sfe_normalised"), figure="Figure 5(b)"),
     "isometry_exactness": View(finals="steps"),
-    "interpolation": View(
-        axis="interpolation",
-        places=(
-            ("none", "0"), ("fire_part25", "0.25"), ("fire_part50", "0.5"), ("fire_part75", "0.75"), ("fire", "1"),
-        ),
-    ),
+    "interpolation": View(axis="interpolation", places=PARTS),
     "scale_factor": View(),
-}  # fmt: skip
+}
