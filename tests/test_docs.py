@@ -174,7 +174,7 @@ def test_every_metric_is_described(domain: str, request: pytest.FixtureRequest, 
     assert {key for key in logged if "/" in key} <= described
     known = [(REPOSITORY / "experiments").rglob("*.py"), (REPOSITORY / "fire").rglob("*.py")]
     code = "\n".join(path.read_text() for files in known for path in files)
-    assert all(f'"{key}"' in code for key in described if not key.startswith(("train/q", "train/entropy")))
+    assert all(f'"{key}"' in code for key in described)
 
 
 def test_settings_are_those_of_the_schemas() -> None:

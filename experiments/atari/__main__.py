@@ -1,10 +1,9 @@
-"""`python -m experiments.atari method=fire game=asterix`: see the README for what can be set."""
+"""`python -m experiments.atari method=fire game=asterix`: docs/settings.md has all settings."""
 
 import sys
 
-from experiments.atari.config import AtariConfig
-from experiments.atari.train import run
+from experiments.atari.domain import ATARI
 from experiments.common.launch import launch
 
 if __name__ == "__main__":
-    sys.exit(launch("atari", AtariConfig, run))
+    sys.exit(launch(ATARI))

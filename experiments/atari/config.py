@@ -2,17 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from experiments.common.config import BaseConfig, InjectScopeConfig
-
-
-@dataclass
-class ModelConfig:
-    """The Q-network, and what resets touch in it."""
-
-    name: str = MISSING
-    scope: InjectScopeConfig = field(default_factory=InjectScopeConfig)
+from experiments.common.config import BaseConfig, ModelConfig
+from experiments.common.schema import NOTHING, setting
 
 
 @dataclass
@@ -21,37 +12,42 @@ class BudgetConfig:
 
     Attributes:
         steps: of each phase.
-        width: channels of the first convolution; hidden: hidden units.
+        width: channels of the first convolution.
+        hidden: hidden units.
         buffer: transitions in the replay buffer.
         learning_starts: steps before the first update.
         replay_ratio: updates a step, the default of the key of that name.
         target_every: steps between updates of the target network.
-        log_every: steps between rows; they tell of the training episodes that ended since the last.
+        log_every: steps between rows, which report the training episodes that ended since the last.
         eval_every: steps between evaluations; the end of a phase is always evaluated.
         eval_steps: steps of an evaluation; episodes begun in them are played to their end.
-        restart_every: steps between fresh starts of the environments, which truncate their episodes: what a run that
-            goes on from a checkpoint has to play again, at most.
+        restart_every: steps between new starts of the environments, which truncate their episodes: at most what a run
+            that continues from a checkpoint has to play again.
     """
 
-    steps: list[int] = MISSING
-    width: int = MISSING
-    hidden: int = MISSING
-    buffer: int = MISSING
-    learning_starts: int = MISSING
-    replay_ratio: float = MISSING
-    target_every: int = MISSING
-    log_every: int = MISSING
-    eval_every: int = MISSING
-    eval_steps: int = MISSING
-    restart_every: int = MISSING
+    steps: list[int] = setting(low=1, length=2)
+    width: int = setting(low=1, high=1e6)
+    hidden: int = setting(low=1, high=1e6)
+    buffer: int = setting()
+    learning_starts: int = setting()
+    replay_ratio: float = setting(above=0, high=1024)
+    target_every: int = setting(low=1)
+    log_every: int = setting(low=1)
+    eval_every: int = setting(low=1)
+    eval_steps: int = setting(low=1)
+    restart_every: int = setting(low=1)
 
 
 @dataclass
 class OptimizerConfig:
-    """Adam's learning rate and epsilon."""
+    """Adam.
 
-    learning_rate: float = MISSING
-    eps: float = MISSING
+    Attributes:
+        learning_rate, eps: of Adam.
+    """
+
+    learning_rate: float = setting(above=0)
+    eps: float = setting(low=0)
 
 
 @dataclass
@@ -67,21 +63,27 @@ class DqnConfig:
         eval_epsilon: in evaluations.
     """
 
-    environments: int = MISSING
-    batch_size: int = MISSING
-    discount: float = MISSING
-    epsilon: list[float] = MISSING
-    exploration_fraction: float = MISSING
-    eval_epsilon: float = MISSING
+    environments: int = setting(low=1, high=1024)
+    batch_size: int = setting(low=1, high=65_536)
+    discount: float = setting(low=0, high=1)
+    epsilon: list[float] = setting(low=0, high=1, length=2)
+    exploration_fraction: float = setting(low=0, high=1)
+    eval_epsilon: float = setting(low=0, high=1)
 
 
 @dataclass
 class AtariConfig(BaseConfig):
-    """The root."""
+    """The root.
+
+    Attributes:
+        game: any of ALE's 108, by ALE's name or Gymnasium's (beam_rider, BeamRiderNoFrameskip-v4).
+        replay_ratio: updates an agent step.
+        record_video: write an episode of the final policy, `video.mp4` in the run's directory; of a finished run too.
+    """
 
     game: str = "asterix"
-    replay_ratio: float = MISSING
-    record_video: bool = False
+    replay_ratio: float = setting(above=0, high=1024)
+    record_video: bool = setting(False, decides=NOTHING)
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.transfers import Parcel, Reply
-
 WARM_UP = 3  # updates before a capture, so that all workspaces are allocated
 
 
 class UpdateGraphs:
-    """The graphs of a learner, each with a key of its own.
+    """The graphs of a learner, by a key.
 
     A graph reads and writes the memory it was captured with: forget them when parameters, or the optimisers' moments,
     come to lie elsewhere.
@@ -22,13 +20,12 @@ class UpdateGraphs:
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, tuple[Callable[[], None], Any]] = {}
-        self._calls: dict[Hashable, tuple[Parcel, Reply]] = {}
 
     def forget(self) -> None:
         """Capture again when an update, or anything else, is next needed."""
         self._graphs.clear()
 
-    # The update is given anew every time: one that is kept here would keep its learner alive, in a circle.
+    # The update is given every time: one that is kept here would keep its learner alive, in a circle.
     def run(
         self,
         update: Callable[[Sequence[Tensor]], None],
@@ -40,8 +37,8 @@ class UpdateGraphs:
 
         Args:
             update: it, a function of the tensors given that neither waits for the device nor draws random numbers.
-            given: tensors with one first dimension, which tells inputs of different sizes apart.
-            changed: tells what the update changes besides the optimisers' moments; asked for a capture alone.
+            given: tensors with one first dimension; there is a graph for each size of it.
+            changed: what the update changes besides the optimisers' moments; called for a capture alone.
             optimizers: capturable ones, whose steps are part of it.
         """
         size = len(given[0])
@@ -80,25 +77,6 @@ class UpdateGraphs:
         replay()
         return result
 
-    def call(self, function: Callable[[Tensor], Tensor], given: Tensor, device: str) -> Tensor:
-        """A function of one tensor as one graph, with one copy to the device and one back.
-
-        Args:
-            function: the same one for every call of a learner.
-            given: (batch, ...), on the CPU; there is a graph for each shape.
-            device: where the function works.
-
-        Returns:
-            The result on the CPU; waits for it.
-        """
-        key = ("call", *given.shape)
-        if key not in self._calls:
-            self._calls[key] = Parcel({"given": (tuple(given.shape), given.dtype)}, device), Reply()
-        parcel, reply = self._calls[key]
-        parcel.open()["given"][:] = given
-        parcel.send()
-        return reply.fetch(self.play(key, lambda: function(parcel.there["given"]))).clone()
-
 
 def _capture(
     update: Callable[[], None], changed: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer]
@@ -123,7 +101,7 @@ def _capture(
 
 
 def warm_up(update: Callable[[], None]) -> None:
-    """Run the update on a stream of its own, as a capture demands, until all workspaces are allocated."""
+    """Run the update on another stream, as a capture demands, until all workspaces are allocated."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

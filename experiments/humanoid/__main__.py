@@ -1,10 +1,9 @@
-"""`python -m experiments.humanoid method=fire task=h1-walk`: see the README for what can be set."""
+"""`python -m experiments.humanoid method=fire task=h1-walk`: docs/settings.md has all settings."""
 
 import sys
 
 from experiments.common.launch import launch
-from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.train import run
+from experiments.humanoid.domain import HUMANOID
 
 if __name__ == "__main__":
-    sys.exit(launch("humanoid", HumanoidConfig, run))
+    sys.exit(launch(HUMANOID))

@@ -2,24 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from experiments.common.config import BaseConfig, InjectScopeConfig
-
-
-@dataclass
-class ModelConfig:
-    """Actor and critics, and what resets touch in them."""
-
-    name: str = MISSING
-    scope: InjectScopeConfig = field(default_factory=InjectScopeConfig)
+from experiments.common.config import BaseConfig, ModelConfig
+from experiments.common.schema import NOTHING, setting
+from experiments.humanoid.tasks import MAX_STEPS
 
 
 @dataclass
 class EnvConfig:
-    """Where the tasks come from: HumanoidBench's package, the environment of this project, or whichever there is."""
+    """Where the tasks come from.
 
-    backend: str = MISSING
+    Attributes:
+        backend: HumanoidBench's package or this project's environment (native); auto: the package where it can be
+            imported. What it stands for is part of a run's identity, with its version.
+    """
+
+    backend: str = setting(choices=("auto", "native", "humanoid_bench"))
 
 
 @dataclass
@@ -28,36 +25,42 @@ class BudgetConfig:
 
     Attributes:
         steps: of each phase.
-        actor_width, actor_blocks: of the actor; critic_width, critic_blocks: of each critic.
+        actor_width, actor_blocks: of the actor.
+        critic_width, critic_blocks: of each critic.
         batch_size: transitions of an update.
         learning_rate: the default of `optimizer.learning_rate`.
         buffer: transitions in the replay buffer; the last observation of an episode takes the place of one.
         random_actions: actions at random before the first update.
-        log_every: steps between rows; they tell of the training episodes that ended since the last.
+        log_every: steps between rows, which report the training episodes that ended since the last.
         eval_every: steps between evaluations; the end of a phase is always evaluated.
         eval_episodes: of an evaluation.
     """
 
-    steps: list[int] = MISSING
-    actor_width: int = MISSING
-    actor_blocks: int = MISSING
-    critic_width: int = MISSING
-    critic_blocks: int = MISSING
-    batch_size: int = MISSING
-    learning_rate: float = MISSING
-    buffer: int = MISSING
-    random_actions: int = MISSING
-    log_every: int = MISSING
-    eval_every: int = MISSING
-    eval_episodes: int = MISSING
+    steps: list[int] = setting(low=1, length=2)
+    actor_width: int = setting(low=1, high=1e6)
+    actor_blocks: int = setting(low=1, high=1000)
+    critic_width: int = setting(low=1, high=1e6)
+    critic_blocks: int = setting(low=1, high=1000)
+    batch_size: int = setting(low=1, high=1e6)
+    learning_rate: float = setting(above=0)
+    buffer: int = setting(low=2)
+    random_actions: int = setting(low=2)
+    log_every: int = setting(low=1)
+    eval_every: int = setting(low=1)
+    eval_episodes: int = setting(low=1, high=1e6)
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW's learning rate and weight decay; the temperature has no decay."""
+    """AdamW.
 
-    learning_rate: float = MISSING
-    weight_decay: float = MISSING
+    Attributes:
+        learning_rate: of all networks and of the temperature.
+        weight_decay: of the networks.
+    """
+
+    learning_rate: float = setting(above=0)
+    weight_decay: float = setting(low=0)
 
 
 @dataclass
@@ -70,24 +73,29 @@ class SacConfig:
         discount: of future rewards, an action.
         temperature: at first; learned.
         target_entropy: for each dimension of the action.
-        tau: share of the way that the target critics follow in an update.
+        tau: share of the way that the target critics move towards the critics in an update.
     """
 
-    action_repeat: int = MISSING
-    replay_ratio: float = MISSING
-    discount: float = MISSING
-    temperature: float = MISSING
-    target_entropy: float = MISSING
-    tau: float = MISSING
+    action_repeat: int = setting(low=1, high=MAX_STEPS)
+    replay_ratio: float = setting(above=0, high=1024)
+    discount: float = setting(low=0, high=1)
+    temperature: float = setting(above=0)
+    target_entropy: float = setting()
+    tau: float = setting(low=0, high=1)
 
 
 @dataclass
 class HumanoidConfig(BaseConfig):
-    """The root."""
+    """The root.
+
+    Attributes:
+        task: of HumanoidBench: h1-walk, h1-run, h1-stand, h1-balance_simple or h1-crawl.
+        record_video: write an episode of the final policy, `video.mp4` in the run's directory; of a finished run too.
+    """
 
     task: str = "h1-walk"
-    record_video: bool = False
-    env: EnvConfig = field(default_factory=EnvConfig)
+    record_video: bool = setting(False, decides=NOTHING)
+    env: EnvConfig = field(default_factory=EnvConfig, metadata={"decides": NOTHING})
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -20,11 +20,12 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.seeding import derive
 from experiments.humanoid import assets
-from experiments.humanoid.native import MAX_STEPS, H1Env
+from experiments.humanoid.native import H1Env
+from experiments.humanoid.tasks import MAX_STEPS
 
 logger = logging.getLogger("fire")
+STEP_SECONDS = 0.02  # of a step of control
 
-BACKENDS = ("auto", "native", "humanoid_bench")
 UPSTREAM_HINT = (
     "install its pins (uv pip install '.[experiments,humanoid,humanoid-bench]'), then HumanoidBench itself, a clone of "
     "github.com/carlosferrazza/humanoid-bench, with: uv pip install --no-deps -e <the clone>"
@@ -32,7 +33,7 @@ UPSTREAM_HINT = (
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # everything the next step depends on, the solver's first guess included
 # Otherwise it writes a file MUJOCO_LOG.TXT into whatever folder it is run in.
 mujoco.set_mju_user_warning(lambda text: logger.debug("MuJoCo: %s", text))
-FATAL = (  # MuJoCo goes on from a reset state after these
+FATAL = (  # after these MuJoCo continues from a reset state
     mujoco.mjtWarning.mjWARN_BADQPOS,
     mujoco.mjtWarning.mjWARN_BADQVEL,
     mujoco.mjtWarning.mjWARN_BADQACC,
@@ -44,24 +45,19 @@ def resolve_backend(asked: str) -> str:
     """`native` or `humanoid_bench`.
 
     Raises:
-        UserError: not known, or not installed.
+        UserError: not installed.
     """
-    if asked not in BACKENDS:
-        raise UserError(f"env.backend={asked} is unknown; valid: {', '.join(BACKENDS)}")
     if asked == "native":
         return asked
     try:
         importlib.import_module("humanoid_bench")
         return "humanoid_bench"
-    except ImportError as error:
-        if asked == "humanoid_bench":
-            raise UserError(f"env.backend=humanoid_bench cannot be imported ({error}); {UPSTREAM_HINT}") from error
-        if error.name != "humanoid_bench":  # it is there, but something else is wrong
-            logger.info("humanoid_bench cannot be imported (%s): env.backend=native", error)
     except Exception as error:  # other versions of MuJoCo than its own make it fail in many ways
+        problem = f"{'cannot be imported' if isinstance(error, ImportError) else 'fails to import'} ({error})"
         if asked == "humanoid_bench":
-            raise UserError(f"env.backend=humanoid_bench fails to import ({error}); {UPSTREAM_HINT}") from error
-        logger.info("humanoid_bench fails to import (%s): env.backend=native", error)
+            raise UserError(f"env.backend=humanoid_bench {problem}; {UPSTREAM_HINT}") from error
+        if getattr(error, "name", None) != "humanoid_bench":  # it is there, but something is wrong with it
+            logger.info("humanoid_bench %s: env.backend=native", problem)
     return "native"
 
 
@@ -134,7 +130,7 @@ class Player:
         return Outcome(observation, total, bool(terminated), truncated and not terminated, steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs to go on in the middle of an episode."""
+        """All a checkpoint needs to continue in the middle of an episode."""
         env = self.env
         physics = np.empty(mujoco.mj_stateSize(env.model, STATE))
         mujoco.mj_getState(env.model, env.data, physics, STATE)
@@ -143,7 +139,7 @@ class Player:
         return {"physics": torch.from_numpy(physics), "taken": self.taken, "random": random}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         env = self.env
         env.reset(seed=0)  # so that there is a generator, and nothing is left of another episode
         mujoco.mj_setState(env.model, env.data, state["physics"].numpy(), STATE)

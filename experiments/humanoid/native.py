@@ -14,10 +14,9 @@ import numpy as np
 
 from experiments.common.fetch import default_data_dir
 from experiments.humanoid import assets
-from experiments.humanoid.tasks import TASKS, Body
+from experiments.humanoid.tasks import MAX_STEPS, TASKS, Body
 
 FRAME_SKIP = 10  # physics steps of 2 ms in a control step
-MAX_STEPS = 1000  # of an episode
 RANDOMNESS = 0.01  # added to every position at a reset, uniformly, in both directions
 CAMERA = "cam_default"
 FLOOR = 0  # the geometry every model begins with
@@ -39,24 +38,13 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         model, data: MuJoCo's.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 - as Gymnasium declares it
-
-    def __init__(
-        self,
-        task: str = "h1-walk",
-        assets_dir: str | Path | None = None,
-        render_mode: str | None = None,
-        width: int = 256,
-        height: int = 256,
-    ) -> None:
+    def __init__(self, task: str = "h1-walk", assets_dir: str | Path | None = None) -> None:
         """
         Args:
             task: one of `tasks.TASKS`.
             assets_dir: where the model files are; None: in the user's data folder.
-            render_mode: None, or rgb_array, offscreen by EGL or OSMesa.
-            width, height: of a picture, in pixels.
         """
-        self.task, self.render_mode = TASKS[task], render_mode
+        self.task = TASKS[task]
         folder = Path(assets_dir) if assets_dir else assets.folder(default_data_dir())
         path = folder / "envs" / f"h1_pos_{task.removeprefix('h1-')}.xml"
         if not path.exists():
@@ -76,8 +64,6 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         if self.task.board:
             self._sphere = self.model.geom("pivot_sphere_collision").id
             self._board = self.model.geom("stand_board_collision").id
-        self._size = (width, height)
-        self._renderer: Any = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -95,7 +81,7 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         """A control step, 20 ms."""
         action = np.asarray(action, dtype=np.float32)
         self.data.ctrl[:] = (action + 1) / 2 * (self._high - self._low) + self._low
-        # Forces inside bodies, which HumanoidBench has computed after it, nobody reads.
+        # HumanoidBench also computes forces inside bodies here, which nothing reads.
         mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
         reward, terms = self.task.reward(self.body())
         return self.observation(), reward, self.terminated(), False, terms
@@ -126,24 +112,6 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
             if FLOOR in pair and self._sphere not in pair:
                 return True
         return False
-
-    def render(self) -> np.ndarray:
-        """A picture, (height, width, 3) uint8.
-
-        Raises:
-            OSError: no OpenGL here.
-        """
-        from experiments.humanoid.rendering import Renderer
-
-        if self._renderer is None:
-            self._renderer = Renderer(self.model, *self._size)
-        return self._renderer.render(self.data, CAMERA)
-
-    def close(self) -> None:
-        """Free the renderer."""
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 for name in TASKS:

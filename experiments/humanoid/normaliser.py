@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common.transfers import Parcel, copy
+from experiments.rl.transfers import Parcel, copy
 
 
 class Normaliser:
@@ -62,6 +62,6 @@ class Normaliser:
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
         self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"]
         self._copy()

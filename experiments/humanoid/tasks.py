@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.common.errors import UserError
 
+MAX_STEPS = 1000  # of an episode
 STAND_HEIGHT = 1.65  # metres, of the head, from which on the robot counts as standing
 CRAWL_HEIGHT = (0.6, 1.0)
 CRAWL_ORIENTATION = np.array([0.75, 0.0, 0.65, 0.0])  # of the pelvis, a quaternion

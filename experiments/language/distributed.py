@@ -5,7 +5,7 @@ repeat each call of its `train` and `load_state_dict`.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.common.domain import Prepare
@@ -88,31 +88,27 @@ class ProcessGroup:
                 raise error or UserError(message)
         return result
 
-    def sum_(self, tensors: Iterable[Tensor]) -> None:
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Add up the values of all processes, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def mean_(self, tensors: Iterable[Tensor]) -> None:
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Average the values of all processes, in place."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-                tensor /= self.world_size
+        self.sum_(tensors)
+        for tensor in tensors:
+            tensor /= self.world_size
 
-    def broadcast_(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Give every process the main process's values, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def data_parallel(self, model: nn.Module, call: Callable[..., Any]) -> Any:
-        """`call`, which runs `model`, with gradients averaged over the processes."""
-        if self.world_size == 1:
-            return call
-        device = next(model.parameters()).device
-        return DistributedDataParallel(call, device_ids=[device.index] if device.type == "cuda" else None)
+    def data_parallel(self, network: Any) -> Any:
+        """`network`, which may be compiled, with gradients averaged over the processes."""
+        return network if self.world_size == 1 else DistributedDataParallel(network)
 
     def announce(self, method: str, argument: Any) -> None:
         """In the main process: make the others call this method of their experiment, too."""

@@ -55,12 +55,11 @@ class LanguageTraining(Experiment):
         super().__init__(cfg, runtime, method, self.model)
         self.model.to(runtime.device)
         self.compiled = runtime.compiled(self.model)
-        self.called = group.data_parallel(self.model, self.compiled)
+        self.called = group.data_parallel(self.compiled)
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
         self.optimizer = protocol.new_optimizer(self.model, cfg)
         self.begin_during(0)
-        self.iteration = 0  # of this phase
-        self.origin = 0  # iterations before this phase
+        self.iteration, self.origin = 0, 0  # of this phase, and where it began
         self.best = Best()
         self.totals = self.new_totals()
         self.peak = peak_rate(runtime)
@@ -106,14 +105,6 @@ class LanguageTraining(Experiment):
         self.phase, self.iteration, self.origin = state["position"]
         self.best.load(state["best"])
         self.totals = self.new_totals().copy_(state["totals"])
-
-    def begin_during(self, phase: int) -> None:
-        """Make what the method does during training in `phase`. Compiled code has the hooks that were there when it was
-        compiled, and no others, so it is compiled again where hooks come or go."""
-        had_hooks = bool(self.during.measured())
-        super().begin_during(phase)
-        if self.runtime.compile != "false" and (had_hooks or self.during.measured()):
-            torch.compiler.reset()
 
     def position(self) -> int:
         """Iterations trained."""
@@ -264,9 +255,8 @@ class LanguageTraining(Experiment):
 
     def evaluate(self) -> dict[str, float]:
         """Validation loss on the corpora of the phase, apart and in the proportions of its batches."""
-        loss = partial(
-            validation_loss, self.model, self.compiled, self.cfg.budget.micro_batch, self.runtime, self.group
-        )
+        size = self.cfg.budget.micro_batch
+        loss = partial(validation_loss, self.model, self.compiled, size, self.runtime, self.group)
         first = loss(self.windows[0])
         if self.phase == 0:
             return {"val/loss": first, "val/loss_first": first}
@@ -283,9 +273,8 @@ class LanguageTraining(Experiment):
 
     def sharpness_parts(self) -> tuple[nn.Module, Callable[[Any], Tensor], Sequence[Any]]:
         """A fixed sample of the data of the phase that begins."""
-        cfg = self.cfg
-        sample = self.on_device(self.mixtures[1].batch(cfg.seed, 1, 0, cfg.sharpness, stream="sharpness"))
-        return self.model, self.model, sample.split(cfg.budget.micro_batch)
+        sample = self.on_device(self.mixtures[1].batch(self.cfg.seed, 1, 0, self.cfg.sharpness, stream="sharpness"))
+        return self.model, self.model, sample.split(self.cfg.budget.micro_batch)
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final validation losses, and the mean over the validations of phase 1."""

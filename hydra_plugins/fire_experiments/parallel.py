@@ -136,7 +136,7 @@ def _start(domain: str, number: int, overrides: Sequence[str], slot: Slot, scrat
     process = subprocess.Popen(
         [sys.executable, "-m", f"experiments.{domain}", *slot.overrides, *overrides],
         env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(outcome)},
-        stdin=subprocess.PIPE,  # its end tells the job that this process has died
+        stdin=subprocess.PIPE,  # its end shows the job that this process has died
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
     )  # fmt: skip
@@ -181,7 +181,7 @@ def _stop(running: Sequence[Running]) -> None:
 
 
 def _clean_up(job: Running) -> None:
-    """After a job's process has ended: nothing that it started goes on, its place is free."""
+    """After a job's process has ended: end what it started, and free its place."""
     job.reader.join(timeout=1)  # longer only if a child of the job's still holds its output
     _kill(job)
     job.reader.join(timeout=5)

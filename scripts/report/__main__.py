@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments.common.errors import UserError
 from experiments.domains import NAMES
+from scripts import command
 from scripts.report.figures import save
 from scripts.report.page import figure, headline, markdown, page
 from scripts.report.results import Result, load, results
@@ -56,7 +57,7 @@ def show(result: Result, out: Path) -> str:
     return text
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -65,17 +66,12 @@ def main() -> int:
     parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
     parser.add_argument("--out", type=Path, help="default: outputs/report/<domain>; results for the page")
     arguments = parser.parse_intermixed_args()
-    try:
-        if arguments.domain is None:
-            report_all(arguments.out or Path("results"))
-        else:
-            roots = arguments.runs or [Path("outputs") / arguments.domain]
-            report(arguments.domain, roots, arguments.out or Path("outputs/report") / arguments.domain)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.domain is None:
+        report_all(arguments.out or Path("results"))
+    else:
+        roots = arguments.runs or [Path("outputs") / arguments.domain]
+        report(arguments.domain, roots, arguments.out or Path("outputs/report") / arguments.domain)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments import domains
 from experiments.common.domain import Results
 from scripts.report.methods import base
 from scripts.report.runs import RAN_WITH, Run, file_label, labelled, leave_out, poolable
-from scripts.report.specs import results_of
 
 SeedsOf = dict[str, list[int]]  # by the method's label
 
@@ -64,7 +64,7 @@ class Result:
     @property
     def spec(self) -> Results:
         """How results of its domain are reported."""
-        return results_of(self.first.domain)
+        return domains.domain(self.first.domain).results
 
     @cached_property
     def finished(self) -> pd.DataFrame:
@@ -201,7 +201,7 @@ def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> Se
 
 def _tidy(domain: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> pd.DataFrame:
     """One line for each number logged."""
-    axis = results_of(domain).step
+    axis = domains.domain(domain).results.step
     lines = []
     for run in pool:
         benchmark, _, scale = run.group.rpartition("-")

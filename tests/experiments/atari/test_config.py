@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from experiments.atari import estimate
 from experiments.atari.config import AtariConfig
-from experiments.atari.envs import STORED
-from experiments.atari.protocol import Schedule, check, describe
-from experiments.common import replay
-from experiments.common.config import compose_domain, resolve_runtime
-from tests.conftest import run_dirs
+from experiments.atari.domain import ATARI
+from experiments.atari.schedule import Schedule
+from experiments.common.config import build_method, compose_domain
+from experiments.common.domain import describe
+from experiments.common.runtime import resolve_runtime
 
 Atari = Callable[..., tuple[int, str]]
 
@@ -23,14 +22,14 @@ def composed(*overrides: str) -> DictConfig:
 
 def directories(*overrides: str) -> tuple[Path, Path]:
     cfg = composed(*overrides)
-    check(cfg)
-    job = describe(cfg, resolve_runtime(cfg))
+    ATARI.check(cfg)
+    job = describe(ATARI, cfg, resolve_runtime(cfg), build_method(cfg), None)
     return job.run_dir, job.phase_dir
 
 
 def test_paper_scale_is_the_papers_protocol() -> None:
     cfg = composed("experiment=fig4a", "scale=paper", "method=shrink_perturb")
-    check(cfg)
+    ATARI.check(cfg)
     budget = cfg.budget
     assert list(budget.steps) == [1_250_000, 1_250_000]
     assert (budget.width, budget.hidden, budget.buffer, budget.learning_starts) == (32, 512, 1_000_000, 20_000)
@@ -90,22 +89,12 @@ def test_environments_version_is_part_of_the_identity(monkeypatch: pytest.Monkey
     assert phase != other_phase
 
 
-def test_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "updates_per_second", lambda *_: 1000.0)
-    monkeypatch.setattr(estimate, "environment_steps_per_second", lambda *_: 10_000.0)
-    cfg = composed("scale=paper")
-    said = estimate.describe_cost(cfg, resolve_runtime(cfg))
-    # 2.5 million updates, and 2.5 million steps with 11 evaluations of 125,000.
-    assert said.startswith("estimated: 0.8 hours here (2.50 million updates at 1,000 and 3.88 million agent steps")
-    assert "7.1 GB of memory" in said
-
-
 CASES = {
     "game=asterics": "game=asterics is unknown; did you mean asteroids, asterix",
     "replay_ratio=0": "replay_ratio=0.0 must lie in (0, 1024]",
-    "budget.steps=[800]": "must be 2 positive numbers, one for each phase",
-    "budget.steps=[801,800]": "budget.steps=801 is not a positive multiple of dqn.environments=4",
-    "budget.log_every=6": "budget.log_every=6 is not a positive multiple of dqn.environments=4",
+    "budget.steps=[800]": "must be 2 numbers",
+    "budget.steps=[801,800]": "budget.steps=801 is not a multiple of dqn.environments=4",
+    "budget.log_every=6": "budget.log_every=6 is not a multiple of dqn.environments=4",
     "budget.buffer=20": "budget.buffer=20 must be at least 32, two stacks of every environment",
     "budget.learning_starts=0": "budget.learning_starts=0 must be at least 32",
     "budget.learning_starts=1600": "budget.learning_starts=1600 lies beyond the run's 1600 steps",
@@ -130,31 +119,6 @@ def test_bad_argument(atari: Atari, tmp_path: Path, argument: str) -> None:
     assert CASES[argument] in errors[0]
     assert "Traceback" not in printed
     assert not (tmp_path / "outputs" / "atari").exists()
-
-
-def test_buffer_larger_than_memory(atari: Atari, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "available", lambda _: 3 << 30)
-    status, printed = atari("scale=paper", "method=none")
-    assert status == 1
-    assert (
-        "replay buffer of 1,000,000 transitions (budget.buffer) takes 7.06 GB, but this machine has 3.22 GB" in printed
-    )
-    assert f"lower budget.buffer to at most {(2 << 30) // STORED.bytes:,}" in printed
-    assert not (tmp_path / "outputs" / "atari").exists()
-
-
-def test_midpoint_of_another_identity(atari: Atari, tmp_path: Path) -> None:
-    """A midpoint that was put in the place of another."""
-    for seed in (0, 1):
-        status, printed = atari("until=phase0", f"seed={seed}", f"outputs_dir={tmp_path / str(seed)}")
-        assert status == 0, printed
-    (own,), (other,) = (list((tmp_path / str(seed)).glob("phases/*/kept-end-*.pt")) for seed in (0, 1))
-    own.unlink()
-    (own.parent / other.name).write_bytes(other.read_bytes())
-    status, printed = atari("method=fire", f"outputs_dir={tmp_path / '0'}")
-    assert status == 1
-    assert "is of another configuration" in printed
-    assert not run_dirs(tmp_path / "0")
 
 
 def test_not_finite_loss(atari: Atari, tmp_path: Path) -> None:

@@ -10,30 +10,16 @@ from torch.nn.functional import smooth_l1_loss
 import fire
 from experiments.atari import envs, models
 from experiments.atari.config import AtariConfig
-from experiments.atari.learner import Learner
+from experiments.atari.learner import huber_loss, td_targets
 from experiments.common import checkpoint
-from experiments.common.config import Runtime, build_scope, compose_domain
-from experiments.common.replay import Batch
+from experiments.common.config import build_scope, compose_domain
 from tests.conftest import run_dirs
+from tests.experiments.atari.agent import EAGER, learner, transitions
 from tests.experiments.atari.scripted import DISCOUNT, VALUES, Scripted, frame
-from tests.experiments.common.captured import capture_everywhere
+from tests.experiments.rl.captured import capture_everywhere
 from tests.tape import Tape
 
 Atari = Callable[..., tuple[int, str]]
-EAGER = Runtime("cpu", "fp32", "false", 1)
-
-
-def learner(*overrides: str, actions: int = 3, runtime: Runtime = EAGER) -> Learner:
-    cfg = compose_domain("atari", AtariConfig, ["scale=smoke", *overrides])
-    return Learner(models.build(cfg.budget, actions, seed=0), cfg, runtime)
-
-
-def batch(size: int = 8, actions: int = 3, seed: int = 0) -> Batch:
-    rng = torch.Generator().manual_seed(seed)
-    frames = torch.randint(256, (size, 5, 84, 84), generator=rng, dtype=torch.uint8)
-    chosen = torch.randint(actions, (size,), generator=rng)
-    rewards, ends = 3 * torch.randn(size, generator=rng), (torch.arange(size) % 3 == 0).float()
-    return Batch(frames, chosen, rewards, ends, (torch.arange(size) != 5).float())
 
 
 @pytest.mark.parametrize(
@@ -69,26 +55,27 @@ def test_finds_the_values_of_a_scripted_environment(
 
 def test_loss_is_that_of_the_paper() -> None:
     """Against the formula, transition by transition, in float64."""
-    ours, transitions = learner(), batch()
+    ours, given = learner(), transitions()
     with torch.no_grad():
         for parameter in ours.target.parameters():
             parameter.mul_(1.5)
     expected, values = 0.0, []
-    online, target = ours.online.double(), ours.target.double()
-    pixels = transitions.frames.double() / 255
+    online, target = ours.network.double(), ours.target.double()
+    pixels = given.frames.double() / 255
 
     def q(network: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
         return network.head(network.convolutions(states[None]))[0]  # type: ignore[operator, union-attr]
 
     for i in range(8):
-        value = q(online, pixels[i, :4])[transitions.actions[i]]
-        goal = transitions.rewards[i].double().clip(-1, 1)
-        if not transitions.ends[i]:
+        value = q(online, pixels[i, :4])[given.actions[i]]
+        goal = given.rewards[i].double().clip(-1, 1)
+        if not given.ends[i]:
             goal = goal + 0.99 * q(target, pixels[i, 1:]).max()
         values.append(value.item())
         expected += smooth_l1_loss(value, goal).item() / 8 if i != 5 else 0.0
     online.float(), target.float()
-    loss, value = ours.loss(transitions)
+    targets = td_targets(ours.target, given, 0.99, EAGER)
+    loss, value = huber_loss(ours.network, given, targets, EAGER)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     assert float(value) == pytest.approx(sum(values) / 8, rel=1e-4)
 
@@ -96,11 +83,11 @@ def test_loss_is_that_of_the_paper() -> None:
 def test_updates_of_one_step_are_those_of_several() -> None:
     """All batches at once, or one after another."""
     one, other = learner(), learner()
-    batches = batch(96)
+    batches = transitions(96)
     one.update(batches)
     for part in batches.split(32):
         other.update(part)
-    for a, b in zip(one.online.parameters(), other.online.parameters(), strict=True):
+    for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
     assert one.totals[[0, 1, 3]].tolist() == pytest.approx(other.totals[[0, 1, 3]].tolist(), rel=1e-5)
     assert one.totals[3] == 3
@@ -110,16 +97,16 @@ def test_updates_change_the_online_network_alone() -> None:
     ours = learner()
     before = {name: tensor.clone() for name, tensor in ours.target.state_dict().items()}
     for _ in range(3):
-        ours.update(batch())
+        ours.update(transitions())
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.target.state_dict().items())
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in ours.online.state_dict().items())
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in ours.network.state_dict().items())
     assert ours.totals[-1] == 3
     last = ours.totals[2].clone()
-    ours.update(batch())
-    norms = [p.grad.norm() ** 2 for p in ours.online.parameters() if p.grad is not None]
+    ours.update(transitions())
+    norms = [p.grad.norm() ** 2 for p in ours.network.parameters() if p.grad is not None]
     assert float(ours.totals[2] - last) == pytest.approx(float(sum(norms)) ** 0.5, rel=1e-5)
     ours.update_target()
-    for name, tensor in ours.online.state_dict().items():
+    for name, tensor in ours.network.state_dict().items():
         assert torch.equal(tensor, ours.target.state_dict()[name])
 
 
@@ -128,16 +115,16 @@ def test_what_a_reset_changes(method: str) -> None:
     """Paper, section 4.3: convolutions projected or moved, linear layers back to their initial weights."""
     cfg = compose_domain("atari", AtariConfig, ["scale=smoke", f"method={method}"])
     ours = learner(f"method={method}")
-    initial = {name: tensor.clone() for name, tensor in ours.online.state_dict().items()}
+    initial = {name: tensor.clone() for name, tensor in ours.network.state_dict().items()}
     for _ in range(5):
-        ours.update(batch())
-    old = {name: tensor.clone() for name, tensor in ours.online.state_dict().items()}
-    states = batch().frames[:, :4]
-    values = ours.online(states).detach()
+        ours.update(transitions())
+    old = {name: tensor.clone() for name, tensor in ours.network.state_dict().items()}
+    states = transitions().frames[:, :4]
+    values = ours.network(states).detach()
     built = fire.build(method, **({"coefficient": 0.8} if method == "shrink_perturb" else {}))
-    built.reset(ours.online, initial, build_scope(cfg.model.scope))
+    built.reset(ours.network, initial, build_scope(cfg.model.scope))
     ours.follow()
-    new = ours.online.state_dict()
+    new = ours.network.state_dict()
     assert {name: tensor.tolist() for name, tensor in ours.target.state_dict().items()} == {
         name: tensor.tolist() for name, tensor in new.items()
     }
@@ -146,12 +133,12 @@ def test_what_a_reset_changes(method: str) -> None:
     if method == "none":
         assert all(torch.equal(new[name], old[name]) for name in initial)
     elif method == "plasticity_injection":
-        assert torch.equal(ours.online(states), values)
+        assert torch.equal(ours.network(states), values)
         assert all(torch.equal(new[name], old[name]) for name in convolutions)
-        ours.new_optimizer()
-        ours.update(batch())
-        assert not torch.equal(ours.online(states), values)
-        after = ours.online.state_dict()
+        ours.new_optimizers()
+        ours.update(transitions())
+        assert not torch.equal(ours.network(states), values)
+        after = ours.network.state_dict()
         for name in linear:
             short = name.removeprefix("head.")
             assert torch.equal(after[f"head.frozen.{short}"], old[name])

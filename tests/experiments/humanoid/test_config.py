@@ -7,13 +7,15 @@ from types import ModuleType
 import pytest
 from omegaconf import DictConfig
 
-from experiments.common import replay
-from experiments.common.config import compose_domain, resolve_runtime
+from experiments.common.config import build_method, compose_domain
+from experiments.common.domain import describe
 from experiments.common.errors import UserError
-from experiments.humanoid import envs, estimate
+from experiments.common.runtime import resolve_runtime
+from experiments.humanoid import envs
 from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.protocol import Schedule, check, describe
-from tests.conftest import Command, run_dirs
+from experiments.humanoid.domain import HUMANOID
+from experiments.humanoid.train import schedule_of
+from tests.conftest import Command
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -22,8 +24,8 @@ def composed(*overrides: str) -> DictConfig:
 
 def directories(data_dir: Path, *overrides: str) -> tuple[Path, Path]:
     cfg = composed("env.backend=native", f"data_dir={data_dir}", *overrides)
-    check(cfg)
-    job = describe(cfg, resolve_runtime(cfg))
+    HUMANOID.check(cfg)
+    job = describe(HUMANOID, cfg, resolve_runtime(cfg), build_method(cfg), None)
     return job.run_dir, job.phase_dir
 
 
@@ -53,9 +55,9 @@ def test_discount_is_simbas_heuristic() -> None:
 
 
 def test_schedule_of_the_paper() -> None:
-    schedule = Schedule(composed("scale=paper"))
-    assert schedule.explores(9998)
-    assert not schedule.explores(10_000)
+    schedule = schedule_of(composed("scale=paper"))
+    assert not schedule.learns(9998)
+    assert schedule.learns(10_000)
     assert (schedule.updates(9998), schedule.updates(10_000)) == (0, 2)
     steps = range(2, 1_000_001, 2)
     assert [step for step in steps if schedule.evaluates(step)] == list(range(50_000, 1_000_001, 50_000))
@@ -63,7 +65,7 @@ def test_schedule_of_the_paper() -> None:
 
 @pytest.mark.parametrize(("ratio", "expected"), [("0.5", {0, 1}), ("2", {2}), ("1.5", {1, 2})])
 def test_replay_ratio_is_updates_an_action(ratio: str, expected: set[int]) -> None:
-    schedule = Schedule(composed("scale=smoke", f"sac.replay_ratio={ratio}"))
+    schedule = schedule_of(composed("scale=smoke", f"sac.replay_ratio={ratio}"))
     due = [schedule.updates(step) for step in range(200, 1200, 2)]
     assert sum(due) == pytest.approx(float(ratio) * 500, abs=1)
     assert set(due) == expected
@@ -113,23 +115,12 @@ def test_backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
     assert envs.resolve_backend("native") == "native"
 
 
-def test_cost_is_told(robot_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "updates_per_second", lambda *_: 100.0)
-    monkeypatch.setattr(estimate, "environment_steps_per_second", lambda *_: 1000.0)
-    cfg = composed("scale=paper", "env.backend=native", f"data_dir={robot_dir}")
-    said = estimate.describe_cost(cfg, resolve_runtime(cfg), 1_400_000_000)
-    # A million updates; 21 evaluations of 10 episodes of 1000 steps.
-    assert said.startswith("estimated: 2.8 hours here (1.00 million updates at 100 a second, 1.00 million environment")
-    assert "0.21 million of evaluations, at most, at 1,000" in said
-    assert "up to 1.4 GB of checkpoints" in said
-
-
 CASES = {
     "task=h1-wlak": "task=h1-wlak is unknown; did you mean h1-walk? there are: h1-walk, h1-run, h1-stand",
     "env.backend=mujoco": "env.backend=mujoco is unknown; valid: auto, native, humanoid_bench",
-    "budget.steps=[800]": "must be 2 positive numbers, one for each phase",
-    "budget.steps=[801,800]": "budget.steps=801 is not a positive multiple of sac.action_repeat=2",
-    "budget.eval_every=5": "budget.eval_every=5 is not a positive multiple of sac.action_repeat=2",
+    "budget.steps=[800]": "must be 2 numbers",
+    "budget.steps=[801,800]": "budget.steps=801 is not a multiple of sac.action_repeat=2",
+    "budget.eval_every=5": "budget.eval_every=5 is not a multiple of sac.action_repeat=2",
     "budget.random_actions=1": "budget.random_actions=1 must be at least 2",
     "budget.random_actions=400": "budget.random_actions=400 lies beyond the run's 400 actions",
     "budget.critic_width=0": "budget.critic_width=0 must lie in [1, 1000000]",
@@ -156,25 +147,3 @@ def test_bad_argument(humanoid: Command, tmp_path: Path, argument: str) -> None:
     assert CASES[argument] in errors[0]
     assert "Traceback" not in printed
     assert not (tmp_path / "outputs" / "humanoid").exists()
-
-
-def test_buffer_larger_than_memory(humanoid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "available", lambda _: (1 << 30) + 10_000_000)
-    status, printed = humanoid("scale=paper", "method=none")
-    assert status == 1
-    assert "replay buffer of 1,000,000 transitions (budget.buffer) takes 0.29 GB, but this machine has 1.08" in printed
-    assert not (tmp_path / "outputs" / "humanoid").exists()
-
-
-def test_midpoint_of_another_identity(humanoid: Command, tmp_path: Path) -> None:
-    """A midpoint that was put in the place of another."""
-    for seed in (0, 1):
-        status, printed = humanoid("until=phase0", f"seed={seed}", f"outputs_dir={tmp_path / str(seed)}")
-        assert status == 0, printed
-    (own,), (other,) = (list((tmp_path / str(seed)).glob("phases/*/kept-end-*.pt")) for seed in (0, 1))
-    own.unlink()
-    (own.parent / other.name).write_bytes(other.read_bytes())
-    status, printed = humanoid("method=fire", f"outputs_dir={tmp_path / '0'}")
-    assert status == 1
-    assert "is of another configuration" in printed
-    assert not run_dirs(tmp_path / "0")

@@ -14,36 +14,16 @@ from torch.distributions import Normal, TanhTransform, TransformedDistribution
 
 import fire
 from experiments.common import checkpoint
-from experiments.common.config import Runtime, build_scope, compose_domain
-from experiments.common.replay import Batch
+from experiments.common.config import build_scope, compose_domain
+from experiments.common.runtime import Runtime
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
-from experiments.humanoid.learner import TOTALS, Learner, actor_loss, critic_loss, draw, td_targets
+from experiments.humanoid.learner import Learner, actor_loss, critic_loss, draw, td_targets
 from experiments.humanoid.normaliser import Normaliser
 from tests.conftest import Command, run_dirs
-from tests.experiments.common.captured import capture_everywhere
-from tests.experiments.humanoid.plain_sac import PlainSac
+from tests.experiments.humanoid.agent import ACTION, EAGER, OBSERVATION, Exact, batch, learner, noise
+from tests.experiments.rl.captured import capture_everywhere
 from tests.tape import Tape
-
-OBSERVATION, ACTION = 5, 3
-EAGER = Runtime("cpu", "fp32", "false", 1)
-
-
-def learner(*overrides: str, runtime: Runtime = EAGER) -> Learner:
-    cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", *overrides])
-    return Learner(models.build(OBSERVATION, ACTION, cfg.budget, seed=0), OBSERVATION, ACTION, cfg, runtime)
-
-
-def batch(size: int = 32, seed: int = 0) -> Batch:
-    rng = torch.Generator().manual_seed(seed)
-    frames = 2 * torch.randn(size, 2, OBSERVATION, generator=rng) + 1
-    actions = 2 * torch.rand(size, ACTION, generator=rng) - 1
-    rewards, ends = torch.rand(size, generator=rng), (torch.arange(size) % 3 == 0).float()
-    return Batch(frames, actions, rewards, ends, torch.ones(size))
-
-
-def noise(size: int = 32, seed: int = 1) -> Tensor:
-    return torch.randn(size, 2, ACTION, generator=torch.Generator().manual_seed(seed))
 
 
 def policy(actor: models.Actor, states: Tensor) -> TransformedDistribution:
@@ -73,7 +53,7 @@ def test_losses_are_those_of_the_paper() -> None:
             parameter.mul_(1.5)
     states, next_states = transitions.frames.unbind(1)
     unit, next_unit = noise(9).unbind(1)
-    actor, critic, target = ours.agent.actor, ours.agent.critic, ours.target
+    actor, critic, target = ours.network.actor, ours.network.critic, ours.target
     temperature, discount = torch.tensor(0.3), 0.9
     weights = (torch.arange(9) != 4).float()
     targets = td_targets(actor, target, temperature, transitions, next_states, next_unit, discount)
@@ -104,21 +84,21 @@ def test_losses_are_those_of_the_paper() -> None:
 
 def test_updates_equal_those_of_a_plain_sac() -> None:
     ours = learner("optimizer.learning_rate=1e-3")
-    plain = PlainSac(ours)
+    plain = Exact(ours)
     for _ in range(20):
         seen = torch.randn(OBSERVATION) * 3 - 1
         for one in (ours, plain):
             one.normaliser.update(seen)
     for i in range(15):
         for one in (ours, plain):
-            one.update(batch(), noise(32, seed=i))  # two updates of 16
-    for name, tensor in ours.agent.state_dict().items():
-        torch.testing.assert_close(tensor.double(), plain.agent.state_dict()[name], rtol=2e-3, atol=2e-5)
+            one.update((*batch(), noise(32, seed=i)))  # two updates of 16
+    for name, tensor in ours.network.state_dict().items():
+        torch.testing.assert_close(tensor.double(), plain.network.state_dict()[name], rtol=2e-3, atol=2e-5)
     for name, tensor in ours.target.state_dict().items():
         torch.testing.assert_close(tensor.double(), plain.target.state_dict()[name], rtol=2e-3, atol=2e-5)
     assert ours.log_temperature.item() == pytest.approx(plain.log_temperature.item(), rel=1e-4)
     assert ours.totals[-1] == 30
-    assert dict(zip(TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
+    assert dict(zip(ours.TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
 
 
 @pytest.mark.slow
@@ -126,8 +106,8 @@ def test_compiled_update_is_the_same() -> None:
     one, other = learner(), learner(runtime=Runtime("cpu", "fp32", "true", 1))
     for i in range(3):
         for each in (one, other):
-            each.update(batch(seed=i), noise(seed=i))
-    for a, b in zip(one.agent.parameters(), other.agent.parameters(), strict=True):
+            each.update((*batch(seed=i), noise(seed=i)))
+    for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -147,20 +127,20 @@ def test_normaliser_has_the_mean_and_variance_of_what_it_saw() -> None:
 def test_reset_reaches_the_target_and_the_temperature_begins_anew() -> None:
     cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke"])
     ours = learner()
-    initial = {name: tensor.clone() for name, tensor in ours.agent.state_dict().items()}
+    initial = {name: tensor.clone() for name, tensor in ours.network.state_dict().items()}
     for i in range(5):
-        ours.update(batch(seed=i), noise(seed=i))
-    addresses = [p.data_ptr() for p in (*ours.agent.parameters(), *ours.target.parameters(), ours.log_temperature)]
+        ours.update((*batch(seed=i), noise(seed=i)))
+    addresses = [p.data_ptr() for p in (*ours.network.parameters(), *ours.target.parameters(), ours.log_temperature)]
     assert ours.log_temperature.item() != pytest.approx(math.log(0.01))
-    fire.build("fire").reset(ours.agent, initial, build_scope(cfg.model.scope))
+    fire.build("fire").reset(ours.network, initial, build_scope(cfg.model.scope))
     ours.follow()
-    ours.begin_anew()
+    ours.new_optimizers()
     for name, tensor in ours.target.state_dict().items():
-        assert torch.equal(tensor, ours.agent.critic.state_dict()[name])
+        assert torch.equal(tensor, ours.network.critic.state_dict()[name])
     assert ours.log_temperature.item() == pytest.approx(math.log(0.01))
     assert not any(optimizer.state for optimizer in ours.optimizers)
     assert addresses == [
-        p.data_ptr() for p in (*ours.agent.parameters(), *ours.target.parameters(), ours.log_temperature)
+        p.data_ptr() for p in (*ours.network.parameters(), *ours.target.parameters(), ours.log_temperature)
     ]
 
 
@@ -207,7 +187,7 @@ def test_solves_a_task_whose_solution_is_known(
     weights = checkpoint.final_weights(run)
     cfg = compose_domain("humanoid", HumanoidConfig, ["scale=smoke", "budget.critic_width=16"])
     solved = Learner(models.build(1, 1, cfg.budget, 0), 1, 1, cfg, EAGER)
-    solved.agent.load_state_dict(weights["agent"])
+    solved.network.load_state_dict(weights["agent"])
     solved.normaliser.load_state_dict(weights["normaliser"])
     states = torch.linspace(-0.9, 0.9, 7)[:, None]
     torch.testing.assert_close(solved.act(states), states / 2, atol=0.12, rtol=0)

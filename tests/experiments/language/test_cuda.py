@@ -37,7 +37,7 @@ def losses(log: Rows) -> list[float]:
 @needs_cuda
 @pytest.mark.parametrize("method", [m for m in fire.METHODS if m != "plasticity_injection"])
 def test_equals_the_cpu_within_rounding(method: str, language_made: Command, tmp_path: Path) -> None:
-    coefficient = ["method.coefficient=0.5"] if method == "shrink_perturb" else []
+    coefficient = ["method.coefficient=0.5"] if method in ("shrink_perturb", "l2_init") else []
     on_gpu = rows(language_made, tmp_path / "gpu", f"method={method}", "compile=false", *coefficient)
     on_cpu = rows(language_made, tmp_path / "cpu", f"method={method}", "device=cpu", *coefficient)
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=0.02)
@@ -69,6 +69,20 @@ def test_ways_to_execute_agree(settings: str, shape: str, language_made: Command
         trained = [row for row in read_rows(directory / "metrics.jsonl") if "train/loss" in row]
         known = any(name in torch.cuda.get_device_name() for name in ("A100", "H100", "H200"))
         assert all(("speed/mfu" in row) >= known for row in trained)
+
+
+@needs_cuda
+@pytest.mark.parametrize("settings", ["compile=true", "compile=graphs budget.micro_batch=8", "precision=fp16"])
+def test_units_are_measured_however_the_network_is_executed(
+    settings: str, language_made: Command, tmp_path: Path
+) -> None:
+    arguments = ["method=redo", "method.tau=0.7", "method.period=3", *settings.split()[1:]]
+    eager = rows(language_made, tmp_path / "eager", "compile=false", *arguments)
+    compiled = [] if "compile" in settings else ["compile=false"]
+    other = rows(language_made, tmp_path / "other", settings.split()[0], *compiled, *arguments)
+    counts = [[row["method/units_reset"] for row in log if "method/units_reset" in row] for log in (eager, other)]
+    assert sum(counts[0]) > 100
+    assert counts[1] == pytest.approx(counts[0], abs=30)  # units near the threshold fall on either side of it
 
 
 @needs_cuda

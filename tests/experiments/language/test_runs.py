@@ -105,9 +105,10 @@ def test_going_on_to_a_later_checkpoint_equals_going_there_at_once(language: Com
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_accumulation_changes_nothing_but_rounding(language: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["method=fire", "method=l2_init method.coefficient=0.3 method.first_phase=0"])
+def test_accumulation_changes_nothing_but_rounding(method: str, language: Command, tmp_path: Path) -> None:
     for size in (2, 4, 8):
-        status, printed = language("method=fire", f"budget.micro_batch={size}")
+        status, printed = language(*method.split(), f"budget.micro_batch={size}")
         assert status == 0, printed
     curves = [[row["train/loss"] for row in numbers(d) if "train/loss" in row] for d in run_dirs(tmp_path / "outputs")]
     assert len(curves) == 3
@@ -140,6 +141,30 @@ def test_optimizer_and_schedule(language: Command, tmp_path: Path, monkeypatch: 
     seen.clear()
     assert language("method=none", "optimizer_at_boundary=keep")[0] == 0
     assert [entry[1] for entry in seen] == list(range(25, 37))  # phase 0 is shared; its moments go on
+
+
+def test_methods_act_during_training(language: Command, tmp_path: Path) -> None:
+    """L2 init pulls the weights back; ReDo resets units where the scale of the run leaves dormant ones. Neither changes
+    anything at the boundary, or in phase 0 before it."""
+    assert language("method=none")[0] == 0
+    assert language("method=l2_init", "method.coefficient=0.3")[0] == 0
+    assert language("method=redo", "method.tau=0.7", "method.period=3")[0] == 0
+    found = {directory.name.split("-")[0]: numbers(directory) for directory in run_dirs(tmp_path / "outputs")}
+    (phase,) = phase_dirs(tmp_path / "outputs")
+    until = [next(at for at, row in enumerate(rows) if "train/loss" in row and row["phase"]) for rows in found.values()]
+    assert len(set(until)) == 1
+    boundary = until[0] - 1
+    assert all(rows[:boundary] == numbers(phase) for rows in found.values())
+    assert all(rows[boundary]["val/loss"] == found["none"][boundary]["val/loss"] for rows in found.values())
+    start = found["none"][boundary]["plasticity/weight_norm"]
+    assert (
+        found["l2_init"][-1]["plasticity/weight_norm"] < 0.8 * start < 0.8 * found["none"][-1]["plasticity/weight_norm"]
+    )
+    penalties = [row["method/penalty"] for row in found["l2_init"] if "method/penalty" in row]
+    assert penalties[-1] < 0.8 * penalties[0]
+    reset = [row["method/units_reset"] for row in found["redo"] if "method/units_reset" in row]
+    assert [count > 0 for count in reset] == [at // 3 > (at - 2) // 3 for at in range(2, 13, 2)]
+    assert len({row["train/loss"] for name in found for row in found[name][-1:]}) == 3
 
 
 def test_non_finite_loss_stops_the_run(language: Command, tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""The description of the Atari domain."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+import fire
+from experiments.atari import envs, games
+from experiments.atari.config import AtariConfig
+from experiments.common.domain import Results
+from experiments.common.errors import UserError
+from experiments.common.experiment import Experiment
+from experiments.common.runtime import Runtime
+from experiments.rl.domain import AgentDomain
+
+
+class Atari(AgentDomain):
+    """High-replay-ratio DQN on Atari games (paper, section 4.3 and Figure 4a)."""
+
+    name = "atari"
+    schema = AtariConfig
+    phase_version = 2
+    model = "nature_cnn"
+    results = Results(
+        metric="train/return",
+        title="return of training episodes",
+        step="env_step",
+        steps="agent steps",
+        figure="Figure 4(a)",
+        panels={"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"},
+        paper_step=1e6,
+        from_start=lambda benchmark: True,
+        apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")},
+        axis="return",
+        decimals=0,
+        normalised=("human-normalised", games.human_normalised),
+        warning="too short to rank methods",
+    )
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raise UserError for names that are not known and values that do not fit together; writes the game as ALE
+        names it."""
+        super().check(cfg)
+        cfg.game = games.resolve(cfg.game)
+        budget, count = cfg.budget, cfg.dqn.environments
+        keys = ("target_every", "log_every", "eval_every", "restart_every")
+        for name, value in [("steps", step) for step in budget.steps] + [(key, budget[key]) for key in keys]:
+            if value % count:
+                raise UserError(f"budget.{name}={value} is not a multiple of dqn.environments={count}")
+        smallest = 2 * envs.STACK * count
+        for key in ("buffer", "learning_starts"):
+            if budget[key] < smallest:
+                raise UserError(
+                    f"budget.{key}={budget[key]} must be at least {smallest}, two stacks of every environment"
+                )
+        if budget.learning_starts >= sum(budget.steps):
+            raise UserError(
+                f"budget.learning_starts={budget.learning_starts} lies beyond the run's {sum(budget.steps)} steps"
+            )
+
+    def benchmark(self, cfg: DictConfig) -> str:
+        """The game."""
+        return cfg.game
+
+    def choices(self, cfg: DictConfig) -> list[str]:
+        """The word that chooses it."""
+        return [f"game={cfg.game}"]
+
+    def headline(self, cfg: DictConfig, opened: Any) -> str:
+        """Steps, replay ratio, width and buffer."""
+        budget = cfg.budget
+        return (
+            f"{'+'.join(f'{steps:,}' for steps in budget.steps)} agent steps, replay ratio {cfg.replay_ratio:g}, "
+            f"network of width {budget.width}, buffer of {budget.buffer:,}"
+        )
+
+    def extra_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
+        """The version of the emulator."""
+        return {"environment": envs.backend()}
+
+    def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
+        """Make the environments, the replay buffer and the network."""
+        from experiments.atari.train import AtariTraining
+
+        return AtariTraining(cfg, runtime, method)
+
+
+ATARI = Atari()

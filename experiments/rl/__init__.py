@@ -1,0 +1,1 @@
+"""What the domains of reinforcement learning share: replay buffers, an agent's learner and its training."""

@@ -1,0 +1,187 @@
+"""What the learners of all agents share: how their steps are executed, optimisers, target networks, checkpoints.
+
+With compile=graphs, acting and updating are CUDA graphs, and where the replay buffer lies on the device a training step
+is two graphs and one copy each way.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import fire
+from experiments.common.cuda_graphs import UpdateGraphs
+from experiments.common.runtime import Runtime
+from experiments.rl.device_replay import DeviceReplay
+from experiments.rl.transfers import Field, Parcel, Reply
+
+
+def compiled(function: Callable[..., Any], runtime: Runtime) -> Callable[..., Any]:
+    """A plain function as it is called in training: a method that a learner keeps would keep the learner, and its
+    graphs, alive after their use."""
+    return torch.compile(function) if runtime.compile == "true" else function
+
+
+class Learner(ABC):
+    """Everything that an update changes. A subclass ends its constructor with `new_optimizers()`.
+
+    Attributes:
+        TOTALS: names of the sums over updates since the last metric row; the last is `updates`, their number.
+        LOSSES: those that must be finite.
+        network: what acts and learns, and what methods change.
+        target: the copy of it, or of a part, that the values of next states come from.
+        optimizers: of the network, and of what else is learned.
+        totals: the sums, float64, kept on the device so that no update waits for them.
+    """
+
+    TOTALS: ClassVar[tuple[str, ...]]
+    LOSSES: ClassVar[tuple[str, ...]]
+    optimizers: list[torch.optim.Optimizer]
+
+    def __init__(self, network: nn.Module, runtime: Runtime, batch_size: int) -> None:
+        """
+        Args:
+            network: with its initial weights; it is moved to the device.
+            runtime: how to compute.
+            batch_size: transitions of one step of the optimisers.
+        """
+        self.runtime, self.batch_size = runtime, batch_size
+        self.network = network.to(runtime.device)
+        self.target = deepcopy(self.source_of_target()).requires_grad_(False)
+        self.totals = torch.zeros(len(self.TOTALS), dtype=torch.float64, device=runtime.device)
+        self.during = fire.During()
+        self._captured = runtime.compile == "graphs"
+        self._graphs, self._reply = UpdateGraphs(), Reply()
+        self._calls: dict[tuple[int, ...], tuple[Parcel, Reply]] = {}
+
+    @abstractmethod
+    def source_of_target(self) -> nn.Module:
+        """What `target` is a copy of."""
+
+    @abstractmethod
+    def make_optimizers(self, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
+        """Optimisers with empty moments for the parameters that learn; `options` are those of fused and captured
+        steps."""
+
+    @abstractmethod
+    def _update(self, given: Sequence[Tensor]) -> None:
+        """A step of the optimisers for every `batch_size` transitions given. It neither waits for the device nor draws
+        random numbers."""
+
+    @abstractmethod
+    def policy(self, observations: Tensor) -> Tensor:
+        """The actions without exploration, on the device."""
+
+    @abstractmethod
+    def _act_in(self, buffer: DeviceReplay) -> Tensor:
+        """Store what came in the buffer's parcel; the actions of training in the newest states, on the device."""
+
+    @abstractmethod
+    def _changed(self) -> list[Tensor]:
+        """What `_update` changes besides the optimisers' moments, `totals` and what the method measures."""
+
+    def fields(self, most: int) -> dict[str, Field]:
+        """What travels in the parcel of a buffer on the device besides what the buffer needs, with updates on at most
+        `most` transitions."""
+        return {}
+
+    def _drawn(self, buffer: DeviceReplay, count: int) -> Sequence[Tensor]:
+        """What `_update` is given, from a buffer on the device."""
+        return buffer.drawn(count)
+
+    def use(self, during: fire.During) -> None:
+        """Let a method act during training from now on."""
+        self.during = during
+        self._graphs.forget()
+
+    def new_optimizers(self) -> None:
+        """Optimisers with empty moments."""
+        self.optimizers = self.make_optimizers({"fused": True, "capturable": self._captured})
+        self._graphs.forget()
+
+    def update(self, given: Sequence[Tensor]) -> None:
+        """A step of the optimisers for every `batch_size` transitions; does not wait for the device.
+
+        Args:
+            given: tensors with the transitions in their first dimension.
+        """
+        if self._captured:
+            self._graphs.run(self._update, given, self._all_changed, self.optimizers)
+        else:
+            self._update(given)
+        self._after_steps(len(given[0]))
+
+    def update_from(self, buffer: DeviceReplay, count: int) -> None:
+        """`update` on the `count` transitions drawn in a buffer on the device, as one graph."""
+        update = ("update", count)
+        self._graphs.play(update, lambda: self._update(self._drawn(buffer, count)), self._all_changed, self.optimizers)
+        self._after_steps(count)
+
+    def _all_changed(self) -> list[Tensor]:
+        return [*self._changed(), self.totals, *self.during.measured()]
+
+    def _after_steps(self, transitions: int) -> None:
+        """Let the method act after the steps of an update. They may be one graph, so it acts after the last of them, as
+        often as there were steps: what it does every n steps keeps its period and comes a few steps late at most."""
+        for _ in range(-(-transitions // self.batch_size)):
+            self.during.after_step(*self.optimizers)
+
+    def act(self, observations: Tensor) -> Tensor:
+        """The actions without exploration, (batch, ...) on the CPU; waits for the device.
+
+        Args:
+            observations: (batch, ...), on the CPU.
+        """
+        device = self.runtime.device
+        if not self._captured:
+            return self.policy(observations.to(device, non_blocking=True)).cpu()
+        shape = tuple(observations.shape)
+        if shape not in self._calls:
+            self._calls[shape] = Parcel({"observations": (shape, observations.dtype)}, device), Reply()
+        parcel, reply = self._calls[shape]
+        parcel.open()["observations"][:] = observations
+        parcel.send()
+        play = self._graphs.play(("act", *shape), lambda: self.policy(parcel.there["observations"]))
+        return reply.fetch(play).clone()
+
+    def act_in(self, buffer: DeviceReplay) -> Tensor:
+        """The actions of training in the newest states of a buffer on the device: one copy there, one graph, one copy
+        back, one wait. The next call overwrites what this one returned."""
+        buffer.send()
+        return self._reply.fetch(self._graphs.play("act", lambda: self._act_in(buffer)))
+
+    def restructure(self, method: fire.Method, initial: Mapping[str, Tensor], scope: fire.Scope) -> None:
+        """Give all networks the modules they have after the method's reset, and the optimisers their parameters."""
+        method.restructure(self.network, initial, scope)
+        self.follow()
+        self.new_optimizers()
+
+    def follow(self) -> None:
+        """Make the target network a copy again; the reset may have given the network new modules."""
+        source = self.source_of_target()
+        if self.target.state_dict().keys() == source.state_dict().keys():
+            self.target.load_state_dict(source.state_dict())
+        else:
+            self.target = deepcopy(source).requires_grad_(False)
+            self._graphs.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a checkpoint needs of it."""
+        return {
+            "model": self.network.state_dict(),
+            "target": self.target.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "totals": self.totals,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint of networks with the same modules."""
+        self.network.load_state_dict(state["model"])
+        self.target.load_state_dict(state["target"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.totals.copy_(state["totals"])
+        self._graphs.forget()

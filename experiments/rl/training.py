@@ -1,0 +1,242 @@
+"""The state of an agent's training, and what both algorithms do around a step: phases, metric rows, checkpoints.
+
+A domain's `train.py` has the loop, and what one step is.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+import fire
+from experiments.common.experiment import Experiment
+from experiments.common.metric_log import Row
+from experiments.common.progress import Progress
+from experiments.common.runtime import Runtime
+from experiments.common.seeding import generator
+from experiments.common.workspace import Workspace
+from experiments.rl.device_replay import DeviceReplay
+from experiments.rl.learner import Learner
+from experiments.rl.meter import Meter
+from experiments.rl.replay import Batch, ReplayBuffer, Stored, place
+
+PROBE_STATES = 512  # of the replay buffer, that the plasticity metrics look at
+
+
+class Schedule:
+    """What is due at which step, in plain numbers, since the loop asks at every step.
+
+    Attributes:
+        ends: the step at which each phase ends.
+        stride: steps that are counted at once.
+        batch_size: transitions of an update.
+        most_updates: that come with one stride, at most.
+    """
+
+    def __init__(self, budget: DictConfig, stride: int, unit: int, ratio: float, starts: int, batch_size: int) -> None:
+        """
+        Args:
+            budget: with `steps`, `log_every` and `eval_every`.
+            stride, batch_size: as above.
+            unit, ratio: how many updates (`ratio`) come with how many steps (`unit`), on average.
+            starts: the step of the first update.
+        """
+        self.ends = [budget.steps[0], sum(budget.steps)]
+        self.stride, self.batch_size, self.most_updates = stride, batch_size, int(stride // unit * ratio) + 1
+        self._unit, self._ratio, self._starts = unit, ratio, starts
+        self._log, self._eval = budget.log_every, budget.eval_every
+
+    def learns(self, step: int) -> bool:
+        """Whether updates have begun at `step`."""
+        return step >= self._starts
+
+    def updates(self, step: int) -> int:
+        """How many updates come with the stride that begins at `step`."""
+        if not self.learns(step):
+            return 0
+        before, after = step // self._unit, (step + self.stride) // self._unit
+        return int(after * self._ratio) - int(before * self._ratio)
+
+    def logs(self, step: int) -> bool:
+        """Whether a row is written after `step`."""
+        return step % self._log == 0 or self.evaluates(step)
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the policy is evaluated after `step`."""
+        return step % self._eval == 0 or step in self.ends
+
+
+class AgentTraining(Experiment):
+    """The state of one run over its two phases.
+
+    Attributes:
+        plasticity_at_evaluations: whether plasticity is measured at every evaluation, or at the end of a phase alone.
+        step: environment steps so far, as the domain counts them.
+        entered: whether the phase has begun.
+        buffer: the replay buffer.
+        on_device: the same, if it lies on the device and steps are captured: then a step is two graphs and one copy
+            each way.
+        exploration, drawing: generators of random actions and of what is drawn from the buffer.
+        meter: what has happened since the last metric row.
+    """
+
+    x_axis = "env_step"
+    plasticity_at_evaluations: ClassVar[bool]
+    learner: Learner
+    schedule: Schedule
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        runtime: Runtime,
+        method: fire.Method,
+        network: nn.Module,
+        make_learner: Callable[[], Learner],
+        stored: Stored,
+        environments: int,
+        capacity: int,
+    ) -> None:
+        """
+        Args:
+            network: with its initial weights, on the CPU.
+            make_learner: builds the learner around it; called when the initial weights have been copied.
+            stored: what the replay buffer keeps of a step.
+            environments: how many are stepped together.
+            capacity: of the replay buffer, in transitions.
+
+        Raises:
+            UserError: the buffer does not fit, or the scope does not fit the network or the method.
+        """
+        frames_on = place(stored, capacity, runtime.device)
+        super().__init__(cfg, runtime, method, network)
+        self.learner = make_learner()
+        self.begin_during(0)
+        self.learner.use(self.during)
+        self.on_device: DeviceReplay | None = None
+        if runtime.compile == "graphs" and frames_on == runtime.device:
+            most = self.schedule.most_updates * self.schedule.batch_size
+            others = self.learner.fields(most)
+            self.on_device = DeviceReplay(stored, capacity, environments, runtime.device, most, others)
+        self.buffer = self.on_device or ReplayBuffer(stored, capacity, environments, runtime.device, frames_on)
+        self.exploration, self.drawing = generator(cfg.seed, "exploration"), generator(cfg.seed, "replay")
+        self.step, self.entered = 0, False
+        self.meter = Meter(self.learner.totals, self.learner.TOTALS, self.learner.LOSSES)
+        self.outputs = Path(cfg.outputs_dir)
+        # The buffer of run and shared phase; weights, target and moments in six checkpoints.
+        size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
+        self.disk_bytes = 2 * capacity * stored.bytes // stored.compression + 6 * 4 * size
+
+    @abstractmethod
+    def environment_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the environments and of what is played in them."""
+
+    @abstractmethod
+    def load_environment_state(self, state: dict[str, Any]) -> None:
+        """Continue from that part of a checkpoint."""
+
+    def enter_phase(self) -> None:
+        """What the domain does with its environments when a phase begins."""
+
+    @abstractmethod
+    def load_final_weights(self, weights: dict[str, Any]) -> None:
+        """Take what `final_weights` of a finished run has left."""
+
+    @abstractmethod
+    def record_video(self, folder: Path) -> None:
+        """Record an episode of the finished run."""
+
+    def training_metrics(self, updated: bool) -> Row:
+        """Further metrics of a row; `updated`: whether there have been updates since the last."""
+        return {}
+
+    def position(self) -> int:
+        """Environment steps."""
+        return self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """All a checkpoint needs; what the replay buffer holds must have been written."""
+        return {
+            **self.learner.state_dict(),
+            **self.environment_state(),
+            "during": self.during_state(),
+            "position": [self.phase, self.step, self.entered],
+            "generators": [self.exploration.get_state(), self.drawing.get_state()],
+            "window": self.meter.state_dict(),
+            "replay": self.buffer.state_dict(self.outputs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.phase, self.step, self.entered = state["position"]
+        if self.phase == 1 and self.entered:
+            self.learner.restructure(self.method, self.initial, self.scope)
+        self.load_during(state["during"])
+        self.learner.use(self.during)
+        self.learner.load_state_dict(state)
+        for rng, value in zip((self.exploration, self.drawing), state["generators"], strict=True):
+            rng.set_state(value)
+        self.meter.load_state_dict(state["window"])
+        self.buffer.load_state_dict(state["replay"], self.outputs)
+        self.load_environment_state(state)
+
+    @contextmanager
+    def in_phase(self, workspace: Workspace, phase: int) -> Iterator[Progress]:
+        """Begin a phase, with a reset if it is not the first, or continue it; in the block it is trained to its end."""
+        if not self.entered:
+            if phase > 0:
+                self.cross_boundary(workspace.log.append)
+            self.enter_phase()
+            self.entered = True
+        end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
+        self.meter.start_clock()
+        with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
+            yield progress
+        self.phase, self.entered = phase + 1, False
+        if self.phase < self.phases:
+            self.buffer.write(workspace.path)  # the caller saves the state next
+        elif self.cfg.record_video:
+            self.record_video(workspace.path)
+
+    def finish_step(self, workspace: Workspace, progress: Progress) -> None:
+        """Log, evaluate and checkpoint where that is due."""
+        last = self.step in self.schedule.ends
+        if self.schedule.logs(self.step):
+            row: Row = {"phase": self.phase, "env_step": self.step, **self.meter.row(self.means(workspace))}
+            row |= self.training_metrics("train/loss" in row) | self.during.metrics()
+            evaluates = self.schedule.evaluates(self.step)
+            if evaluates:
+                row |= self.evaluate()
+            if last or (evaluates and self.plasticity_at_evaluations):
+                row |= self.plasticity()
+            workspace.log.append(row)
+            names = {"return": "train/return", "eval": "eval/return", "loss": "train/loss"}
+            progress.show(f"step {self.step:,}", **{short: row[name] for short, name in names.items() if name in row})
+            self.meter.start_clock()
+        if workspace.save_due() and not last:
+            self.save(workspace)
+
+    def means(self, workspace: Workspace) -> dict[str, float]:
+        """Means over the updates since the last row.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        return self.meter.means(f"in phase {self.phase}, by step {self.step}", workspace.path)
+
+    def save(self, workspace: Workspace) -> None:
+        """Checkpoint, and stop here if a signal has asked for it."""
+        with self.meter.paused():
+            self.means(workspace)
+            with self.buffer.writing(workspace.path):
+                workspace.save(self.state_dict())
+            workspace.stop_if_asked()
+
+    def probe(self, stream: str, count: int) -> tuple[Batch, torch.Generator]:
+        """A fixed sample of the replay buffer as it is now, and the generator that drew it."""
+        source = generator(self.cfg.seed, stream, self.step)
+        return self.buffer.sample(count, source), source

@@ -1,0 +1,169 @@
+"""The captured step, which a GPU runs, on the CPU with tapes: what it computes and what it costs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.atari import envs
+from experiments.common.runtime import Runtime
+from experiments.rl.device_replay import DeviceReplay
+from tests.conftest import Command, numbers, run_dirs
+from tests.experiments.rl.captured import GRAPHS, METHODS, capture_everywhere, check_stops, cost, method_of
+from tests.tape import Tape
+
+ACTING = {"l2_init": ["method.coefficient=0.01"], "redo": ["method.period=6", "method.tau=0.5"]}
+
+
+def test_what_a_step_costs(
+    name: str, agent: Any, tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four environments and four updates, or an action and two. These numbers may only fall."""
+    ours = agent.training(tmp_path, runtime=GRAPHS)
+    step = getattr(ours, agent.STEP)
+    while ours.step < 100:
+        step()
+    before = ours.buffer.stop
+    found = cost(step, taped, monkeypatch)
+    assert ours.buffer.stop == before + 1  # not the action that ends an episode, which sends one observation more
+    assert found.graphs == 2  # acting, learning
+    assert found.copies == 2  # one each way
+    # Besides the copies: candidates and noise are drawn, and the types of what comes back are changed.
+    assert found.outside.total() <= 8, found.outside
+    assert found.inside.total() <= agent.MOST_INSIDE, found.inside
+
+
+LIKE_PLAIN = {
+    # A buffer that goes round; environments that start again or episodes that end; one or two updates a step, or fewer.
+    "atari": [["replay_ratio=0.3", "budget.buffer=120", "budget.restart_every=80", "dqn.epsilon=[1.0,0.1]"]],
+    "humanoid": [[f"sac.replay_ratio={ratio}", "budget.buffer=60"] for ratio in (2, 0.7)],
+}
+
+
+@pytest.mark.parametrize("method", ["none", *ACTING])
+def test_captured_steps_are_those_of_the_plain_loop(
+    method: str, name: str, agent: Any, tmp_path: Path, taped: list[Tape]
+) -> None:
+    """To the bit, step by step: actions, weights, and everything in the buffer."""
+    for settings in LIKE_PLAIN[name] if method == "none" else LIKE_PLAIN[name][:1]:
+        taped.clear()
+        given = [*settings, f"method={method}"]
+        if method != "none":
+            given += [*ACTING[method], "method.first_phase=0"]
+        plain, captured = (agent.training(tmp_path, *given, runtime=one) for one in (agent.EAGER, GRAPHS))
+        assert isinstance(captured.buffer, DeviceReplay)
+        for _ in range(70):
+            for one in (plain, captured):
+                getattr(one, agent.STEP)()
+            assert agent.same_actions(plain, captured)
+        assert len(taped) == (3 if name == "atari" else 2)  # acting and the updates of each number
+        assert plain.meter.window == captured.meter.window
+        assert plain.buffer.oldest == captured.buffer.oldest > 0
+        ours, theirs = (agent.weights(one.learner) for one in (plain, captured))
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+        assert torch.equal(plain.learner.totals, captured.learner.totals)
+        metrics = [one.during.metrics() for one in (plain, captured)]
+        assert metrics[0] == metrics[1]
+        assert all(value > 0 for value in metrics[0].values())
+        batches = [one.probe("probe", 300)[0] for one in (plain, captured)]
+        assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+        for key in ("frames", "begins", "actions", "rewards", "ends"):
+            assert torch.equal(getattr(plain.buffer, key), getattr(captured.buffer, key)), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_acting_is_by_the_network_that_a_reset_leaves(
+    method: str, name: str, agent: Any, tmp_path: Path, taped: list[Tape]
+) -> None:
+    settings = ["dqn.epsilon=[0.5,0.5]"] if name == "atari" else []
+    ours = agent.training(tmp_path, *settings, runtime=GRAPHS)
+    while ours.step < 80:
+        getattr(ours, agent.STEP)()
+    built = method_of(method)
+    built.reset(ours.network, ours.initial, ours.scope)
+    ours.learner.follow()
+    if built.resets_optimizer:
+        ours.learner.new_optimizers()
+    seen = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in ours.network.parameters():
+                parameter.normal_()
+        explored, expected, acted, expected_act = agent.next_actions(ours)
+        assert torch.equal(explored, expected)
+        assert torch.equal(acted, expected_act)
+        seen.add(str(acted.tolist()))
+    assert len(seen) > 2
+
+
+def test_no_copy_is_overtaken(tmp_path: Path, taped: list[Tape]) -> None:
+    """The memory of a parcel that is on its way is opened only after a wait for it."""
+    from tests.experiments.atari import agent
+
+    ours = agent.training(tmp_path, runtime=GRAPHS)
+    assert ours.on_device is not None
+    parcel, waits = ours.on_device.parcel, []
+
+    class Event:
+        def record(self) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            waits.append(ours.step)
+
+    parcel._sent = Event()  # type: ignore[assignment]
+    for _ in range(5):
+        ours.take_step()
+    assert waits == [0, 4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *ACTING])
+def test_resets_and_checkpoints(
+    method: str, name: str, agent: Any, command: Command, tmp_path: Path, taped: list[Tape],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A plain run, and a captured one that is stopped in both phases and resumed: the same rows to the bit."""
+    if name == "atari":
+        from tests.experiments.atari.scripted import Scripted
+
+        monkeypatch.setattr(envs, "make", lambda _game, count: Scripted(count))
+    training = {"atari": "AtariTraining", "humanoid": "HumanoidTraining"}[name]
+    arguments = (f"method={method}", *ACTING.get(method, ()), *agent.SHORT, "sharpness=32")
+    check_stops(command, arguments, tmp_path, getattr(agent, training), agent.STEP, agent.STOPS, monkeypatch)
+    assert taped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_runs_are_the_plain_ones(
+    precision: str, name: str, command: Command, tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole runs with every method, by the command line: the same rows to the bit."""
+    arguments = ("-m", f"method={','.join(METHODS)}", f"precision={precision}")
+    status, printed = command(*arguments)
+    assert status == 0, printed
+    capture_everywhere(monkeypatch)
+    status, printed = command(*arguments, f"outputs_dir={tmp_path / 'captured'}")
+    assert status == 0, printed
+    assert taped
+    plain, captured = run_dirs(tmp_path / "outputs"), run_dirs(tmp_path / "captured")
+    assert len(plain) == len(captured) == 5
+    rows = [{path.name.rsplit("-", 1)[0]: numbers(path) for path in paths} for paths in (plain, captured)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captured_updates_are_eager_ones_to_the_bit(precision: str, agent: Any, taped: list[Tape]) -> None:
+    """Weights, moments and sums, with one and two steps of the optimisers in an update."""
+    both = []
+    for way in ("false", "graphs"):
+        torch.manual_seed(0)
+        one = agent.learner(runtime=Runtime("cpu", precision, way, 1))
+        for seed in range(6):
+            one.update(agent.transitions(one.batch_size * (1 + seed % 2), seed))
+        moments = [t for optimizer in one.optimizers for state in optimizer.state.values() for t in state.values()]
+        both.append([*agent.weights(one).values(), one.totals, *moments])
+    assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
+    assert len(taped) == 2  # one for each size
