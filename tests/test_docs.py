@@ -134,7 +134,7 @@ def test_a_domain_of_ones_own(clone: Path) -> None:
     assert len(list((clone / "outputs/phases").iterdir())) == 3  # for each seed one that is shared, and ReDo's
     printed = run(clone, "scripts.report", "toy")
     assert "| FIRE " in printed
-    assert (clone / "outputs/report/toy/sines-laptop.png").exists()
+    assert (clone / "outputs/report/toy/sines-laptop-sharpness=4.png").exists()
 
 
 COMMAND = re.compile(r"-m experiments\.(\w+) ([^`#\n&]*?)(?:\s+#|`|\n| &)")
