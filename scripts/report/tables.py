@@ -206,7 +206,7 @@ def compared(ours: np.ndarray, theirs: float, nothing: float | None) -> str:
     if len(ours) < 2:
         return "one seed"
     if abs(ours.mean()) <= interval(ours):
-        return "not told from no reset"
+        return "no clear difference"
     return "same direction" if (ours.mean() > 0) == (theirs > nothing) else "opposite direction"
 
 

@@ -386,7 +386,7 @@ def test_numbers_of_any_size(value: float, digits: int, told: str) -> None:
     ("ours", "said"),
     [
         ([0.1, 0.11, 0.12], "same direction"), ([-0.1, -0.11, -0.12], "opposite direction"),
-        ([0.1, -0.1, 0.02], "not told from no reset"), ([0.1], "one seed"), ([], ""),
+        ([0.1, -0.1, 0.02], "no clear difference"), ([0.1], "one seed"), ([], ""),
     ],
 )  # fmt: skip
 def test_direction_against_the_papers(ours: list[float], said: str) -> None:
