@@ -74,7 +74,7 @@ class Exact:
 
     def __init__(self, learner: Learner) -> None:
         self.network, self.target = deepcopy(learner.network).double(), deepcopy(learner.target).double()
-        self._discount, self._batch_size, self._settings = learner.discount, learner.batch_size, learner.settings
+        self._discount, self.batch_size, self._settings = learner.discount, learner.batch_size, learner.settings
         self.new_optimizers()
 
     def new_optimizers(self) -> None:
@@ -83,7 +83,7 @@ class Exact:
         self.optimizer = torch.optim.Adam(parameters, rate, eps=eps, foreach=False)
 
     def update(self, given: Sequence[Tensor]) -> None:
-        for batch in Batch(*given).split(self._batch_size):
+        for batch in Batch(*given).split(self.batch_size):
             rewards, ends, weights = batch.rewards.double(), batch.ends.double(), batch.weights.double()
             with torch.no_grad():
                 following = values(self.target, batch.frames[:, 1:]).amax(1)
