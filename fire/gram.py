@@ -7,8 +7,9 @@ On a GPU launching an operation costs the CPU some 10 microseconds, more than mo
 there the number of operations counts, and on a CPU what fits its cache: where the two ways differ, `on_gpu` chooses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,9 +26,14 @@ def on_gpu(X: Tensor) -> bool:
     return X.device.type in GPUS
 
 
+def is_wide(W: Tensor) -> bool:
+    """Whether matrices have more columns than rows."""
+    return W.shape[-2] < W.shape[-1]
+
+
 def tall_side(W: Tensor) -> Tensor:
     """`W` (..., m, n) itself, or its transpose where it is wider than tall."""
-    return W.mT if W.shape[-2] < W.shape[-1] else W
+    return W.mT if is_wide(W) else W
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -35,7 +41,22 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def batches(X: Tensor) -> Iterator[slice]:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Matrices that are replaced by their polar factors, in place.
+
+    Attributes:
+        X: (batch, m, n), m >= n except on a GPU, contiguous, float32 or float64, of Frobenius norms 1 or 0.
+        G: the Gram matrices of the smaller side; they become those of the factors.
+        original: gives each matrix (m, n) before normalisation, for those that need it.
+    """
+
+    X: Tensor
+    G: Tensor
+    original: Callable[[int], Tensor]
+
+
+def slices(X: Tensor) -> Iterator[slice]:
     """Which of X (batch, m, n) to project together, one slice after the other.
 
     The working memory is about four times a slice. On a GPU a stack is cut where that exceeds `GPU_MEMORY`. Elsewhere
@@ -87,11 +108,6 @@ def gram(X: Tensor) -> Tensor:
     return torch.bmm(X, X.mT) if is_wide(X) else torch.bmm(X.mT, X)
 
 
-def is_wide(X: Tensor) -> bool:
-    """Whether the matrices have more columns than rows."""
-    return X.shape[-2] < X.shape[-1]
-
-
 def deviation(G: Tensor, scale: Tensor) -> Tensor:
     """Deviation from isometry of V = W / scale, ||G / scale^2 - I||_F^2, for Gram matrices G = W^T W (batch, n, n) and
     scale (batch,): (batch,), float64."""
@@ -122,15 +138,25 @@ def distance_to_identity(G: Tensor, square: Tensor | None = None) -> Tensor:
     return norm
 
 
+def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors (size,) on the CPU; those of one GPU, in float64, by one transfer, so that they are waited for once."""
+    known = list(tensors)
+    for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
+        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
+        # Those of one type first: joining different ones is an operation for each.
+        types = {tensors[i].dtype for i in places}
+        ordered = [[i for i in places if tensors[i].dtype == dtype] for dtype in types]
+        joined = [double(torch.cat([tensors[i] for i in same])) for same in ordered]
+        values = torch.cat(joined).cpu().split([tensors[i].numel() for same in ordered for i in same])
+        for i, value in zip((i for same in ordered for i in same), values, strict=True):
+            known[i] = value
+    return known
+
+
 def double(X: Tensor) -> Tensor:
     """X in float64."""
     # Apple's GPUs have no float64.
     return (X.cpu() if X.device.type == "mps" else X).double()
-
-
-def eps(X: Tensor) -> float:
-    """Rounding unit of X's dtype."""
-    return torch.finfo(X.dtype).eps
 
 
 @contextmanager
@@ -140,7 +166,7 @@ def full_precision(device_type: str) -> Iterator[None]:
         stack.enter_context(torch.autocast(device_type, enabled=False))
         if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch >= 2.9; the older switch may refuse a read
             for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
-                # What is inherited from the general switch must go on being so.
+                # What is inherited from the general switch must stay inherited.
                 old = backend.fp32_precision
                 inherited = old == torch.backends.fp32_precision  # type: ignore[attr-defined]
                 stack.callback(setattr, backend, "fp32_precision", "none" if inherited else old)

@@ -45,7 +45,6 @@ class PlasticityInjection(Method):
     resets_optimizer: ClassVar[bool] = True
 
     def check(self, model: nn.Module, scope: Scope) -> None:
-        """Raise ValueError where the scope names no head."""
         super().check(model, scope)
         if not scope.inject:
             raise ValueError(
@@ -65,5 +64,4 @@ class PlasticityInjection(Method):
                 setattr(model.get_submodule(parent), attribute, InjectedHead(module, state))
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Inject."""
         self.restructure(model, initial, scope)

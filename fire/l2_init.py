@@ -1,6 +1,6 @@
 """Regularisation towards the initial weights (L2 init, Kumar et al. 2023)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,16 @@ class L2Init(TrainingMethod):
         return DistancePenalty([p for p, _ in trained], start, self.coefficient)
 
 
+@dataclass(eq=False)
 class DistancePenalty(During):
     """coefficient / 2 ||parameters - start||^2."""
 
-    def __init__(self, parameters: Sequence[Tensor], start: list[Tensor], coefficient: float) -> None:
-        self._parameters, self._start, self._coefficient = parameters, start, coefficient
+    parameters: list[Tensor]
+    start: list[Tensor]
+    coefficient: float
 
     def penalty(self) -> Tensor:
-        """The penalty at the present weights."""
-        return _HalfSquaredDistance.apply(self._coefficient, self._start, *self._parameters)
+        return _HalfSquaredDistance.apply(self.coefficient, self.start, *self.parameters)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:

@@ -83,35 +83,32 @@ def weight_matrices(
     for option, patterns in (("include", include), ("exclude", exclude), ("fused", fused)):
         check_patterns(option, patterns or (), holders)
 
-    found: dict[tuple, list[WeightMatrix]] = {}
-    refused: dict[tuple, tuple[str, str]] = {}
-    excluded: set[tuple] = set()
-    aliases: dict[tuple, list[str]] = {}
-    for name, module in modules:
-        for _, parameter in _tensors(module):
-            aliases.setdefault(storage_key(parameter), []).append(name)
-    canonical: dict[tuple, str] = {}  # a shared tensor goes by its first name, whichever of them a pattern meets
-    unmet = set(include or ())  # patterns that have selected no matrix yet
-    for name, module in modules:
+    places: dict[tuple, list[tuple[int, str, nn.Module, str, Tensor]]] = {}  # of a shared tensor, all
+    for position, (name, module) in enumerate(modules):
         for suffix, parameter in _tensors(module):
-            key = storage_key(parameter)
-            full_name = canonical.setdefault(key, f"{name}.{suffix}" if name else suffix)
-            if exclude and matches(name, exclude):
-                excluded.add(key)
-            elif include is None or matches(name, include):
-                rule = _rule(module, suffix, parameter)
-                if isinstance(rule, str):
-                    refused.setdefault(key, (full_name, rule))
-                    continue
-                unmet -= {pattern for pattern in unmet if matches(name, [pattern])}
-                fitting = (sizes for p, sizes in (fused or {}).items() if any(matches(n, [p]) for n in aliases[key]))
-                sizes = next(fitting, None)
-                found.setdefault(key, _parts(full_name, parameter, rule, sizes))
-    skipped = {name: why for key, (name, why) in refused.items() if key not in found and key not in excluded}
+            places.setdefault(storage_key(parameter), []).append((position, name, module, suffix, parameter))
+    found: list[tuple[int, list[WeightMatrix]]] = []
+    skipped: dict[str, str] = {}
+    unmet = set(include or ())  # patterns that have selected no matrix yet
+    for where in places.values():
+        names = [name for _, name, _, _, _ in where]
+        chosen = [place for place in where if include is None or matches(place[1], include)]
+        if not chosen or (exclude and any(matches(name, exclude) for name in names)):
+            continue
+        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # whichever of its names a pattern meets
+        rules = [(place, _rule(*place[2:])) for place in chosen]
+        fitting = [(place, rule) for place, rule in rules if not isinstance(rule, str)]
+        if not fitting:
+            skipped[full_name] = str(rules[0][1])
+            continue
+        unmet -= {pattern for pattern in unmet for place, _ in fitting if matches(place[1], [pattern])}
+        sizes = next((sizes for p, sizes in (fused or {}).items() if any(matches(n, [p]) for n in names)), None)
+        (position, _, _, _, parameter), rule = fitting[0]
+        found.append((position, _parts(full_name, parameter, rule, sizes)))
     if unmet:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise ValueError(f"include pattern {sorted(unmet)[0]!r} selects no matrix ({why or 'all are excluded'})")
-    return [m for key, parts in found.items() if key not in excluded for m in parts], skipped
+    return [matrix for _, parts in sorted(found, key=lambda each: each[0]) for matrix in parts], skipped
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -140,18 +137,14 @@ def check_patterns(
 
 def storage_key(tensor: Tensor) -> tuple:
     """Equal for two tensors exactly if they are the same memory seen with the same shape: tied weights."""
-    if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory of its own here
+    if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory to compare here
         return (id(tensor),)
     where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
     return (*where, tuple(tensor.shape), tensor.stride())
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How the matrices lie in a parameter, and over how many kernel positions their effect adds up."""
-
-    layout: Callable[[Tensor], Tensor]
-    positions: int = 1
+_Rule = tuple[Callable[[Tensor], Tensor], int]
+"""How the matrices lie in a parameter, and over how many kernel positions their effect adds up."""
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -178,18 +171,14 @@ def _rule(module: nn.Module, name: str, parameter: Tensor) -> _Rule | str:
     if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
         return _convolution_rule(module)
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
-        return _Rule(lambda w: w.unflatten(0, (3, -1)))
-    if isinstance(module, nn.MultiheadAttention) and name in (
-        "q_proj_weight",
-        "k_proj_weight",
-        "v_proj_weight",
-    ):
-        return _Rule(lambda w: w)
+        return lambda w: w.unflatten(0, (3, -1)), 1
+    if isinstance(module, nn.MultiheadAttention) and name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        return lambda w: w, 1
     declared = getattr(module, "out_features", None), getattr(module, "in_features", None)
     if name == "weight" and tuple(parameter.shape[-2:]) == declared:
-        return _Rule(lambda w: w)
+        return lambda w: w, 1
     if name == "weight" and tuple(parameter.shape[-2:]) == declared[::-1]:
-        return _Rule(lambda w: w.mT)
+        return lambda w: w.mT, 1
     return f"{type(module).__name__}.{name} has no rule: which are its rows and columns is not known"
 
 
@@ -200,24 +189,23 @@ def _convolution_rule(module: nn.modules.conv._ConvNd) -> _Rule | str:
     # (groups * a, b, *kernel) -> (groups, *kernel, out, in); a is out, or in where the convolution is transposed.
     rows_columns = (2, 1) if module.transposed else (1, 2)
     order = (0, *range(3, 3 + dimensions), *rows_columns)
-    return _Rule(lambda w: w.unflatten(0, (groups, -1)).permute(order), math.prod(module.kernel_size))
+    return lambda w: w.unflatten(0, (groups, -1)).permute(order), math.prod(module.kernel_size)
 
 
 def _parts(name: str, parameter: Tensor, rule: _Rule, sizes: Sequence[int] | None) -> list[WeightMatrix]:
     """The whole parameter as one WeightMatrix or, given `sizes`, one for each run of that many rows."""
-    out, fan_in = rule.layout(parameter).shape[-2:]
+    layout, positions = rule
+    out, fan_in = layout(parameter).shape[-2:]
     if sizes is None:
-        return [WeightMatrix(name, parameter, rule.layout, math.sqrt(out / fan_in) / rule.positions)]
+        return [WeightMatrix(name, parameter, layout, math.sqrt(out / fan_in) / positions)]
     if sum(sizes) != out or min(sizes, default=0) < 1:
         raise ValueError(f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows")
     parts, start = [], 0
     for size in sizes:
-        scale = math.sqrt(size / fan_in) / rule.positions
-        layout = _rows(rule.layout, start, start + size)
-        parts.append(WeightMatrix(f"{name}[{start}:{start + size}]", parameter, layout, scale))
+        rows = slice(start, start + size)
+        part = lambda w, rows=rows: layout(w)[..., rows, :]  # noqa: E731
+        parts.append(
+            WeightMatrix(f"{name}[{start}:{rows.stop}]", parameter, part, math.sqrt(size / fan_in) / positions)
+        )
         start += size
     return parts
-
-
-def _rows(layout: Callable[[Tensor], Tensor], start: int, stop: int) -> Callable[[Tensor], Tensor]:
-    return lambda w: layout(w)[..., start:stop, :]

@@ -5,7 +5,6 @@ A method is a dataclass of its settings; `@register` makes it known by name, to 
 model it concerns, because that belongs to the model.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -94,8 +93,9 @@ def build(name: str, **settings: object) -> "Method":
 
 
 @dataclass
-class Method(ABC):
-    """Base of all methods. A subclass implements `change`, what it does at a boundary; `reset` measures it.
+class Method:
+    """Base of all methods. A subclass implements `change`, what it does at a boundary, which `reset` measures, or
+    `during`.
 
     Attributes:
         method_name: under which it is registered.
@@ -117,12 +117,13 @@ class Method(ABC):
         """What it does while `model` trains on one phase; to be made for each phase in which it acts.
 
         Args:
-            model, initial, scope: as of `reset`. Hooks are set now, so before the model is compiled.
+            model, initial, scope: as of `reset`. Hooks are set now; a model that has run compiled does not know them
+                before torch.compiler.reset().
             seed: of what it draws.
         """
         return During()
 
-    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:  # noqa: B027
+    def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:
         """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
         `reset` does this itself."""
 
@@ -153,22 +154,18 @@ class Method(ABC):
         self.change(model, initial, scope, recorder)
         return recorder.report()
 
-    @abstractmethod
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Write new weights into `model` through `recorder`, which measures them."""
+        """Write new weights into `model` through `recorder`, which measures them; by default none."""
 
 
 @register("none")
 @dataclass
 class NoReset(Method):
-    """Go on with the weights as they are: warm start, the paper's "Base"."""
-
-    def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Nothing."""
+    """Train on with the weights as they are: warm start, the paper's "Base"."""
 
 
 @dataclass
-class TrainingMethod(NoReset):
+class TrainingMethod(Method):
     """Base of methods that act while the network trains, by `during`, and change nothing at a boundary.
 
     Attributes:
@@ -182,7 +179,6 @@ class TrainingMethod(NoReset):
             raise ValueError(f"first_phase must be a whole number of at least 0, got {self.first_phase!r}")
 
     def acts_in(self, phase: int) -> bool:
-        """From `first_phase` on."""
         return phase >= self.first_phase
 
 
@@ -192,7 +188,6 @@ class FullReset(Method):
     """All parameters and buffers back to their initial values: perfect plasticity, nothing kept."""
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Copy the initial values."""
         for tensor, names in state_of(model):
             recorder.write_tensor(tensor, initial[names[0]])
 
@@ -214,7 +209,6 @@ class ShrinkPerturb(Method):
             raise ValueError(f"coefficient must lie in [0, 1], got {self.coefficient!r}")
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Interpolate, and reset what the scope asks for."""
         _reset_modules(model, initial, scope, recorder)
         for parameter, names in state_of(model):
             if isinstance(parameter, nn.Parameter) and not scope.resets(names):
@@ -239,12 +233,11 @@ class Projection(Method):
         check_solver(self.solver, self.steps, self.tol, torch.float64)  # the model's dtype may forbid a small tol
         self.target()
 
-    @abstractmethod
     def target(self) -> Target:
         """Where each matrix goes."""
+        return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        """Project, and reset what the scope asks for."""
         matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
@@ -265,7 +258,6 @@ class Fire(Projection):
     interpolation: float = 1.0
 
     def target(self) -> Target:
-        """The polar factor, by default with FIRE's scale factor."""
         return Target(norm=self.norm, interpolation=self.interpolation)
 
 
@@ -276,7 +268,6 @@ class Rescale(Projection):
     it. Where this does as well as FIRE it is the norm that helps, not the isometry."""
 
     def target(self) -> Target:
-        """W with FIRE's norm."""
         return Target(direction="own")
 
 

@@ -12,15 +12,25 @@ Both iterations multiply X (m, n), m >= n, by a polynomial of its Gram matrix: X
 On a GPU their operations are few and on whole stacks, on a CPU on slices that fit its cache; results agree to rounding.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fire.gram import batches, compute_dtype, double, eps, full_precision, gram, normalise_, on_gpu, tall_side
+from fire.gram import (
+    Batch,
+    compute_dtype,
+    double,
+    full_precision,
+    gram,
+    normalise_,
+    on_cpu,
+    on_gpu,
+    slices,
+    tall_side,
+)
 from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
-from fire.waiting import Asking, answered
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
 
@@ -58,10 +68,9 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     original = tall.reshape(-1, *tall.shape[-2:])
     X = torch.empty(original.shape, dtype=compute_dtype(W.dtype), device=W.device).copy_(original)
     with full_precision(X.device.type):
-        for rows in batches(X):
+        for rows in slices(X):
             normalise_(X[rows])
-            given = X[rows], gram(X[rows]), original[rows].__getitem__
-            answered([solve(*given, solver=solver, steps=steps, tol=tol)])
+            solve([Batch(X[rows], gram(X[rows]), original[rows].__getitem__)], solver, steps, tol)
     X = X.reshape(tall.shape)
     return (X if tall is W else X.mT).to(W.dtype)
 
@@ -79,35 +88,40 @@ def check_solver(solver: str, steps: int, tol: float, dtype: torch.dtype = torch
         raise ValueError(f"tol must lie in [{reachable:.1e}, 1) for {compute_dtype(dtype)}, got {tol!r}")
 
 
-def solve(
-    X: Tensor, G: Tensor, original: Callable[[int], Tensor], *, solver: str, steps: int, tol: float
-) -> Asking[list[int] | None]:
-    """Replace X by its polar factor, in place. To be run by `answered`, under `full_precision`.
+def waits(solver: str, steps: int) -> bool:
+    """Whether a solver must know results of the device on the way."""
+    return solver != "newton_schulz" or steps > _HARMLESS_STEPS
 
-    Args:
-        X: (batch, m, n), m >= n except on a GPU, contiguous, float32 or float64, of Frobenius norms 1 or 0.
-        G: the Gram matrices of its smaller side; they become those of the factors.
-        original: gives each matrix (m, n) before normalisation, for those that need it.
-        solver, steps, tol: as in `polar`.
+
+def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list[list[int] | None]:
+    """Replace the matrices of all batches by their polar factors, waiting for the device together. To be called under
+    `full_precision`; the other arguments are those of `polar`.
 
     Returns:
-        The numerical rank of each matrix; None where no rank was looked for.
+        For each batch, the numerical rank of each matrix; None where no rank was looked for.
     """
-    if solver == "newton_schulz" and steps <= _HARMLESS_STEPS:
-        _newton_schulz(X, G, steps)
-        return None
-    suspects = list(range(len(X)))
-    if solver == "newton_schulz":
-        suspects = [i for i, singular in enumerate((yield _nearly_singular(X)).tolist()) if singular]
-        _newton_schulz(X, G, steps)
-    elif solver == "polar_express":
-        suspects = yield from polar_express(X, G, original, tol)
-    ranks = [min(X.shape[-2:])] * len(X)
+    if solver == "polar_express":
+        suspects = polar_express(batches, tol)
+    elif solver == "newton_schulz":
+        looked = waits(solver, steps)
+        singular = on_cpu([_nearly_singular(batch.X) for batch in batches]) if looked else []
+        for batch in batches:
+            _newton_schulz(batch.X, batch.G, steps)
+        if not looked:
+            return [None] * len(batches)
+        suspects = [[i for i, yes in enumerate(each.tolist()) if yes] for each in singular]
+    else:
+        suspects = [list(range(len(batch.X))) for batch in batches]
+    ranks: list[list[int] | None] = []
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
-    for i in suspects:
-        ranks[i], X[i] = _through_svd(original(i).to(X.dtype), steps if solver == "newton_schulz" else None)
-        G[i] = gram(X[i : i + 1])[0]
+    for batch, suspected in zip(batches, suspects, strict=True):
+        found = [min(batch.X.shape[-2:])] * len(batch.X)
+        for i in suspected:
+            W = batch.original(i).to(batch.X.dtype)
+            found[i], batch.X[i] = _through_svd(W, steps if solver == "newton_schulz" else None)
+            batch.G[i] = gram(batch.X[i : i + 1])[0]
+        ranks.append(found)
     return ranks
 
 
@@ -138,7 +152,7 @@ def _through_svd(X: Tensor, steps: int | None) -> tuple[int, Tensor]:
         return 0, torch.zeros_like(X)
     sigma = sigma / sigma[0]  # whatever the scale, its square is in range
     sigma = sigma / torch.linalg.vector_norm(sigma)
-    kept = sigma > 2 * eps(X) * (m**-0.5 + n**-0.5)
+    kept = sigma > 2 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5)
     value = torch.ones_like(sigma) if steps is None else sigma
     for _ in range(steps or 0):
         value = 1.5 * value - 0.5 * value**3
@@ -151,18 +165,14 @@ def _nearly_singular(X: Tensor) -> Tensor:
 
     It errs towards yes, and `_through_svd` decides. Zero matrices count: their rank is 0.
     """
-    if on_gpu(X) and len(X) > 1:  # float64 needs six times the memory
-        return torch.cat([_singularity(part) for part in X.split(-(-len(X) // 8))])
-    return _singularity(X)
-
-
-def _singularity(X: Tensor) -> Tensor:
     m, n = X.shape[-2:]
-    threshold = 2 * eps(X) * (m**-0.5 + n**-0.5)
-    shifted = gram(double(X))
-    # The second term covers the rounding of the Gram matrix itself.
-    diagonal = shifted.diagonal(dim1=-2, dim2=-1)
-    diagonal.sub_(threshold**2 + 100 * torch.finfo(torch.float64).eps)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    # On a GPU a factorisation that fails in a batch may leave NaN and report nothing.
-    return failed + ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
+    threshold = 2 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5)
+    found = []
+    for part in X.split(-(-len(X) // 8)) if on_gpu(X) else [X]:  # float64 needs six times the memory
+        shifted = gram(double(part))
+        # The second term covers the rounding of the Gram matrix itself.
+        shifted.diagonal(dim1=-2, dim2=-1).sub_(threshold**2 + 100 * torch.finfo(torch.float64).eps)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        # On a GPU a factorisation that fails in a batch may leave NaN and report nothing.
+        found.append(failed + ~factor.diagonal(dim1=-2, dim2=-1).isfinite().all(-1))
+    return torch.cat(found)

@@ -6,7 +6,7 @@ GPU, where that costs more than some steps too many, it is assumed first, and bo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from fire.gram import (
     SLICE,
+    Batch,
     deviation,
     distance_to_identity,
-    eps,
     frobenius,
     gram,
     is_wide,
     normalise_,
+    on_cpu,
     on_gpu,
     tall_side,
 )
 from fire.iteration import TALL, Iteration, by_gram, product
-from fire.waiting import Asking
 
 # The minimax problem is solved no closer to zero than this share of the interval: steeper polynomials gain little on
 # the smallest singular values and amplify rounding on the others.
@@ -40,48 +40,47 @@ _WELL_CONDITIONED = 1e-2
 _ASSUMED, _ASSUMED_LONG, _ASSUMED_LAST = 1e-4, 1.6e-2, 2e-6
 
 
-def polar_express(X: Tensor, G: Tensor, original: Callable[[int], Tensor], tol: float) -> Asking[list[int]]:
+def polar_express(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
 
-    Args:
-        original: gives each matrix before normalisation, (m, n).
-
     Returns:
-        The numbers of the matrices that may be rank-deficient: so near to it that this cannot tell.
+        For each batch, the numbers of the matrices that may be rank-deficient: so near to it that this cannot tell.
     """
-    if not on_gpu(X):
-        return (yield from _bounding(X, G, tol))
-    left, gain = yield from _assuming(X, G, _ASSUMED_LONG if _is_long(X) else _ASSUMED, tol)
-    if left and not by_gram(X):  # from a Gram matrix alone the smallest directions come out wrong, not only short
-        part = X[left]
-        G_part = gram(part)
-        # A null space holds rounding noise of some 4e-7 of the largest singular value. Assuming no less than
-        # _ASSUMED_LAST in all, the steps make no more than a third of it, which cannot pass for converged.
-        still, _ = yield from _assuming(part, G_part, gain * _ASSUMED_LAST, tol, bound=False)
-        X[left], G[left] = part, G_part
-        left = [left[i] for i in still]
-    if not left:
+    if not (batches and on_gpu(batches[0].X)):
+        return [_bounding(batch.X, batch.G, tol) for batch in batches]
+    long = [max(batch.X.shape[-2:]) >= 2 * min(batch.X.shape[-2:]) for batch in batches]
+    lows = [_ASSUMED_LONG if its_long else _ASSUMED for its_long in long]
+    gains = [_assume(batch.X, batch.G, low, tol) for batch, low in zip(batches, lows, strict=True)]
+    left = _not_converged(batches, tol)
+    # A null space holds rounding noise of some 4e-7 of the largest singular value. Assuming no less than
+    # _ASSUMED_LAST in all, the steps make no more than a third of it, which cannot pass for converged.
+    # From a Gram matrix alone the smallest directions come out wrong, not only short.
+    again = [i for i, batch in enumerate(batches) if left[i] and not by_gram(batch.X)]
+    chosen = [batches[i].X[left[i]] for i in again]
+    parts = [Batch(X, gram(X), batches[i].original) for i, X in zip(again, chosen, strict=True)]
+    for i, part in zip(again, parts, strict=True):
+        _assume(part.X, part.G, gains[i] * _ASSUMED_LAST, tol, bound=False)
+    for i, part, still in zip(again, parts, _not_converged(parts, tol), strict=True):
+        batches[i].X[left[i]], batches[i].G[left[i]] = part.X, part.G
+        left[i] = [left[i][k] for k in still]
+    return [_with_care(batch, numbers, tol) for batch, numbers in zip(batches, left, strict=True)]
+
+
+def _with_care(batch: Batch, numbers: list[int], tol: float) -> list[int]:
+    """Start again, for some matrices of a batch, from their smallest singular values; those that may be
+    rank-deficient."""
+    if not numbers:
         return []
-    part = torch.stack([tall_side(original(i)).to(X.dtype) for i in left])
+    part = torch.stack([tall_side(batch.original(i)).to(batch.X.dtype) for i in numbers])
     normalise_(part)
-    G_part = gram(part)
-    suspects = yield from _bounding(part, G_part, tol)
-    X[left], G[left] = part.mT if is_wide(X) else part, G_part
-    return [left[i] for i in suspects]
+    G = gram(part)
+    suspects = _bounding(part, G, tol)
+    batch.X[numbers], batch.G[numbers] = part.mT if is_wide(batch.X) else part, G
+    return [numbers[i] for i in suspects]
 
 
-def _is_long(X: Tensor) -> bool:
-    short, long = sorted(X.shape[-2:])
-    return long >= 2 * short
-
-
-def _assuming(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) -> Asking[tuple[list[int], float]]:
-    """The steps for singular values of at least `low` of the largest.
-
-    Returns:
-        The numbers of the matrices that have not come to `tol` with them, and how much the smallest singular values
-        have grown.
-    """
+def _assume(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) -> float:
+    """The steps for singular values of at least `low` of the largest; how much the smallest ones grow by them."""
     if bound:
         _divide_by_bound_(X, G)
     table = polar_express_table(low, 1.0, tol)
@@ -93,13 +92,19 @@ def _assuming(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) 
             iteration.step(*coefficients)
     iteration.step(1.5, -0.5)
     iteration.finish()
-    del iteration  # and its memory, before others are waited for
-    distance = distance_to_identity(G)
-    G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
+    return 1.5 * math.prod(a for a, _, _ in table)
+
+
+def _not_converged(batches: Sequence[Batch], tol: float) -> list[list[int]]:
+    """For each batch, the numbers of the matrices that are farther than `tol` from isometries."""
+    distances = []
+    for batch in batches:
+        distances.append(distance_to_identity(batch.G))
+        batch.G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
     # A null direction counts as 1, so that it is left however large the tolerance.
-    limit = min(tol * math.sqrt(G.shape[-1]), 0.5)
-    left = [i for i, reached in enumerate((yield distance).tolist()) if not reached <= limit]  # NaN among them
-    return left, 1.5 * math.prod(a for a, _, _ in table)
+    limits = [min(tol * math.sqrt(batch.G.shape[-1]), 0.5) for batch in batches]
+    known = zip(on_cpu(distances), limits, strict=True)
+    return [[i for i, d in enumerate(each.tolist()) if not d <= limit] for each, limit in known]  # NaN among them
 
 
 def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
     return bound
 
 
-def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[list[int]]:
+def _bounding(X: Tensor, G: Tensor, tol: float) -> list[int]:
     """`polar_express` of X (batch, m, n), m >= n, for the smallest singular value there is, bounded by Cholesky."""
     m, n = X.shape[-2:]
     bound = _divide_by_bound_(X, G)
@@ -126,10 +131,10 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[list[int]]:
     high, grown = 1.0, 1.0
     suspects = torch.ones(len(X), dtype=torch.bool, device="cpu")
     # What rounding may have put into a null space by now: into X when it was stored and in every step.
-    noise = 4 * eps(X) * (m**-0.5 + n**-0.5) / (yield bound)
+    noise = 4 * torch.finfo(X.dtype).eps * (m**-0.5 + n**-0.5) / on_cpu([bound])[0]
     while True:
         if m > n or grown > 16 * n * _resolution(X):
-            lows = yield _smallest(G, high)
+            (lows,) = on_cpu([_smallest(G, high)])
             suspects = lows <= grown * noise
         if not suspects.any() or grown * float(noise.min()) > _resolution(X) * high:
             break
@@ -149,7 +154,7 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> Asking[list[int]]:
             iteration.step(*coefficients)
     for _ in range(20):
         mean_square = deviation(G, torch.ones_like(G[:, 0, 0])) / n
-        if not ((yield mean_square)[~suspects] > tol**2).any():
+        if not (on_cpu([mean_square])[0][~suspects] > tol**2).any():
             break
         iteration.step(1.5, -0.5)
     iteration.finish()
@@ -182,7 +187,7 @@ def _smallest(G: Tensor, high: float) -> Tensor:
 
 def _resolution(X: Tensor) -> float:
     """The smallest singular value, relative to the largest, that shows in the Gram matrix in X's dtype."""
-    return math.sqrt(32 * eps(X))
+    return math.sqrt(32 * torch.finfo(X.dtype).eps)
 
 
 @lru_cache(maxsize=256)

@@ -1,18 +1,16 @@
 """Projecting many matrices at once: those of one shape together, measured on the way."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fire.gram import (
     GPU_MEMORY,
-    batches,
+    Batch,
     compute_dtype,
     distance_to_identity,
     double,
@@ -20,14 +18,15 @@ from fire.gram import (
     full_precision,
     gram,
     normalise_,
+    on_cpu,
     on_gpu,
+    slices,
     square_of,
     tall_side,
 )
 from fire.matrices import WeightMatrix
-from fire.polar import check_solver, solve
+from fire.polar import check_solver, solve, waits
 from fire.report import Recorder
-from fire.waiting import Asking, answered, on_cpu
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,10 @@ class Target:
                 new.lerp_(original.to(new.dtype), 1 - self.interpolation)
 
 
-FIRE = Target()
-
-
 def project(
-    recorder: Recorder,
-    matrices: Sequence[WeightMatrix],
-    solver: str,
-    steps: int,
-    tol: float,
-    target: Target = FIRE,
+    recorder: Recorder, matrices: Sequence[WeightMatrix], solver: str, steps: int, tol: float, target: Target
 ) -> None:
-    """Move each of `matrices` to its `target`, the scaled polar factor by default, and write it through `recorder`.
+    """Move each of `matrices` to its `target` and write it through `recorder`.
 
     Raises:
         ValueError: arguments no solver accepts, or a non-finite entry; nothing has been changed then.
@@ -98,22 +89,20 @@ def project(
     for matrix in matrices:
         check_solver(solver, steps, tol, matrix.parameter.dtype)
     _check_finite(matrices)
-    groups: dict[tuple, list[tuple[WeightMatrix, Tensor]]] = {}
+    members: dict[tuple, list[tuple[WeightMatrix, Tensor]]] = {}
     for matrix in matrices:
         view = as_stored(matrix.view)
-        groups.setdefault((view.shape[-2:], view.dtype, view.device), []).append((matrix, view))
-    outcomes: list[_Outcome] = []
+        members.setdefault((view.shape[-2:], view.dtype, view.device), []).append((matrix, view))
+    groups = [_Group([m for m, _ in each], [view for _, view in each], target) for each in members.values()]
     with ExitStack() as stack:
         for device_type in {matrix.parameter.device.type for matrix in matrices}:
             stack.enter_context(full_precision(device_type))
-        for together in _together([_Group(members) for members in groups.values()]):
-            working = [
-                _project_group(recorder, group, scales, target, solver=solver, steps=steps, tol=tol)
-                for group, scales in zip(together, _scales(together), strict=True)
-            ]
-            outcomes += answered(working)
-    for outcome, columns in zip(outcomes, _known(outcomes), strict=True):
-        _note(recorder, outcome, *columns)
+        for together in _together(groups):
+            _set_scales(together)
+            # Those of a solver that waits do so at the same time; any other needs the memory of one group only.
+            for part in [together] if waits(solver, steps) else [[group] for group in together]:
+                _project_groups(recorder, part, solver, steps, tol)
+    _record(recorder, groups, on_cpu([tensor for group in groups for tensor in group.measured()]))
 
 
 def as_stored(view: Tensor) -> Tensor:
@@ -125,35 +114,46 @@ def as_stored(view: Tensor) -> Tensor:
 
 
 class _Group:
-    """Matrices of one shape, up to transposition, dtype and device.
+    """Matrices of one shape, up to transposition, dtype and device, and what was measured of them, on the device.
 
     Attributes:
         matrices, views: the weights, and their matrices (*stack, m, n) as they are worked on.
         counts: how many matrices each has.
+        plain: whether the polar factors are the result, but for FIRE's factor.
+        scales: FIRE's factor for each single matrix, (batch,).
+        norm: parts of the Frobenius norms before, (batch,) in all.
+        before, after: parts of ||G - s I||_F of the Gram matrices, whose square over s^2 is DfI. Before, G is that of
+            W / norm and s = (scale / norm)^2; after, if `plain`, that of W / scale and 1, else that of W and scale^2.
+        ranks: of the matrices; `looked` is whether they were looked for.
+        errors: root of the SFE of each weight, (1,).
     """
 
-    def __init__(self, members: Sequence[tuple[WeightMatrix, Tensor]]) -> None:
-        self.matrices, self.views = [matrix for matrix, _ in members], [view for _, view in members]
-        self.counts = [view.shape[:-2].numel() for view in self.views]
-        self.dtype, self.device = self.views[0].dtype, self.views[0].device
-        self.shape = (sum(self.counts), *self.views[0].shape[-2:])
+    scales: Tensor
+
+    def __init__(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], target: Target) -> None:
+        self.matrices, self.views, self.target = matrices, views, target
+        self.counts = [view.shape[:-2].numel() for view in views]
+        self.dtype, self.device = views[0].dtype, views[0].device
+        self.shape = (sum(self.counts), *views[0].shape[-2:])
         self.compute = compute_dtype(self.dtype)
+        self.plain = self.compute == self.dtype and target == Target()
+        self.norm: list[Tensor] = []
+        self.before: list[Tensor] = []
+        self.after: list[Tensor] = []
+        self.ranks: list[int] = []
+        self.looked = True
+        self.errors: list[Tensor] = []
 
     @property
     def bytes(self) -> int:
-        """Memory in which they are projected."""
-        return 3 * math.prod(self.shape) * self.compute.itemsize
+        """Memory in which they are projected; at most `GPU_MEMORY` where `slices` leaves them whole."""
+        return 4 * math.prod(self.shape) * self.compute.itemsize
 
     def gather(self) -> Tensor:
         """The matrices, (batch, m, n)."""
         X = torch.empty(self.shape, dtype=self.compute, device=self.device)
-        torch._foreach_copy_(self.parts(X), self.views)
+        torch._foreach_copy_(self.parts(X), list(self.views))
         return X
-
-    def scales(self) -> Tensor:
-        """FIRE's factor for each single matrix, (batch,) on the CPU."""
-        listed = [m.scale for m, count in zip(self.matrices, self.counts, strict=True) for _ in range(count)]
-        return torch.tensor(listed, dtype=self.compute, device="cpu")
 
     def parts(self, X: Tensor) -> list[Tensor]:
         """Those of X (batch, m, n) that belong to each weight, of the shape of its view."""
@@ -167,31 +167,31 @@ class _Group:
             number -= count
         raise IndexError(number)
 
+    def start(self, X: Tensor, rows: slice) -> Batch:
+        """Normalise some of the matrices, in place, for the solver."""
+        X, first = X[rows], rows.start or 0
+        self.norm.append(normalise_(X))
+        G = gram(X)
+        self.before.append(distance_to_identity(G, square_of(double(self.scales[rows]) / self.norm[-1])))
+        return Batch(X, G, lambda i: self.original(first + i))
 
-@dataclass
-class _Outcome:
-    """What was measured of a group, on its device for now.
+    def finish(self, X: Tensor, recorder: Recorder) -> None:
+        """Write what the target makes of the polar factors X into the parameters."""
+        self.target.reach_(X, torch.cat(self.norm) if len(self.norm) > 1 else self.norm[0], self.scales, self.views)
+        if not self.plain:
+            if X.dtype != self.dtype:
+                X.copy_(X.to(self.dtype))  # as a parameter will hold it
+            squares = square_of(self.scales)
+            self.after = [distance_to_identity(gram(X[rows]), squares[rows]) for rows in slices(X)]
+        self.errors = [error.view(1) for error in recorder.copy(self.matrices, self.views, self.parts(X))]
 
-    Attributes:
-        norm: Frobenius norms before, (batch,).
-        before, after: ||G - s I||_F of the Gram matrices, whose square over s^2 is DfI, (batch,); before, G is that of
-            W / norm and s = (scale / norm)^2.
-        plain: whether after it G is that of W / scale and s = 1, otherwise that of W and s = scale^2.
-        errors: root of the SFE of each weight, (1,).
-        ranks: of the matrices, where they were looked for.
-    """
-
-    group: _Group
-    norm: Tensor
-    before: Tensor
-    after: Tensor
-    plain: bool
-    errors: list[Tensor]
-    ranks: list[int] | None
+    def measured(self) -> list[Tensor]:
+        """All that was measured, to be fetched from the device."""
+        return [*self.norm, *self.before, *self.after, *self.errors]
 
 
 def _together(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
-    """Those to be projected at the same time, so that one wait serves all: on a GPU within `GPU_MEMORY`."""
+    """Those that may be projected at the same time: on a GPU within `GPU_MEMORY`."""
     chosen: list[_Group] = []
     for group in groups:
         fits = sum(each.bytes for each in [*chosen, group]) <= GPU_MEMORY
@@ -199,79 +199,55 @@ def _together(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
             yield chosen
             chosen = []
         chosen.append(group)
-    yield chosen
+    if chosen:
+        yield chosen
 
 
-def _scales(groups: Sequence[_Group]) -> list[Tensor]:
-    """FIRE's factors for the single matrices of each group, (batch,), on its device; on a GPU in float64, and without a
-    transfer, which would wait."""
-    if not groups or not on_gpu(groups[0].views[0]):
-        return [group.scales().to(group.device) for group in groups]
+def _set_scales(groups: Sequence[_Group]) -> None:
+    """Put FIRE's factors on the device; on a GPU in float64, and without a transfer, which would wait."""
     counts = [count for group in groups for count in group.counts]
-    scales = torch.ones(sum(counts), dtype=torch.float64, device=groups[0].device)
+    dtype = torch.float64 if on_gpu(groups[0].views[0]) else groups[0].compute
+    scales = torch.ones(sum(counts), dtype=dtype, device=groups[0].device)
     torch._foreach_mul_(scales.split(counts), [matrix.scale for group in groups for matrix in group.matrices])
-    return list(scales.split([group.shape[0] for group in groups]))
+    for group, its in zip(groups, scales.split([group.shape[0] for group in groups]), strict=True):
+        group.scales = its
 
 
-def _project_group(
-    recorder: Recorder, group: _Group, scales: Tensor, target: Target, **solver: Any
-) -> Asking[_Outcome]:
-    """`project` for one group."""
-    X = group.gather()
-    measured, ranks, looked = [], [], True
-    plain = X.dtype == group.dtype and target == FIRE
-    for rows in batches(X):
-        norm = normalise_(X[rows])
-        G = gram(X[rows])
-        before = distance_to_identity(G, square_of(double(scales[rows]) / norm))
-        original = partial(_offset, group.original, rows.start)
-        found = yield from solve(X[rows], G, original, **solver)
-        ranks += found or []
-        looked = found is not None
-        measured.append((norm, before, distance_to_identity(G) if plain else norm))
-    del G  # the memory is needed
-    columns = list(zip(*measured, strict=True))
-    norm, before, after = (torch.cat(column) if len(column) > 1 else column[0] for column in columns)
-    target.reach_(X, norm, scales, group.views)
-    if not plain:
-        if X.dtype != group.dtype:
-            X.copy_(X.to(group.dtype))  # as a parameter will hold it
-        squares = square_of(scales)
-        after = torch.cat([distance_to_identity(gram(X[rows]), squares[rows]) for rows in batches(X)])
-    errors = recorder.copy(group.matrices, group.views, group.parts(X))
-    return _Outcome(group, norm, before, after, plain, errors, ranks if looked else None)
+def _project_groups(recorder: Recorder, groups: Sequence[_Group], solver: str, steps: int, tol: float) -> None:
+    """`project` for several groups, side by side."""
+    stacks = [group.gather() for group in groups]
+    # Several are within `GPU_MEMORY`, where none of them is cut.
+    for rows in [slice(None)] if len(groups) > 1 else slices(stacks[0]):
+        batches = [group.start(X, rows) for group, X in zip(groups, stacks, strict=True)]
+        for group, batch, ranks in zip(groups, batches, solve(batches, solver, steps, tol), strict=True):
+            group.ranks += ranks or []
+            group.looked = ranks is not None
+            if group.plain:
+                group.after.append(distance_to_identity(batch.G))
+        del batches, batch  # and their Gram matrices
+    for group, X in zip(groups, stacks, strict=True):
+        group.finish(X, recorder)
 
 
-def _offset(original: Callable[[int], Tensor], first: int, number: int) -> Tensor:
-    return original(first + number)
-
-
-def _known(outcomes: Sequence[_Outcome]) -> list[list[Tensor]]:
-    """What was measured of each group, on the CPU, after one wait: norm, before, after, (batch,), and the errors."""
-    measured = [[o.norm, o.before, o.after, *(error.view(1) for error in o.errors)] for o in outcomes]
-    known = iter(on_cpu([column for columns in measured for column in columns]))
-    return [[next(known) for _ in columns] for columns in measured]
-
-
-def _note(recorder: Recorder, outcome: _Outcome, norm: Tensor, before: Tensor, after: Tensor, *errors: Tensor) -> None:
-    """Tell the recorder what was measured."""
-    group = outcome.group
-    scales, smaller = group.scales(), min(group.shape[-2:])
-    before = (before.double() / square_of(double(scales) / norm)).square()
-    after = (after.double() / (1 if outcome.plain else square_of(scales))).square()
-    start = 0
-    for matrix, count, error in zip(group.matrices, group.counts, errors, strict=True):
-        stack = slice(start, start + count)
-        deficient = None if outcome.ranks is None else sum(0 < rank < smaller for rank in outcome.ranks[stack])
-        recorder.note(
-            matrix,
-            float(error),
-            float(before[stack].sum()),
-            float(after[stack].sum()),
-            int((norm[stack] == 0).sum()),
-            deficient,
-        )
-        start += count
+def _record(recorder: Recorder, groups: Sequence[_Group], measured: Sequence[Tensor]) -> None:
+    """Give the recorder what was measured of each weight, which is on the CPU now."""
+    known = iter(measured)
+    for group in groups:
+        columns = (group.norm, group.before, group.after, group.errors)
+        norm, before, after, errors = (torch.cat([next(known) for _ in column]) for column in columns)
+        smaller, start = min(group.shape[-2:]), 0
+        for matrix, count, error in zip(group.matrices, group.counts, errors, strict=True):
+            stack = slice(start, start + count)
+            scale = double(torch.tensor(matrix.scale, dtype=group.compute, device="cpu"))
+            recorder.add(
+                matrix,
+                error,
+                (before[stack].double() / square_of(scale / norm[stack])).square().sum(),
+                (after[stack].double() / (1 if group.plain else square_of(scale))).square().sum(),
+                int((norm[stack] == 0).sum()),
+                sum(0 < rank < smaller for rank in group.ranks[stack]) if group.looked else None,
+            )
+            start += count
 
 
 def _check_finite(matrices: Sequence[WeightMatrix]) -> None:

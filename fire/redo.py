@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fire.during import During
+from fire.gram import on_cpu
 from fire.matrices import unwrap
 from fire.methods import TrainingMethod, check_initial, register
 from fire.scope import Scope
@@ -64,7 +65,8 @@ class UnitResets(During):
         }
         self._generator = torch.Generator().manual_seed(seed)
         self._steps = self._reset = 0
-        self._activity = [torch.zeros(layer.size, device=layer.outgoing[0].device) for layer in layers]
+        # Below 0 until a training pass has measured it.
+        self._activity = [torch.full((layer.size,), -1.0, device=layer.outgoing[0].device) for layer in layers]
         self._hooks = [
             layer.activation.register_forward_hook(_measure_into(activity, layer))
             for layer, activity in zip(layers, self._activity, strict=True)
@@ -72,14 +74,22 @@ class UnitResets(During):
 
     @torch.no_grad()
     def after_step(self, *optimizers: torch.optim.Optimizer) -> None:
-        """Count the step and, where it is time, reset the dormant units. Waits for the device only then."""
+        """Count the step and, where it is time, reset the dormant units. Waits for the device only then.
+
+        Raises:
+            RuntimeError: no training pass has measured the units.
+        """
         due = self.is_due()
         self._steps += 1
         if not due:
             return
-        dormant = torch.cat([(a <= self._tau * a.mean()).to(self._activity[0].device) for a in self._activity]).cpu()
-        for layer, which in zip(self._layers, dormant.split([layer.size for layer in self._layers]), strict=True):
-            units = which.nonzero().flatten()
+        for layer, activity in zip(self._layers, on_cpu(self._activity), strict=True):
+            if (activity < 0).any():
+                raise RuntimeError(
+                    f"nothing has measured the units of {layer.name}: no training pass has run its hook, which code "
+                    "that was compiled before it was set does not know; call torch.compiler.reset() after `during`"
+                )
+            units = (activity <= self._tau * activity.mean()).nonzero().flatten()
             if len(units):
                 layer.reset(units, self._initial, self._generator, optimizers)
                 self._reset += len(units)
@@ -94,20 +104,16 @@ class UnitResets(During):
         return self._activity
 
     def is_due(self) -> bool:
-        """Whether the next step is one after which units are reset."""
         return (self._steps + 1) % self._period == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, and the random generator's state."""
         return {"steps": self._steps, "units_reset": self._reset, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from there."""
         self._steps, self._reset = state["steps"], state["units_reset"]
         self._generator.set_state(state["generator"].cpu())
 
     def close(self) -> None:
-        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 

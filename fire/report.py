@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fire import metrics
+from fire.gram import on_cpu
 from fire.matrices import WeightMatrix, storage_key
 
 
@@ -16,9 +17,8 @@ class MatrixReport:
     """One weight of a model, its stack of matrices taken together.
 
     Attributes:
-        name: dotted parameter name, with the rows in brackets for a part of a fused weight.
+        name, scale: as of `WeightMatrix`.
         shape: (stack..., out, in).
-        scale: FIRE's scale factor for it.
         sfe: ||W - W~||_F^2 summed over the stack, on the actual weights.
         dfi_before, dfi_after: ||V^T V - I||_F^2 of V = W / scale, summed over the stack.
         zero: how many matrices a projection left alone because they are zero.
@@ -53,8 +53,6 @@ class ResetReport:
             know them.
         skipped: tensors of two or more dimensions that have no rule, with the reason (`fire.matrices`).
         seconds: wall time of the reset, its own measurements included.
-        peak_bytes: extra memory at its peak, on CUDA, for which PyTorch's own count of the peak is reset; None
-            elsewhere, where nothing counts it.
     """
 
     method: str
@@ -63,7 +61,6 @@ class ResetReport:
     full_reset_sfe: float | None
     skipped: Mapping[str, str] = field(repr=False)
     seconds: float
-    peak_bytes: int | None
 
     def __str__(self) -> str:
         lines = [
@@ -106,18 +103,6 @@ class ResetReport:
         return tuple(m.name for m in looked if m.rank_deficient) if looked else None
 
 
-@dataclass(frozen=True)
-class _Record:
-    """What one write did; its numbers may be on the device for now."""
-
-    matrix: WeightMatrix
-    error: Tensor | float  # its square is the SFE
-    dfi_before: Tensor | float
-    dfi_after: Tensor | float
-    zero: int
-    rank_deficient: int | None
-
-
 class Recorder:
     """Writes new weights in place and keeps, for each matrix, what the write did.
 
@@ -136,14 +121,12 @@ class Recorder:
     ) -> None:  # fmt: skip
         self._method, self._skipped = method, skipped
         self._unwritten = {matrix.name: matrix for matrix in matrices}
-        self._records: list[_Record] = []
+        self._added: list[tuple[WeightMatrix, tuple[Tensor, Tensor, Tensor], int, int | None]] = []
         self._touched: set[tuple] = set()
         device = matrices[0].parameter.device if matrices else torch.device("cpu")
         self._cuda = device if device.type == "cuda" else None
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
-            torch.cuda.reset_peak_memory_stats(self._cuda)
-            self._allocated = torch.cuda.memory_allocated(self._cuda)
         self._start = time.perf_counter()
         self._full = None
         if initial is not None:
@@ -152,14 +135,12 @@ class Recorder:
     def write(self, matrix: WeightMatrix, new: Tensor) -> None:
         """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
         before = metrics.dfi(matrix.view, matrix.scale).sum()
-        view = matrix.view
-        (error,) = self.copy([matrix], [view], [new.to(view)])
-        after = metrics.dfi(matrix.view, matrix.scale).sum()
-        self._records.append(_Record(matrix, error, before, after, 0, None))
+        (error,) = self.copy([matrix], [matrix.view], [new.to(matrix.view)])
+        self.add(matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum())
 
     def copy(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
-        """Copy `new` into `views` of several matrices, of the same shapes, whose measurements `note` is told later; the
-        root of each one's SFE."""
+        """Copy `new` into `views` of several matrices, of the same shapes, and return the root of each one's SFE. The
+        caller measures the rest, and gives all to `add`."""
         for matrix in matrices:
             del self._unwritten[matrix.name]
             self._touched.add(storage_key(matrix.parameter))
@@ -167,15 +148,16 @@ class Recorder:
         torch._foreach_copy_(list(views), list(new))
         return errors
 
-    def note(
-        self, matrix: WeightMatrix, error: float, before: float, after: float, zero: int, deficient: int | None
-    ) -> None:
-        """What `copy` did to a matrix: the root of the SFE, the DfI before and after, summed over the stack, and how
-        many of the stack are zero and rank-deficient."""
-        self._records.append(_Record(matrix, error, before, after, zero, deficient))
+    def add(
+        self, matrix: WeightMatrix, error: Tensor, before: Tensor, after: Tensor, zero: int = 0,
+        rank_deficient: int | None = None,
+    ) -> None:  # fmt: skip
+        """Keep what was measured of a matrix: the root of its SFE, its DfI before and after, of one element each, and
+        how many of its stack are zero and rank-deficient."""
+        self._added.append((matrix, (error, before, after), zero, rank_deficient))
 
     def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
-        """Copy `new` into a whole parameter or buffer, recording the matrices that lie in it."""
+        """Copy `new` into a whole parameter or buffer, and measure the matrices that lie in it."""
         key = storage_key(tensor)
         for matrix in [m for m in self._unwritten.values() if storage_key(m.parameter) == key]:
             self.write(matrix, matrix.of(new.to(tensor)))
@@ -186,37 +168,17 @@ class Recorder:
         """The finished report; matrices never written count with an SFE of zero."""
         for matrix in self._unwritten.values():
             dfi = metrics.dfi(matrix.view, matrix.scale).sum()
-            self._records.append(_Record(matrix, 0.0, dfi, dfi, 0, None))
-        columns = zip(
-            _numbers([r.error for r in self._records]),
-            _numbers([r.dfi_before for r in self._records]),
-            _numbers([r.dfi_after for r in self._records]),
-            strict=True,
-        )
-        matrices = tuple(
+            self.add(matrix, torch.zeros_like(dfi), dfi, dfi)
+        scalars = [number for _, numbers, _, _ in self._added for number in numbers] + (self._full or [])
+        known = iter([float(number) for number in on_cpu([scalar.reshape(1) for scalar in scalars])])
+        reports = tuple(
             MatrixReport(
-                r.matrix.name, tuple(r.matrix.view.shape), r.matrix.scale, error**2, before, after, r.zero,
-                r.rank_deficient,
+                m.name, tuple(m.view.shape), m.scale, next(known) ** 2, next(known), next(known), zero, rank_deficient
             )
-            for r, (error, before, after) in zip(self._records, columns, strict=True)
-        )  # fmt: skip
-        full = None if self._full is None else sum(e * e for e in _numbers(self._full))
+            for m, _, zero, rank_deficient in self._added
+        )
+        full = None if self._full is None else sum(error * error for error in known)
         if self._cuda:
             torch.cuda.synchronize(self._cuda)
-        return ResetReport(
-            self._method, len(self._touched), matrices, full, self._skipped, time.perf_counter() - self._start,
-            torch.cuda.max_memory_allocated(self._cuda) - self._allocated if self._cuda else None,
-        )  # fmt: skip
-
-
-def _numbers(scalars: Sequence[Tensor | float]) -> list[float]:
-    """Numbers, and tensors of one element as numbers, with one wait for each device they are on."""
-    numbers = [0.0 if isinstance(scalar, Tensor) else scalar for scalar in scalars]
-    waiting = {i: scalar for i, scalar in enumerate(scalars) if isinstance(scalar, Tensor)}
-    for device in {scalar.device for scalar in waiting.values()}:
-        places = [i for i, scalar in waiting.items() if scalar.device == device]
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.stack([waiting[i].to(dtype) for i in places]).tolist()
-        for i, value in zip(places, values, strict=True):
-            numbers[i] = value
-    return numbers
+        seconds = time.perf_counter() - self._start
+        return ResetReport(self._method, len(self._touched), reports, full, self._skipped, seconds)

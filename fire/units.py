@@ -6,7 +6,7 @@ weights afresh and setting its outgoing ones to zero. Which layers those are, th
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ class Units:
 
     Attributes:
         incoming: the Linear or Conv whose outputs are the units.
-        outgoing: every layer that reads the units.
+        outgoing: every Linear or Conv that reads the units.
         norm: the normalisation layer between `incoming` and the activation, if any.
     """
 
@@ -34,13 +34,17 @@ class Units:
     outgoing: Sequence[str]
     norm: str | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.outgoing, str) or not self.outgoing:
+            raise TypeError(f"outgoing must be a list of names, got {self.outgoing!r}")
+
 
 @dataclass(frozen=True, eq=False)
 class UnitLayer:
     """The units of one activation, in modules.
 
     Attributes:
-        name: of the activation.
+        name, activation: the module after which units are counted.
         size: number of units.
         axis: of the activation's output along which they lie: 1 after a convolution, else the last.
         drawn, restored: by name, the tensors whose first axis are the units: weight and bias of the incoming layer,
@@ -58,44 +62,38 @@ class UnitLayer:
 
     @torch.no_grad()
     def reset(
-        self,
-        units: Tensor,
-        initial: Mapping[str, Tensor],
-        generator: torch.Generator,
+        self, units: Tensor, initial: Mapping[str, Tensor], generator: torch.Generator,
         optimizers: Sequence[torch.optim.Optimizer],
-    ) -> None:
-        """Reset the units with these numbers, (count,) on the CPU, in place, with their moments in the optimisers.
+    ) -> None:  # fmt: skip
+        """Reset units in place, with their moments in the optimisers.
 
         Incoming weights and biases are drawn, with replacement, from the entries of the layer's own initial weights and
         biases, so from the distribution that the model started with. A unit's entries of the norm become the initial
         ones, its outgoing weights zero. The `step` of an optimiser stays: it belongs to a whole tensor.
 
         Args:
-            units: which units.
+            units: their numbers, (count,), on the CPU.
             initial: at least the tensors named in `drawn` and `restored`, as they were at initialisation.
             generator: of random numbers, on the CPU.
             optimizers: of the network.
         """
-        for name, tensor in self.drawn.items():
-            start = initial[name].flatten().cpu()
-            picked = torch.randint(len(start), (len(units), *tensor.shape[1:]), generator=generator)
-            tensor.index_copy_(0, units.to(tensor.device), start[picked].to(tensor))
-            _clear_moments(tensor, 0, units, optimizers)
-        for name, tensor in self.restored.items():
-            tensor.index_copy_(0, units.to(tensor.device), initial[name].cpu()[units].to(tensor))
-            _clear_moments(tensor, 0, units, optimizers)
+        written = []
+        for name, tensor in {**self.drawn, **self.restored}.items():
+            start = initial[name].cpu()
+            new = start[units]
+            if name in self.drawn:
+                new = start.flatten()[torch.randint(start.numel(), new.shape, generator=generator)]
+            tensor.index_copy_(0, units.to(tensor.device), new.to(tensor))
+            written.append((tensor, 0, units))
         for weight in self.outgoing:
             each = weight.shape[1] // self.size
             columns = (units[:, None] * each + torch.arange(each)).flatten()
             weight.index_fill_(1, columns.to(weight.device), 0)
-            _clear_moments(weight, 1, columns, optimizers)
-
-
-def _clear_moments(tensor: Tensor, axis: int, places: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    for optimizer in optimizers:
-        state = optimizer.state.get(tensor, {})
-        for moment in (state[name] for name in MOMENTS if isinstance(state.get(name), Tensor)):
-            moment.index_fill_(axis, places.to(moment.device), 0)
+            written.append((weight, 1, columns))
+        for tensor, axis, places in written:
+            for moment in [optimizer.state.get(tensor, {}).get(name) for optimizer in optimizers for name in MOMENTS]:
+                if isinstance(moment, Tensor):
+                    moment.index_fill_(axis, places.to(moment.device), 0)
 
 
 def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]) -> list[UnitLayer]:
@@ -109,7 +107,10 @@ def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[nn.Module, UnitLayer] = {}
     for pattern, given in units.items():
-        around = _units(pattern, given)
+        try:
+            around = given if isinstance(given, Units) else Units(**given)
+        except TypeError as error:
+            raise ValueError(f"units of {pattern!r}: {error}") from error
         # As in the other patterns of a scope, * matches any text, dots included.
         expression = re.compile(re.escape(pattern).replace(r"\*", "(.*)"))
         found = [(name, match.groups()) for name in modules if name and (match := expression.fullmatch(name))]
@@ -118,72 +119,49 @@ def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]
         for name, texts in found:
             if modules[name] in layers:
                 raise ValueError(f"units: {name} is {layers[modules[name]].name}, which has its units already")
-            layers[modules[name]] = _Resolver(modules, name, texts).layer(around)
+            try:
+                layers[modules[name]] = _layer(modules, name, texts, around)
+            except ValueError as error:
+                raise ValueError(f"units of {name}: {error}") from error
     return list(layers.values())
 
 
-def _units(pattern: str, given: Units | Mapping[str, Any]) -> Units:
-    if isinstance(given, Units):
-        return given
-    known = [field.name for field in fields(Units)]
-    if not isinstance(given, Mapping) or set(given) - set(known) or {"incoming", "outgoing"} - set(given):
-        raise ValueError(f"units of {pattern!r} need incoming and outgoing, and may have norm; got {given!r}")
-    if isinstance(given["outgoing"], str) or not given["outgoing"]:
-        raise ValueError(f"units of {pattern!r}: outgoing must be a list of names, got {given['outgoing']!r}")
-    return Units(**given)
+def _layer(modules: Mapping[str, nn.Module], activation: str, texts: Sequence[str], around: Units) -> UnitLayer:
+    """The units of an activation, for whose pattern's `*` stand `texts`."""
+    incoming, layer = _find(modules, "incoming", around.incoming, texts)
+    size = layer.weight.shape[0]
+    restored: dict[str, Tensor] = {}
+    if around.norm is not None:
+        name, norm = _find(modules, "norm", around.norm, texts)
+        state = norm.state_dict(keep_vars=True).items()
+        restored = {f"{name}.{key}": tensor for key, tensor in state if tensor.ndim}  # not the count of batches
+        for key, tensor in restored.items():
+            if tensor.shape != (size,):
+                raise ValueError(f"{key} has shape {tuple(tensor.shape)}, but {incoming} has {size} units")
+    outgoing = []
+    for pattern in around.outgoing:
+        name, reader = _find(modules, "outgoing", pattern, texts)
+        if getattr(reader, "groups", 1) != 1:
+            raise ValueError(f"outgoing {name} is a grouped convolution, whose columns are not of one unit each")
+        inputs = reader.weight.shape[1]
+        if inputs % size or (inputs != size and not isinstance(reader, nn.Linear)):
+            raise ValueError(f"outgoing {name} reads {inputs} features, but {incoming} has {size} units")
+        outgoing.append(reader.weight)
+    drawn = {f"{incoming}.{key}": tensor for key, tensor in layer.named_parameters(recurse=False)}
+    axis = 1 if isinstance(layer, _CONVOLUTIONS) else -1
+    return UnitLayer(activation, modules[activation], size, axis, drawn, restored, outgoing)
 
 
-@dataclass(frozen=True)
-class _Resolver:
-    """Finds the layers around the activation `name`, whose pattern's `*` matched `texts`."""
-
-    modules: Mapping[str, nn.Module]
-    name: str
-    texts: Sequence[str]
-
-    def layer(self, around: Units) -> UnitLayer:
-        incoming, module = self.find("incoming", around.incoming, nn.Linear, *_CONVOLUTIONS)
-        size = module.weight.shape[0]
-        restored: dict[str, Tensor] = {}
-        if around.norm is not None:
-            norm, its = self.find("norm", around.norm)
-            state = {key: t for key, t in its.state_dict(keep_vars=True).items() if t.ndim}  # not the count of batches
-            for key, tensor in state.items():
-                if tensor.shape != (size,):
-                    raise self.error(f"{norm}.{key} has shape {tuple(tensor.shape)}, but {incoming} has {size} units")
-            restored = {f"{norm}.{key}": tensor for key, tensor in state.items()}
-        return UnitLayer(
-            self.name,
-            self.modules[self.name],
-            size,
-            1 if isinstance(module, _CONVOLUTIONS) else -1,
-            {f"{incoming}.{key}": tensor for key, tensor in module.named_parameters(recurse=False)},
-            restored,
-            [self.reader(each, incoming, size) for each in around.outgoing],
-        )
-
-    def reader(self, pattern: str, incoming: str, size: int) -> Tensor:
-        """The weight of a layer that reads the units."""
-        name, module = self.find("outgoing", pattern, nn.Linear, *_CONVOLUTIONS)
-        if getattr(module, "groups", 1) != 1:
-            raise self.error(f"outgoing {name} is a grouped convolution, whose columns are not of one unit each")
-        inputs = module.weight.shape[1]
-        if inputs % size or (inputs != size and not isinstance(module, nn.Linear)):
-            raise self.error(f"outgoing {name} reads {inputs} features, but {incoming} has {size} units")
-        return module.weight
-
-    def find(self, role: str, pattern: str, *types: type[nn.Module]) -> tuple[str, Any]:
-        """The name that a pattern stands for and its module, of one of `types` if there are any."""
-        parts = pattern.split("*")
-        if len(parts) - 1 > len(self.texts):
-            raise self.error(f"{role} {pattern!r} has more * than the activation's pattern")
-        name = parts[0] + "".join(text + part for text, part in zip(self.texts, parts[1:], strict=False))
-        if name not in self.modules:
-            raise self.error(f"{role} {name!r} is no module of the model")
-        module = self.modules[name]
-        if types and not (isinstance(module, types) and isinstance(module._parameters.get("weight"), nn.Parameter)):
-            raise self.error(f"{role} {name} must be a Linear or Conv with a plain weight, not {type(module).__name__}")
-        return name, module
-
-    def error(self, problem: str) -> ValueError:
-        return ValueError(f"units of {self.name}: {problem}")
+def _find(modules: Mapping[str, nn.Module], role: str, pattern: str, texts: Sequence[str]) -> tuple[str, Any]:
+    """The module that a pattern stands for, and its name."""
+    if pattern.count("*") > len(texts):
+        raise ValueError(f"{role} {pattern!r} has more * than the activation's pattern")
+    rest = iter(texts)
+    name = re.sub(r"\*", lambda _: next(rest), pattern)
+    if name not in modules:
+        raise ValueError(f"{role} {name!r} is no module of the model")
+    module = modules[name]
+    plain = isinstance(module, (nn.Linear, *_CONVOLUTIONS)) and isinstance(module._parameters.get("weight"), Tensor)
+    if role != "norm" and not plain:
+        raise ValueError(f"{role} {name} must be a Linear or Conv with a plain weight, not {type(module).__name__}")
+    return name, module

@@ -1,7 +1,6 @@
 """Text from a trained language model: `python -m scripts.sample outputs/language/.../fire-s0-...`.
 
-Takes a finished run, whose final weights it continues with, or a shared phase 0 (`outputs/phases/...`), of which
-`--checkpoint` chooses one that is kept.
+Takes a finished run, whose final weights it uses, or a shared phase 0 (`outputs/phases/...`) and its `--checkpoint`.
 """
 
 import argparse
@@ -15,16 +14,15 @@ from torch import Tensor
 from experiments.common import checkpoint
 from experiments.common.config import data_folder
 from experiments.common.errors import UserError
-from experiments.language import protocol, tokenizers
+from experiments.language import model, tokenizers
+from experiments.language.best import BEST
 from experiments.language.model import GPT
+from scripts import command
 
 
 def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
-    """The network and tokenizer of a run or shared phase.
-
-    Args:
-        folder: the run's directory.
-        name: of a kept checkpoint; None: the only one, or `best`, or that of the finished run.
+    """The network and tokenizer of a run or shared phase, with the checkpoint kept as `name`, by default that of the
+    finished run, or `best`, or the latest.
 
     Raises:
         UserError: no such run or checkpoint, or a damaged one.
@@ -35,7 +33,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     if "tokenizer" not in cfg:
         raise UserError(f"{folder} is not a run of a language model")
     kept = checkpoint.kept(folder)
-    names = [name] if name else [checkpoint.FINAL, protocol.BEST, *reversed(list(kept))]
+    names = [name] if name else [checkpoint.FINAL, BEST, *reversed(list(kept))]
     path = next((kept[one] for one in names if one in kept), None)
     if path is None:
         there = ", ".join(kept) or "none; it is not finished"
@@ -43,7 +41,7 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     content = checkpoint.read(path)
     if content is None:
         raise UserError(f"{path} is damaged")
-    network = protocol.build_model(cfg)  # type: ignore[arg-type]
+    network = model.build(cfg)  # type: ignore[arg-type]
     try:
         network.load_state_dict(content["state"]["model"])
     except RuntimeError as error:
@@ -62,13 +60,11 @@ def continuation(
         tokens: what they follow, at least one.
         count: how many.
         known: tokens of the tokenizer; the vocabulary is padded beyond them.
-        temperature: 0 takes the likeliest token always.
-        top_k: draw from so many likeliest tokens only; 0: from all.
+        temperature: 0 always takes the likeliest token.
+        top_k: draw only from so many of the likeliest tokens; 0: from all.
         seed: of the draws.
     """
-    block = network.wpe.weight.shape[0]
-    source = torch.Generator().manual_seed(seed)
-    sequence = list(tokens)
+    block, source, sequence = network.wpe.weight.shape[0], torch.Generator().manual_seed(seed), list(tokens)
     for _ in range(count):
         scores: Tensor = network.logits(torch.tensor([sequence[-block:]]))[0, -1, :known]
         if temperature == 0:
@@ -80,7 +76,7 @@ def continuation(
     return sequence[len(tokens) :]
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.sample", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a run, or of a shared phase")
@@ -90,21 +86,14 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.8, help="default: %(default)s; 0: no chance")
     parser.add_argument("--top-k", type=int, default=50, help="default: %(default)s; 0: all")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    try:
-        if arguments.tokens < 1 or arguments.temperature < 0 or arguments.top_k < 0:
-            raise UserError("--tokens must be positive, --temperature and --top-k not negative")
-        network, tokenizer = load(arguments.run, arguments.checkpoint)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    prompt = [tokenizer.end, *tokenizer.encode(arguments.prompt).tolist()]
-    drawn = continuation(
-        network, prompt, arguments.tokens, tokenizer.tokens, arguments.temperature, arguments.top_k, arguments.seed
-    )
-    print(arguments.prompt + tokenizer.decode(drawn))
-    return 0
+    given = parser.parse_args()
+    if given.tokens < 1 or given.temperature < 0 or given.top_k < 0:
+        raise UserError("--tokens must be positive, --temperature and --top-k not negative")
+    network, tokenizer = load(given.run, given.checkpoint)
+    start = [tokenizer.end, *tokenizer.encode(given.prompt).tolist()]
+    drawn = continuation(network, start, given.tokens, tokenizer.tokens, given.temperature, given.top_k, given.seed)
+    print(given.prompt + tokenizer.decode(drawn))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -1,97 +1,67 @@
 """Save a view of each domain in Weights & Biases: `python -m scripts.wandb_workspace outputs/ --entity me`.
 
-A view overlays the methods of each group (benchmark and scale, and what else may not be averaged), each with its
-settings, the mean of its seeds with its range, in the colour the method has everywhere here. Colours are those of the
-runs found in the folders; runs with other settings that come later have W&B's own until it is saved again. `--json`
-prints the views instead of saving them and needs no account.
+A view overlays the methods of each group (benchmark and scale, and what else may not be averaged): the mean of a
+method's seeds with its range, in the method's colour. Only runs found in the folders get colours, so save again later.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import wandb_workspaces.reports.v2 as reports
+import wandb_workspaces.workspaces as ws
+
 from experiments.common.config import WandbConfig
+from experiments.common.errors import UserError
 from experiments.common.wandb_mirror import labels
 from experiments.common.workspace import run_directories
+from scripts import command
 from scripts.report.domains import DOMAINS, Domain, colour
 
-RESETS = (
+PLASTICITY = (
     "reset/sfe_normalised", "plasticity/dfi_normalised", "plasticity/sharpness", "plasticity/effective_rank",
     "plasticity/dormant", "plasticity/weight_norm", "plasticity/grad_norm",
 )  # fmt: skip
 
 
-def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> Any:
+def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> ws.Workspace:
     """The workspace of a domain, not saved yet, with the colours of its runs."""
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
-
-    def section(name: str, metrics: Sequence[str]) -> Any:
-        panels: list[Any] = [
-            reports.LinePlot(
-                title=metric, x=domain.step, y=[metric], title_x=domain.steps, groupby_aggfunc="mean",
-                groupby_rangefunc="minmax",
-            )
-            for metric in metrics
-        ]  # fmt: skip
-        return workspaces.Section(name=name, panels=panels, is_open=True)
-
-    colours: dict[object, object] = {workspaces.GroupPath(*groups): colour(groups[-1]) for groups in map(labels, runs)}
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name=f"FIRE {domain.name}",
-        sections=[section("results", [domain.metric, *domain.apart]), section("plasticity", RESETS)],
-        settings=workspaces.WorkspaceSettings(x_axis=domain.step, max_runs=100),
-        runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Tags().isin([domain.name])],
-            groupby=[workspaces.Metric("Group"), workspaces.Config("settings"), workspaces.Config("variant")],
-            group_colors=colours,
-        ),
+    over_seeds: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "title_x": domain.steps}
+    sections = []
+    for title, metrics in (("results", [domain.metric, *domain.apart]), ("plasticity", PLASTICITY)):
+        panels: list[Any] = [reports.LinePlot(title=m, x=domain.step, y=[m], **over_seeds) for m in metrics]
+        sections.append(ws.Section(name=title, panels=panels, is_open=True))
+    colours: dict[object, object] = {ws.GroupPath(*group): colour(group[-1]) for group in map(labels, runs)}
+    shown = ws.RunsetSettings(
+        filters=[ws.Tags().isin([domain.name])],
+        groupby=[ws.Metric("Group"), ws.Config("settings"), ws.Config("variant")],
+        group_colors=colours,
     )
+    axis = ws.WorkspaceSettings(x_axis=domain.step, max_runs=100)
+    return ws.Workspace(entity, project, f"FIRE {domain.name}", sections, axis, shown)
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.wandb_workspace", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument(
-        "folders", nargs="*", type=Path, default=[Path("outputs")], help="of the runs to be coloured; default: outputs"
-    )
-    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY", ""), help="user or team; $WANDB_ENTITY")
-    parser.add_argument(
-        "--project", default=os.environ.get("WANDB_PROJECT", WandbConfig().project), help="default: %(default)s"
-    )
-    parser.add_argument("--json", action="store_true", help="print the views, save nothing")
-    arguments = parser.parse_args()
-    if not (arguments.entity or arguments.json):
-        print("error: whose workspace? give --entity or set WANDB_ENTITY", file=sys.stderr)
-        return 2
-    found = [run.absolute() for run in run_directories(arguments.folders)]
-    views = {
-        name: view(
-            domain, [run for run in found if run.parts[-3] == name], arguments.entity or "entity", arguments.project
-        )
-        for name, domain in DOMAINS.items()
-    }
-    if arguments.json:
-        models = {name: made._to_model().model_dump(mode="json", by_alias=True) for name, made in views.items()}
-        print(json.dumps(models, indent=1))
-        return 0
-    for name, made in views.items():
+    project = os.environ.get("WANDB_PROJECT", WandbConfig().project)
+    parser = argparse.ArgumentParser(prog="python -m scripts.wandb_workspace", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="of runs; default: outputs")
+    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; $WANDB_ENTITY")
+    parser.add_argument("--project", default=project, help="default: %(default)s")
+    given = parser.parse_args()
+    if not given.entity:
+        raise UserError("whose workspace? give --entity or set WANDB_ENTITY")
+    runs = [run.absolute() for run in run_directories(given.folders)]
+    for name, domain in DOMAINS.items():
+        made = view(domain, [run for run in runs if run.parts[-3] == name], given.entity, given.project)
         try:
             print(f"{name}: {made.save().url}")
         except Exception as error:  # whatever W&B raises: no key, no network, no such entity
-            print(f"error: {name}: {(str(error) or type(error).__name__).splitlines()[0]}", file=sys.stderr)
-            return 1
-    return 0
+            raise UserError(f"{name}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

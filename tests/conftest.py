@@ -27,7 +27,7 @@ from experiments.common import cuda_graphs
 from experiments.common.config import CONFIGS, compose_domain, register_schemas
 from experiments.common.launch import launch
 from experiments.common.metric_log import read_rows
-from experiments.domains import NAMES as DOMAINS
+from experiments.domains import NAMES
 from experiments.domains import domain as domain_of
 from tests.tape import Tape
 
@@ -137,6 +137,7 @@ def robot_dir(cache: Path) -> Path:
 
 
 Command = Callable[..., tuple[int, str]]
+DOMAINS = NAMES
 
 
 def jobs_of(domain: str, recipe: str, *overrides: str) -> list[DictConfig]:

@@ -40,7 +40,11 @@ class BudgetConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam's learning rate and epsilon."""
+    """Adam.
+
+    Attributes:
+        learning_rate, eps: of Adam.
+    """
 
     learning_rate: float = setting(above=0)
     eps: float = setting(low=0)
@@ -69,7 +73,13 @@ class DqnConfig:
 
 @dataclass
 class AtariConfig(BaseConfig):
-    """The root."""
+    """The root.
+
+    Attributes:
+        game: any of ALE's 108, by ALE's name or Gymnasium's (beam_rider, BeamRiderNoFrameskip-v4).
+        replay_ratio: updates an agent step.
+        record_video: write an episode of the final policy, `video.mp4` in the run's directory; of a finished run too.
+    """
 
     game: str = "asterix"
     replay_ratio: float = setting(above=0, high=1024)

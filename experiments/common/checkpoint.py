@@ -1,7 +1,7 @@
 """Checkpoints: whole or absent, verified when read, safe to load.
 
 A file is named `checkpoint-<number>-<first 16 digits of its sha256>.pt`: content and checksum appear in one rename, and
-`torch.load(path, weights_only=True)` opens it anywhere. The newest two are kept while a run goes on, so that a damaged
+`torch.load(path, weights_only=True)` opens it anywhere. The newest two are kept during a run, so that a damaged
 one costs an interval and not the run. One that is to stay is kept under a name of its own,
 `kept-<name>-<digits>.pt`, a second link to the same file.
 """

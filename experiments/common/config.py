@@ -15,14 +15,18 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 import fire
 from experiments.common.errors import UserError
 from experiments.common.fetch import DEFAULT_DATA
-from experiments.common.schema import LATER_PHASES, NOTHING, section, setting
+from experiments.common.schema import LATER_PHASES, NOTHING, setting
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @dataclass
 class UnitsConfig:
-    """The layers around the units of one activation (`fire.Units`)."""
+    """The layers around the units of one activation (`fire.Units`).
+
+    Attributes:
+        incoming, outgoing, norm: names of the layer before, of those after, and of the normalisation between.
+    """
 
     incoming: str = MISSING
     outgoing: list[str] = MISSING
@@ -31,7 +35,15 @@ class UnitsConfig:
 
 @dataclass
 class ScopeConfig:
-    """Which modules of a model a method concerns (`fire.Scope`): glob patterns over module names."""
+    """Which modules of a model a method concerns (`fire.Scope`): glob patterns over module names.
+
+    Attributes:
+        include, exclude: whose weight matrices FIRE projects; null: all, and none.
+        reset: modules that resets send to their initial weights altogether.
+        inject: heads that plasticity injection puts a second one beside.
+        units: for each activation, the layers around its units.
+        fused: row sizes of weights that stack several matrices.
+    """
 
     include: list[str] | None = setting(None, decides=LATER_PHASES)
     exclude: list[str] | None = setting(None, decides=LATER_PHASES)
@@ -43,7 +55,11 @@ class ScopeConfig:
 
 @dataclass
 class ModelConfig:
-    """A network by its name, and which of its modules methods concern."""
+    """A network, and which of its modules methods concern.
+
+    Attributes:
+        name: of the network.
+    """
 
     name: str = MISSING
     scope: ScopeConfig = field(default_factory=ScopeConfig)
@@ -51,7 +67,12 @@ class ModelConfig:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases. auto: online where a key is configured, else offline; WANDB_* variables are honoured."""
+    """Weights & Biases.
+
+    Attributes:
+        mode: auto: online where a key is configured, else offline.
+        project, entity, tags: as W&B has them; WANDB_* variables win.
+    """
 
     mode: str = setting("auto", choices=("auto", "online", "offline", "disabled"))
     project: str = "fire"
@@ -61,7 +82,29 @@ class WandbConfig:
 
 @dataclass
 class BaseConfig:
-    """Settings of every domain. Whatever is not marked otherwise is part of a run's identity."""
+    """Settings of every domain.
+
+    Attributes:
+        seed: of weights, data subset and order; all methods of a seed see the same batches.
+        scale: how large the run is: the name of a file in configs/<domain>/scale.
+        jobs: how many jobs of a sweep run at once; 0: one for each GPU or CPU core.
+        method: what is done for plasticity: the name of a file in configs/shared/method.
+        optimizer_at_boundary: what becomes of the optimiser's moments at a boundary. Plasticity injection always
+            resets them; in humanoid the temperature is reset too.
+        device: auto: CUDA where there is one.
+        precision: of the training; resets always compute in float32. fp16 is language's alone, on CUDA.
+        compile: true: torch.compile. graphs, on CUDA: a whole step as CUDA graphs; in language those that torch.compile
+            makes. auto: on CUDA graphs, in language true; on the CPU false.
+        threads: of PyTorch on the CPU; 0: its own choice.
+        sharpness: on how many samples of the upcoming data, or of the replay buffer, the largest Hessian eigenvalue of
+            the loss is measured before and after the reset; 0: it is not.
+        until: phase0 trains only what all methods share.
+        phase_cache: whether phase 0 is shared between runs.
+        overwrite: do a finished run again.
+        checkpoint_seconds: between checkpoints.
+        data_dir, outputs_dir: where data and runs are kept.
+        debug: show tracebacks.
+    """
 
     seed: int = setting(0, low=0, high=2**32 - 1)
     scale: str = setting(decides=NOTHING)
@@ -80,7 +123,7 @@ class BaseConfig:
     data_dir: str = setting(decides=NOTHING)
     outputs_dir: str = setting("outputs", decides=NOTHING)
     debug: bool = setting(False, decides=NOTHING)
-    wandb: WandbConfig = section(WandbConfig, decides=NOTHING)
+    wandb: WandbConfig = field(default_factory=WandbConfig, metadata={"decides": NOTHING})
 
 
 def register_schemas(config: type[BaseConfig]) -> None:
@@ -105,7 +148,9 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
 
 def recipes(domain: str) -> list[str]:
     """The names of a domain's recipes, those it shares with others last."""
-    names = [path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))]
+    names = [
+        path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))
+    ]
     return list(dict.fromkeys(names))
 
 

@@ -71,11 +71,11 @@ class Domain(ABC):
     compile_on_cuda: ClassVar[str] = "graphs"
     results: ClassVar[Results]
 
-    def check(self, cfg: DictConfig) -> None:
+    def check(self, cfg: DictConfig) -> None:  # noqa: B027 - nothing to check
         """Raise UserError where several values do not fit together; may write a name in its canonical form. The range
         of a single value is part of the schema."""
 
-    def open(self, cfg: DictConfig, runtime: Runtime) -> Any:
+    def open(self, cfg: DictConfig, runtime: Runtime) -> Any:  # noqa: B027 - nothing to know
         """What must be known of the data before the run has a name; given to the methods below."""
 
     @abstractmethod
@@ -85,6 +85,10 @@ class Domain(ABC):
     @abstractmethod
     def choices(self, cfg: DictConfig) -> list[str]:
         """The words of the command line that choose the benchmark."""
+
+    def paper_choices(self, cfg: DictConfig) -> list[str]:
+        """Those of them that choose the paper's experiment, with scale=paper."""
+        return self.choices(cfg)
 
     @abstractmethod
     def headline(self, cfg: DictConfig, opened: Any) -> str:
@@ -108,7 +112,7 @@ class Domain(ABC):
         """Call `carry_out` with `prepare`; a domain that trains with several processes lets all of them take part."""
         return carry_out(prepare)
 
-    def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:
+    def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:  # noqa: B027
         """What is left to do for a run that has been done before, such as a video."""
 
 

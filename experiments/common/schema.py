@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -50,12 +49,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-def section(schema: type, *, decides: str = EVERYTHING) -> Any:
-    """A field that is a configuration itself."""
-    return field(default_factory=schema, metadata={"decides": decides})
-
-
-def check(schema: type, cfg: DictConfig, prefix: str = "") -> None:
+def check(schema: Any, cfg: DictConfig, prefix: str = "") -> None:
     """Raise UserError for the first value that its field does not allow."""
     for key, item, kind in _fields(schema):
         if OmegaConf.is_missing(cfg, key) or cfg[key] is None:
@@ -91,17 +85,17 @@ def _range(low: float, high: float, above: float | None) -> str:
     return "not be negative" if low == 0 else f"be at least {low:.10g}"
 
 
-def identity(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+def identity(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Of the plain `values` of a configuration, those that can change a number of the run."""
     return _kept(schema, values, phase_0=False)
 
 
-def phase_0_identity(schema: type, values: dict[str, Any]) -> dict[str, Any]:
+def phase_0_identity(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Those that can change a number of phase 0; `method` is left to the caller."""
     return _kept(schema, values, phase_0=True)
 
 
-def _kept(schema: type, values: dict[str, Any], phase_0: bool) -> dict[str, Any]:
+def _kept(schema: Any, values: dict[str, Any], phase_0: bool) -> dict[str, Any]:
     kept = dict(values)  # with keys that are no settings, such as versions
     for key, item, kind in _fields(schema):
         decides = item.metadata.get("decides", EVERYTHING)
@@ -121,7 +115,7 @@ def digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def later_keys(schema: type, prefix: str = "") -> list[str]:
+def later_keys(schema: Any, prefix: str = "") -> list[str]:
     """The dotted keys that decide no number of phase 0: jobs that differ in these alone share it."""
     found = []
     for key, item, kind in _fields(schema):
@@ -132,7 +126,7 @@ def later_keys(schema: type, prefix: str = "") -> list[str]:
     return found
 
 
-def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
+def keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
     """All settings, with their dotted keys."""
     for key, item, kind in _fields(schema):
         if is_dataclass(kind):
@@ -141,8 +135,6 @@ def keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Field]]:
             yield prefix + key, item
 
 
-def _fields(schema: type) -> Iterator[tuple[str, Field, Any]]:
+def _fields(schema: Any) -> Iterator[tuple[str, Field, Any]]:
     hints = get_type_hints(schema)
-    for item in fields(schema):
-        assert item.default is not NO_DEFAULT or item.default_factory is not NO_DEFAULT
-        yield item.name, item, hints[item.name]
+    return ((item.name, item, hints[item.name]) for item in fields(schema))

@@ -34,16 +34,15 @@ class WandbMirror:
     """One W&B run that shows the rows of one metric log, each at the step of its number; it starts with the first row.
 
     `x_axis`, the rows' own count of training, is the x-axis of all curves, so that methods overlay without a click.
-    `settings` are those of `wandb.init`; with `fallback` a run that cannot start online is written offline.
+    A run that cannot start online is written offline. `settings` are those of `wandb.init`.
     """
 
-    def __init__(self, *, mode: str, x_axis: str, fallback: bool = True, **settings: Any) -> None:
+    def __init__(self, *, mode: str, x_axis: str, **settings: Any) -> None:
         self._mode, self._x_axis = _resolve_mode(mode), x_axis
         overridden = {VARIABLES[variable] for variable in VARIABLES if os.environ.get(variable)}
         self._settings = {key: value for key, value in settings.items() if key not in overridden}
         self._run: Any = None
         self._started = self._mode == "disabled"
-        self._fallback = fallback
         self._shown = 0
 
     def _start(self) -> None:
@@ -51,12 +50,12 @@ class WandbMirror:
         self._started = True
         mode = "offline" if self._mode == "online" and _unreachable else self._mode
         self._run = _tolerant("start", self._init, mode)
-        if self._run is None and mode == "online" and self._fallback:
+        if self._run is None and mode == "online":
             _unreachable = True
-            _tolerant("let go of the failed attempt", _teardown)  # which would otherwise hold the run's id
+            _tolerant("end the failed attempt", _teardown)  # which would otherwise hold the run's id
             self._run = _tolerant("start offline", self._init, "offline")
         if self._run is not None:
-            # An offline run is written whole every time; only the service remembers what it was sent.
+            # An offline run is written whole every time; only the service knows what it has been sent.
             self._shown = int(self._run.step) if not self._run.offline else 0
             logger.info("Weights & Biases: %s", f"offline, in {self._run.dir}" if self._run.offline else self._run.url)
 
@@ -68,11 +67,6 @@ class WandbMirror:
         run.define_metric(self._x_axis)
         run.define_metric("*", step_metric=self._x_axis)
         return run
-
-    @property
-    def working(self) -> bool:
-        """Whether rows are being shown."""
-        return self._run is not None
 
     def log(self, number: int, row: dict[str, Any]) -> None:
         """Show row `number`, unless it was shown before."""
@@ -93,27 +87,23 @@ class WandbMirror:
 
         self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
 
-    def finish(self, summary: dict[str, Any] | None = None) -> bool:
-        """Close the run; without a summary it counts as stopped early. Returns whether everything has arrived."""
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Close the run; without a summary it counts as stopped early."""
         if self._run is None:
-            return False
+            return
         if summary is not None:
             _tolerant("summarise", self._run.summary.update, summary)
         # W&B waits for the last row to arrive, for ever if the network is gone; a sweep must not.
-        exit_code = 0 if summary is not None else 1
         run, self._run = self._run, None
-        arrived: list[bool] = []
-        ending = threading.Thread(
-            target=_tolerant, args=("finish", lambda: arrived.append(run.finish(exit_code) is None)), daemon=True
-        )
+        ending = threading.Thread(target=_tolerant, args=("finish", run.finish, int(summary is None)), daemon=True)
         ending.start()
         ending.join(FINISH_TIMEOUT_SECONDS)
         if ending.is_alive():
-            logger.warning("warning: Weights & Biases is still uploading; python -m scripts.wandb_sync sends the rest")
-        return bool(arrived)
+            rest = f"wandb sync --include-online {Path(run.dir).parent}"
+            logger.warning("warning: Weights & Biases is still uploading; to send the rest: %s", rest)
 
 
-def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: bool = True) -> WandbMirror:
+def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:
     """The W&B run of a run directory, described by what lies in it.
 
     Its id holds the identity and how often the run was redone, so that two attempts never mix.
@@ -127,7 +117,6 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig, *, fallback: b
         dir=str(run_dir),
         id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
         x_axis=x_axis,
-        fallback=fallback,
         config={**config, **info["values"], "variant": variant, "settings": settings_of_run},
         project=settings.project,
         entity=settings.entity,
@@ -144,7 +133,7 @@ def labels(run_dir: Path) -> tuple[str, str, str]:
     around = dict(info["values"])
     method, optimizer = dict(around.pop("method")), around.pop("optimizer_at_boundary")
     del around["seed"]
-    name = method.pop("name")
+    name, _ = method.pop("name"), method.pop("kind")
     words = [*sorted(method.items()), ("optimizer_at_boundary", optimizer)]
     variant = f"{name} ({', '.join(f'{key}={value}' for key, value in words)})"
     return "-".join(run_dir.parts[-3:-1]), digest({"machine": info["machine"], **around})[:8], variant
@@ -162,7 +151,7 @@ def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any
         return function(*arguments)
     except Exception as error:  # whatever W&B raises, the training matters more
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("warning: Weights & Biases could not %s: %s; the run goes on", action, reason)
+        logger.warning("warning: Weights & Biases could not %s: %s; the run continues", action, reason)
         return None
 
 

@@ -8,35 +8,27 @@ import copy
 import json
 import logging
 import os
-import platform
-import shlex
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import checkpoint, metric_log
-from experiments.common.config import method_settings
 from experiments.common.errors import StopSignals, UserError
+from experiments.common.provenance import PARTS, circumstances
 from experiments.common.schema import digest
 from experiments.common.seeding import rng_state, set_rng_state
 from experiments.common.wandb_mirror import VIDEO
 
 logger = logging.getLogger("fire")
-PROVENANCE = ("git", "versions", "machine")  # of a part of a job's training
 
 
 class Workspace:
@@ -120,7 +112,9 @@ class Workspace:
         if not self._description.exists():
             self._new = True
             checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
-            self._write_description({**self._circumstances(), "continued": [], "branched_from": []})
+            known = {"identity": self.identity, "values": self._values, "choices": self._choices}
+            known |= {**circumstances(self._values["device"]), "continued": [], "branched_from": []}
+            self._write_description(known)
         elif (known := self._read_description()["identity"]) != self.identity:
             raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
 
@@ -136,36 +130,21 @@ class Workspace:
 
     def _note_continuation(self) -> None:
         """Add to the description what has changed around the job since it was last trained."""
-        known, now = self._read_description(), self._circumstances()
+        known, now = self._read_description(), circumstances(self._values["device"])
         last = {**known, **(known["continued"] or [{}])[-1]}
-        if any(last[key] != now[key] for key in PROVENANCE):
-            known["continued"].append({key: now[key] for key in (*PROVENANCE, "started", "command")})
+        if any(last[key] != now[key] for key in PARTS):
+            known["continued"].append({key: now[key] for key in (*PARTS, "started", "command")})
             self._write_description(known)
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
         """Commit, versions and machine of each part of this job's training."""
         known = self._read_description()
-        return [{key: part[key] for key in PROVENANCE} for part in (known, *known["continued"])]
+        return [{key: part[key] for key in PARTS} for part in (known, *known["continued"])]
 
     def note_branch(self, provenance: list[dict[str, Any]]) -> None:
-        """Add to the description where the phase it goes on from was trained."""
+        """Add to the description where the phase it continues from was trained."""
         self._write_description({**self._read_description(), "branched_from": provenance})
-
-    def _circumstances(self) -> dict[str, Any]:
-        packages = ("torch", "numpy", "hydra-core", "fire-reinit")
-        return {
-            "identity": self.identity,
-            "values": self._values,
-            "command": command_line(),
-            "choices": self._choices,
-            "method_settings": method_settings(),
-            "git": git_revision(),
-            "machine": machine(self._values["device"]),
-            "python": platform.python_version(),
-            "versions": {name: _version(name) for name in packages},
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -173,7 +152,7 @@ class Workspace:
         return summary_of(self.path)
 
     def resume(self) -> dict[str, Any] | None:
-        """Open the metric log and return the state to go on from, with all generators set to it; None at the start."""
+        """Open the metric log and return the state to resume from, with all generators set to it; None at the start."""
         if not self._new:
             self._note_continuation()
         metrics = self.path / "metrics.jsonl"
@@ -298,7 +277,7 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.exists() else None
     except json.JSONDecodeError as error:
-        raise UserError(f"damaged {path}: {error}; delete it to go on with the run") from error
+        raise UserError(f"damaged {path}: {error}; delete it to continue the run") from error
 
 
 def keep_traceback(folder: Path, error: Exception) -> None:
@@ -307,19 +286,6 @@ def keep_traceback(folder: Path, error: Exception) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.log").write_text(traceback.format_exc())
         error.add_note(f"traceback in {folder / 'error.log'}")
-
-
-def note_recipe(run_dir: Path) -> None:
-    """Record in a run's directory the recipe that has asked for it, if one has, with the sweep that the recipe makes:
-    `recipes/<name>.json`, by which the report groups runs."""
-    if not HydraConfig.initialized():
-        return
-    hydra = HydraConfig.get()
-    recipe = hydra.runtime.choices.get("experiment")
-    if recipe and recipe != "null":
-        sweep: Any = OmegaConf.to_container(hydra.sweeper.params or OmegaConf.create())
-        (run_dir / "recipes").mkdir(exist_ok=True)
-        checkpoint.write_text(run_dir / "recipes" / f"{recipe}.json", json.dumps(sweep) + "\n")
 
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:
@@ -331,44 +297,3 @@ def run_directories(folders: Iterable[Path]) -> list[Path]:
 def is_shared_phase(path: Path) -> bool:
     """Whether a workspace is an entry of the phase cache."""
     return path.parent.name == "phases"
-
-
-def command_line() -> str:
-    """The command as a user would type it again."""
-    module = Path(sys.argv[0]).parent.name
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    python = "python" if processes == "1" else f"torchrun --nproc-per-node={processes}"
-    return f"{python} -m experiments.{module} {shlex.join(sys.argv[1:])}".strip()
-
-
-def git_revision() -> str:
-    """The commit of the source tree, with `+changes` if it differs from it; `unknown` outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision + ("+changes" if status.strip() else "")
-
-
-def machine(device: str) -> str:
-    """What numbers on `device` are computed on."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

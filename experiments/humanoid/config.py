@@ -3,14 +3,18 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import NOTHING, section, setting
+from experiments.common.schema import NOTHING, setting
 from experiments.humanoid.tasks import MAX_STEPS
 
 
 @dataclass
 class EnvConfig:
-    """Where the tasks come from: HumanoidBench's package, the environment of this project, or whichever there is. What
-    `backend` stands for is part of a run's identity, with its version."""
+    """Where the tasks come from.
+
+    Attributes:
+        backend: HumanoidBench's package or this project's environment (native); auto: the package where it can be
+            imported. What it stands for is part of a run's identity, with its version.
+    """
 
     backend: str = setting(choices=("auto", "native", "humanoid_bench"))
 
@@ -48,7 +52,12 @@ class BudgetConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW's learning rate and weight decay; the temperature has no decay."""
+    """AdamW.
+
+    Attributes:
+        learning_rate: of all networks and of the temperature.
+        weight_decay: of the networks.
+    """
 
     learning_rate: float = setting(above=0)
     weight_decay: float = setting(low=0)
@@ -77,11 +86,16 @@ class SacConfig:
 
 @dataclass
 class HumanoidConfig(BaseConfig):
-    """The root."""
+    """The root.
+
+    Attributes:
+        task: of HumanoidBench: h1-walk, h1-run, h1-stand, h1-balance_simple or h1-crawl.
+        record_video: write an episode of the final policy, `video.mp4` in the run's directory; of a finished run too.
+    """
 
     task: str = "h1-walk"
     record_video: bool = setting(False, decides=NOTHING)
-    env: EnvConfig = section(EnvConfig, decides=NOTHING)
+    env: EnvConfig = field(default_factory=EnvConfig, metadata={"decides": NOTHING})
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

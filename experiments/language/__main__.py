@@ -1,10 +1,9 @@
-"""`python -m experiments.language method=fire`: see the README for what can be set."""
+"""`python -m experiments.language method=fire`: docs/settings.md has all settings."""
 
 import sys
 
 from experiments.common.launch import launch
-from experiments.language.config import LanguageConfig
-from experiments.language.train import run
+from experiments.language.domain import LANGUAGE
 
 if __name__ == "__main__":
-    sys.exit(launch("language", LanguageConfig, run))
+    sys.exit(launch(LANGUAGE))

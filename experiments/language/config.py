@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from experiments.common.config import BaseConfig, ScopeConfig
+from experiments.common.config import BaseConfig, ModelConfig
+from experiments.common.schema import EACH_PHASE, LATER_PHASES, NOTHING, setting
+from experiments.language.best import BEST
+from experiments.language.protocol import PERIODIC
+from experiments.language.tokenizers import NAMES
 
 
 @dataclass
 class DataConfig:
-    """The two corpora.
+    """The two corpora. Where their files are decides nothing: the checksums of the tokens are part of the identity.
 
     Attributes:
         name: of the choice.
@@ -19,19 +21,11 @@ class DataConfig:
         replay: probability that a sequence of phase 1 comes from the first corpus.
     """
 
-    name: str = MISSING
-    first: list[str] = MISSING
-    second: list[str] = MISSING
-    text_column: str = "text"
-    replay: float = MISSING
-
-
-@dataclass
-class ModelConfig:
-    """What resets touch in the network."""
-
-    name: str = MISSING
-    scope: ScopeConfig = field(default_factory=ScopeConfig)
+    name: str = setting(decides=NOTHING)
+    first: list[str] = setting(decides=NOTHING)
+    second: list[str] = setting(decides=NOTHING)
+    text_column: str = setting("text", decides=NOTHING)
+    replay: float = setting(low=0, high=1, decides=LATER_PHASES)
 
 
 @dataclass
@@ -50,18 +44,18 @@ class BudgetConfig:
         learning_rate: after the warm-up; it falls to a tenth.
     """
 
-    layers: int = MISSING
-    heads: int = MISSING
-    width: int = MISSING
-    block: int = MISSING
-    first_tokens: int | None = None
-    sequences: int = MISSING
-    micro_batch: int = MISSING
-    iterations: list[int] = MISSING
-    eval_every: list[int] = MISSING
-    eval_windows: int = MISSING
-    log_every: int = MISSING
-    learning_rate: float = MISSING
+    layers: int = setting(low=1)
+    heads: int = setting(low=1)
+    width: int = setting(low=1)
+    block: int = setting(low=1)
+    first_tokens: int | None = setting(None, low=1)
+    sequences: int = setting(low=1)
+    micro_batch: int = setting(low=1)
+    iterations: list[int] = setting(low=1, length=2, decides=EACH_PHASE)
+    eval_every: list[int] = setting(low=1, length=2, decides=EACH_PHASE)
+    eval_windows: int = setting(low=1)
+    log_every: int = setting(low=1)
+    learning_rate: float = setting(above=0)
 
 
 @dataclass
@@ -69,17 +63,17 @@ class OptimizerConfig:
     """AdamW as in the paper (section 4.2).
 
     Attributes:
-        betas: of AdamW.
+        betas: of AdamW, each below 1.
         weight_decay: of matrices; vectors have none.
         clip_norm: largest norm of the whole gradient.
         warmup_fraction, warmup_limit: the learning rate rises over this share of a phase, so many iterations at most.
     """
 
-    betas: list[float] = MISSING
-    weight_decay: float = MISSING
-    clip_norm: float = MISSING
-    warmup_fraction: float = MISSING
-    warmup_limit: int = MISSING
+    betas: list[float] = setting(low=0, high=1, length=2)
+    weight_decay: float = setting(low=0)
+    clip_norm: float = setting(above=0)
+    warmup_fraction: float = setting(low=0, high=1)
+    warmup_limit: int = setting(low=0)
 
 
 @dataclass
@@ -94,9 +88,9 @@ class LanguageConfig(BaseConfig):
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    checkpoint: str = MISSING
-    tokenizer: str = MISSING
-    patience: float = MISSING
+    checkpoint: str = setting(choices=(BEST, *PERIODIC), decides=LATER_PHASES)
+    tokenizer: str = setting(choices=NAMES)
+    patience: float = setting(above=0, high=1)
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -1,6 +1,5 @@
 """Token files in training: sequences drawn from them, and the fixed windows that validation looks at."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from experiments.common.errors import UserError
 from experiments.common.seeding import generator
-from experiments.language import tokenizers
-from experiments.language.prepare import checksum, folder_of
+from experiments.language.prepare import folder_of, verify
 from experiments.language.sources import NAMED, files_of, fingerprint
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
@@ -20,16 +18,11 @@ VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verif
 
 @dataclass(frozen=True)
 class Corpus:
-    """The tokens of one corpus, which may be several token files.
+    """The tokens of one corpus, which may be several token files."""
 
-    Attributes:
-        train, val: each file's tokens, uint16, mapped from disk.
-        identity: checksums and lengths: whatever decides which tokens these are.
-    """
-
-    train: list[np.ndarray]
+    train: list[np.ndarray]  # each file's tokens, uint16, mapped from disk
     val: list[np.ndarray]
-    identity: list[list[Any]]
+    identity: list[list[Any]]  # checksums and lengths, which decide what tokens these are
 
     def sequences(self, places: Tensor, block: int) -> np.ndarray:
         """Training sequences of `block` + 1 tokens, (count, block + 1), int32.
@@ -84,59 +77,42 @@ def load(
     Raises:
         UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.
     """
-    parts: dict[str, list[np.ndarray]] = {"train": [], "val": []}
-    identity: list[list[Any]] = []
+    corpus = Corpus([], [], [])
     for entry in entries:
         folder = folder_of(entry, tokenizer, data_dir, column)
-        for split, files in parts.items():
-            tokens, sha256 = _open(folder / f"{split}.json", entry, tokenizer, column, command)
+        for split, files in (("train", corpus.train), ("val", corpus.val)):
+            tokens, sha256 = _open(folder, split, entry, tokenizer, column, command)
             files.append(tokens)
-            identity.append([split, sha256, len(tokens)])
+            corpus.identity.append([split, sha256, len(tokens)])
     if first_tokens is not None:
-        parts["train"] = _front(parts["train"], first_tokens)
-        identity.append(["first_tokens", first_tokens])
-    for split, files in parts.items():
-        if max(map(len, files)) <= block:
+        corpus.identity.append(["first_tokens", first_tokens])
+        for number, tokens in enumerate(corpus.train):
+            corpus.train[number] = tokens[:first_tokens]
+            first_tokens = max(first_tokens - len(tokens), 0)
+    for split, files in (("train", corpus.train), ("val", corpus.val)):
+        if (longest := max(map(len, files))) <= block:
             raise UserError(
                 f"budget.block={block} is longer than the {split} text of {', '.join(entries)}: "
-                f"{max(map(len, files))} {tokenizer} tokens"
+                f"{longest} {tokenizer} tokens"
             )
-    return Corpus(parts["train"], parts["val"], identity)
+    return corpus
 
 
-def _front(files: list[np.ndarray], count: int) -> list[np.ndarray]:
-    front = []
-    for tokens in files:
-        front.append(tokens[:count])
-        count = max(count - len(tokens), 0)
-    return front
-
-
-def _open(sidecar: Path, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
-    files = [] if entry in NAMED else files_of(entry)
-    if not sidecar.exists():
-        if entry not in NAMED and not files:
+def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
+    if not (folder / f"{split}.json").exists():
+        if entry not in NAMED and not files_of(entry):
             raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
         if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
-    description = json.loads(sidecar.read_text())
-    if (
-        all(file.is_file() for file in files)
-        and files
-        and description["settings"]["source"] != fingerprint(files, column)
-    ):
-        raise UserError(f"{entry} has changed since it was prepared; to do so again: {command}")
-    path = sidecar.parent / description["file"]  # a name, or of a file elsewhere the whole path
+    try:
+        description = verify(folder, split, fingerprint(entry, column), VERIFIED_BYTES)
+    except UserError as error:
+        raise UserError(f"{error}; to prepare it again: {command}") from error
+    path = folder / description["file"]  # of a file elsewhere, its whole path
     if description["tokenizer"] != tokenizer:
         raise UserError(f"{path} was made with tokenizer={description['tokenizer']}, not {tokenizer}")
-    size = path.stat().st_size if path.exists() else 0
-    if size != 2 * description["tokens"] or (size <= VERIFIED_BYTES and checksum(path) != description["sha256"]):
-        raise UserError(f"{path} is missing or damaged; to make it again: {command}")
-    tokens = np.memmap(path, np.uint16, "r")
-    if size <= VERIFIED_BYTES and int(tokens.max()) >= tokenizers.VOCABULARY[tokenizer]:
-        raise UserError(f"{path} is of another tokenizer: it holds token {int(tokens.max())}")
-    return tokens, description["sha256"]
+    return np.memmap(path, np.uint16, "r"), description["sha256"]
 
 
 class Mixture:

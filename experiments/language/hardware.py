@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.common.config import Runtime
+from experiments.common.runtime import Runtime
 
 # Dense operations a second in bf16 and fp16, by the makers' data sheets; the first name that fits counts.
 PEAK_16_BIT = {
@@ -16,12 +16,8 @@ PEAK_16_BIT = {
 
 
 def peak_rate(runtime: Runtime, name: str | None = None) -> float | None:
-    """Operations a second of one device at its best, None where unknown (CPUs, other GPUs, float32).
-
-    Args:
-        runtime: device and precision.
-        name: of the device; None asks PyTorch.
-    """
+    """Operations a second of one device at its best, None where unknown (CPUs, other GPUs, float32). The device is that
+    called `name`; None asks PyTorch."""
     if runtime.device != "cuda" or runtime.precision == "fp32":
         return None
     name = name or torch.cuda.get_device_name()

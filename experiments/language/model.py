@@ -1,10 +1,16 @@
-"""GPT as in the paper (nanoGPT's 124M network, after GPT-2): pre-norm transformer without biases, with a tied head."""
+"""GPT as in the paper (nanoGPT's 124M network, after GPT-2): pre-norm transformer without biases, with a tied head.
+
+A new model is a class with GPT's constructor and methods, in `MODELS`, and `configs/language/model/<name>.yaml`.
+"""
 
 import math
 
 import torch
 import torch.nn.functional as F
+from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from experiments.language.tokenizers import VOCABULARY
 
 
 class Attention(nn.Module):
@@ -108,13 +114,14 @@ class GPT(nn.Module):
         return 6 * matrices + 12 * len(self.h) * width * block
 
 
-def build(layers: int, heads: int, width: int, block: int, vocabulary: int, seed: int) -> GPT:
-    """A network on the CPU whose initial weights depend on `seed` alone."""
+MODELS: dict[str, type[GPT]] = {"gpt": GPT}
+"""Networks by name."""
+
+
+def build(cfg: DictConfig) -> GPT:
+    """The network of a configuration, on the CPU; its initial weights depend on the seed alone."""
+    budget = cfg.budget
+    vocabulary = math.ceil(VOCABULARY[cfg.tokenizer] / 64) * 64  # a multiple on which matrix units work best
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPT(layers, heads, width, block, vocabulary)
-
-
-def padded(tokens: int) -> int:
-    """Vocabulary of a network for so many tokens: the next multiple of 64, on which matrix units work best."""
-    return -(-tokens // 64) * 64
+        torch.manual_seed(cfg.seed)
+        return MODELS[cfg.model.name](budget.layers, budget.heads, budget.width, budget.block, vocabulary)

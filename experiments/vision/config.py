@@ -10,7 +10,11 @@ from experiments.common.schema import EACH_PHASE, LATER_PHASES, setting
 
 @dataclass
 class DataConfig:
-    """A data set by its name in `experiments.vision.datasets.DATA_SETS`."""
+    """A data set.
+
+    Attributes:
+        name: as in `experiments.vision.datasets.DATA_SETS`.
+    """
 
     name: str = MISSING
 

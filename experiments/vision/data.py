@@ -85,17 +85,9 @@ class Images:
 
 
 def load(data_set: DataSet, data_dir: Path, train_images: int, test_images: int, seed: int) -> tuple[Images, Images]:
-    """Training and test images on the CPU; what is missing in `data_dir` is fetched.
+    """So many training images in an order drawn from `seed`, and the first test images, on the CPU.
 
-    Args:
-        data_set: the data set.
-        data_dir: the user's data folder.
-        train_images: how many, in an order drawn from `seed`.
-        test_images: how many, the first ones.
-        seed: of the run.
-
-    Raises:
-        UserError: the files cannot be had.
+    Files that are missing in `data_dir` are fetched; UserError where they cannot be had.
     """
     train, test = data_set.read(data_set.files.prepare(data_dir))
     order = torch.randperm(len(train[1]), generator=generator(seed, "subset"))[:train_images].numpy()

@@ -67,8 +67,8 @@ class Vision(Domain):
 
     def headline(self, cfg: DictConfig, opened: Any) -> str:
         """Images, width and epochs."""
-        budget = cfg.budget
-        return f"{DATA_SETS[cfg.data.name].used(budget)[0]:,} images, width {budget.width}, {'+'.join(map(str, budget.epochs))} epochs"
+        images, epochs = DATA_SETS[cfg.data.name].used(cfg.budget)[0], "+".join(map(str, cfg.budget.epochs))
+        return f"{images:,} images, width {cfg.budget.width}, {epochs} epochs"
 
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
         """Load the images and build the network."""

@@ -1,7 +1,7 @@
-"""Network, optimiser and the sums of an epoch; a step of training and the test pass, executed as `compile` says.
+"""A step of training and the test pass, eager, compiled or as CUDA graphs.
 
-With compile=graphs the host does three things a step: it copies the indices of the batch, fills in the learning rate
-and replays one graph. The graph gathers and normalises the images and does forward, backward, clipping, Adam and sums.
+With compile=graphs the host does three things a step: it copies the indices of the batch, sets the learning rate and
+replays one graph. The graph gathers and normalises the images and does forward, backward, clipping, Adam and sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,22 +18,13 @@ from experiments.common.experiment import with_penalty
 from experiments.common.runtime import Runtime
 from experiments.vision.data import Images
 
-EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # the one fits a cache, the other fills a GPU
+EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # 250 images fit a CPU's cache, 2000 fill a GPU
 TOTALS = ("loss", "correct", "grad_norm", "steps")  # sums over the steps of one epoch
-
-
 Network = Callable[[Tensor], Tensor]
 
 
 def objective(network: Network, images: Images, indices: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch, and how many of its images are classified correctly.
-
-    Args:
-        network: the model, or the model compiled.
-        images: the training images.
-        indices: (batch,), which of them.
-        runtime: precision and device.
-    """
+    """Mean loss of the images with these indices, (batch,), and how many of them are classified correctly."""
     batch, labels = images.batch(indices, channels_last=runtime.device == "cuda")
     with runtime.autocast:
         logits = network(batch)
@@ -42,7 +33,7 @@ def objective(network: Network, images: Images, indices: Tensor, runtime: Runtim
 
 
 class Learner:
-    """Everything that a step changes.
+    """The network, its optimiser and the sums of the epoch.
 
     Attributes:
         model: the network.
@@ -55,29 +46,29 @@ class Learner:
         self._settings, self._size = cfg.optimizer, cfg.budget.batch_size
         self._captured = runtime.compile == "graphs"
         self._network: Network = runtime.compiled(model) if runtime.compile == "true" else model
-        # Compiled for one shape, without the CUDA graphs that torch.compile has of its own.
+        # Compiled for one shape, without torch.compile's CUDA graphs: the whole step is captured here.
         self._objective = torch.compile(objective, dynamic=False) if self._captured else objective
         self.totals, self._tested = (
             {name: torch.zeros((), dtype=torch.float64, device=runtime.device) for name in names}
             for names in (TOTALS, ("correct", "loss"))
         )
-        # A graph keeps the numbers it was captured with, but reads this one anew.
+        # A graph repeats the Python numbers it was captured with; a tensor is read at every replay.
         self._rate = torch.zeros((), device=runtime.device)
         self._graphs, self._test_graphs = UpdateGraphs(), UpdateGraphs()
         self.begin_phase(fire.During(), new_optimizer=True)
 
     def begin_phase(self, during: fire.During, new_optimizer: bool) -> None:
-        """Get ready for steps of another size.
+        """Prepare for a phase.
 
         Args:
             during: what the method does during training.
-            new_optimizer: whether Adam gets empty moments.
+            new_optimizer: whether Adam starts with empty moments.
         """
         self._during = during
         if new_optimizer:
             rate = self._rate if self._captured else self._settings.learning_rate
             self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, fused=True, capturable=self._captured)
-        # Also where the optimiser stays: the last batch of every phase has its own size, and so its own graph's memory.
+        # Also where the optimiser is kept: no other phase has the size of this one's last batch, or uses its graph.
         self._graphs.forget()
 
     def read_totals(self) -> dict[str, float]:
@@ -85,17 +76,13 @@ class Learner:
         return dict(zip(TOTALS, torch.stack(list(self.totals.values())).tolist(), strict=True))
 
     def clear_totals(self) -> None:
-        """Begin the sums of another epoch."""
+        """Set the sums to zero, for a new epoch."""
         for total in self.totals.values():
             total.zero_()
 
     def update(self, indices: Tensor, rate: float) -> None:
-        """One step on some training images; does not wait for the device.
-
-        Args:
-            indices: (batch,) on the device, which images.
-            rate: the learning rate.
-        """
+        """One step on the training images with these indices, (batch,) on the device, at a learning rate; does not wait
+        for the device."""
         if self._captured:
             self._rate.fill_(rate)
             self._graphs.run(self._update, [indices], self._changed, [self.optimizer])
@@ -109,13 +96,13 @@ class Learner:
 
     def _update(self, given: Sequence[Tensor]) -> None:
         (indices,) = given
-        # A last, smaller batch is one step of an epoch; compiling for its shape would take another 10 to 20 s.
+        # The smaller last batch is one step of an epoch; compiling for its shape would take another 10 to 20 s.
         full = len(indices) == self._size
         network, compute = (self._network, self._objective) if full else (self.model, objective)
         loss, correct = compute(network, self.train_set, indices, self.runtime)
         self.optimizer.zero_grad(set_to_none=True)
         with_penalty(loss, self._during).backward()
-        # Adam's grad_scale would save little of this pass: its kernel then writes the scaled gradients back, too.
+        # Adam's grad_scale would save little: its kernel then writes the scaled gradients back, too.
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
         self.optimizer.step()
         self.totals["loss"] += loss.detach() * len(indices)
@@ -139,8 +126,8 @@ class Learner:
         return {"test/accuracy": correct / len(self.test_set), "test/loss": loss / len(self.test_set)}
 
     def _test(self, given: Sequence[Tensor]) -> None:
-        # Not compiled where it is captured: another 10 to 20 s before the first of some 120 tests of a run.
-        # Channels last is a fifth faster here on a CPU too, where in training it is not.
+        # Captured but not compiled: compiling takes 10 to 20 s, more than about 120 tests of a run would win back.
+        # In tests channels_last is 20 % faster on the CPU as well; in training it is not.
         images, labels = self.test_set.batch(given[0], channels_last=True)
         with self.runtime.autocast:
             logits = self.model(images)
@@ -148,10 +135,10 @@ class Learner:
         self._tested["loss"] += F.cross_entropy(logits.float(), labels, reduction="sum")
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
+        """What a checkpoint needs."""
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
-            group["lr"] = float(group["lr"])  # a number, however it is kept
+            group["lr"] = float(group["lr"])  # a tensor where steps are captured
         return {"model": self.model.state_dict(), "optimizer": optimizer, "totals": self.totals}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

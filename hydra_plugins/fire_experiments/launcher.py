@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 from experiments.common import schema
 from experiments.common.config import BaseConfig
 from experiments.common.errors import UserError
-from experiments.common.parallel import Slot, run_parallel
+from hydra_plugins.fire_experiments.parallel import Slot, run_parallel
 
 
 class LocalLauncher(Launcher):

@@ -1,28 +1,93 @@
 """`python -m scripts.benchmark core|vision|language|atari|humanoid|all`: times and ratios, as CSV and Markdown.
 
-On 2 idle CPU cores each takes 3 to 9 minutes; nothing else should run meanwhile. With `--budget` a command takes fewer
-turns, at least one; a case that does not fit at all is left out and named.
+On 2 idle CPU cores each takes 3 to 9 minutes; nothing else should run meanwhile. With `--budget` there are fewer turns,
+at least one; no case and no turn begins when the seconds are over, and a case that had none is left out and named.
 """
 
 import argparse
+import gc
 import math
+import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+import pandas as pd
 import torch
 
-from experiments.common.errors import Interrupted, StopSignals
-from scripts.benchmark.plan import Budget, Options, chosen
-from scripts.benchmark.suite import Suite, reason
+from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.provenance import git_revision, machine
+from scripts import command
+from scripts.benchmark.cases import Case, Clock, Row, measure
+from scripts.benchmark.tables import rates, table
 
 BENCHMARKS = ("core", "vision", "language", "atari", "humanoid")
 
 
-def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.perf_counter) -> int:
+class Suite:
+    """One benchmark: its cases, the rows that were measured, and notes on what was not, with the reason."""
+
+    def __init__(self, name: str, device: str, synthetic: bool) -> None:
+        self.name, self.device, self.failed = name, device, False
+        self.cases, self.rows, self.notes = list[Case](), list[Row](), list[str]()
+        try:
+            self.module: ModuleType = import_module(f"scripts.benchmark.{name}")
+            self.cases = self.module.cases(device, synthetic)
+        except Exception as error:  # a package that is missing stops no other benchmark
+            self.fail(error)
+
+    def fail(self, error: Exception, where: str = "") -> None:
+        """Something could not be measured; the rest will be."""
+        self.failed = True
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        self.note(f"Failed: {where}{kind}{(str(error).strip() or '-').splitlines()[0]}.")
+
+    def note(self, line: str) -> None:
+        """Print a line and keep it for the table."""
+        self.notes.append(line)
+        print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+    def measure(self, repeats: int, later: int, end: float, clock: Clock) -> None:
+        """Measure case by case until it is `end`; `later` cases of other benchmarks wait."""
+        for number, case in enumerate(self.cases):
+            torch.set_float32_matmul_precision("highest")
+            try:
+                self.rows += measure(case, self.device, repeats, len(self.cases) - number - 1 + later, end, clock)
+            except TimeoutError:
+                self.note(f"Not measured, no time was left: {case.title}.")
+            except (KeyboardInterrupt, Interrupted):
+                for other in self.cases[number:]:
+                    self.note(f"Not measured, interrupted: {other.title}.")
+                raise
+            except Exception as error:
+                self.fail(error, f"{case.name}: ")
+            gc.collect()  # the networks of the case
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def write(self, out: Path, only: str | None) -> None:
+        """The files, under a name of their own if only a part was asked for; none if nothing was measured, so that
+        those of an earlier command stay."""
+        if not self.rows:
+            return
+        part = "" if only is None else "-" + "".join(letter for letter in only if letter.isalnum())
+        stem, rows = f"{self.name}-{self.device}{part}", pd.DataFrame(self.rows)
+        threads = f", {torch.get_num_threads()} threads" if self.device == "cpu" else ""
+        origin = {"commit": git_revision(), "machine": f"{machine(self.device)}{threads}"}
+        origin |= {"torch": torch.__version__, "python": platform.python_version()}
+        out.mkdir(parents=True, exist_ok=True)
+        rows.assign(**origin).to_csv(out / f"{stem}.csv", index=False)
+        head = "{machine}, PyTorch {torch}, Python {python}, commit {commit}".format(**origin)
+        notes = [f"Only what fits `{only}`.", *self.notes] if only else self.notes
+        text = "\n\n".join([head, table(rows, getattr(self.module, "TABLE", rates(rows.unit[0]))), *notes])
+        (out / f"{stem}.md").write_text(f"{text}\n")
+        print(f"\n{text}\nwritten: {out / stem}.md, .csv")
+
+
+def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counter) -> int:
     """The command line; `clock` gives the seconds that a budget counts."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -32,7 +97,7 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
     parser.add_argument("--only", metavar="PATTERN", help="cases or loops whose name has this, or fits it as a glob")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole command")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each loop at most (default: %(default)s)")
-    parser.add_argument("--synthetic", action="store_true", help="vision: random images where CIFAR-10 is not at hand")
+    parser.add_argument("--synthetic", action="store_true", help="vision: random images in place of CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -41,57 +106,28 @@ def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = ti
         parser.error(f"--budget {options.budget:g}: it must be a positive number of seconds")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
-    budget = Budget(options.budget, clock)
-    names = dict.fromkeys(BENCHMARKS if "all" in options.benchmarks else options.benchmarks)
-    with ExitStack() as stack, StopSignals():
-        try:
-            suites = [planned(name, options, budget, stack) for name in names]
-        except (KeyboardInterrupt, Interrupted):
-            print("interrupted; nothing was measured", file=sys.stderr)
-            return 130
-        if names_to_choose_from := choose(suites, options.only):
-            print(f"error: --only {options.only} fits none of these:\n{names_to_choose_from}", file=sys.stderr)
+    end = math.inf if options.budget is None else clock() + options.budget
+    names = BENCHMARKS if "all" in options.benchmarks else options.benchmarks
+    suites = [Suite(name, options.device, options.synthetic) for name in dict.fromkeys(names)]
+    if options.only is not None:
+        known = [case.title for suite in suites for case in suite.cases]
+        for suite in suites:
+            suite.cases = [part for case in suite.cases if (part := case.chosen(options.only))]
+        if not any(suite.cases for suite in suites):
+            print(f"error: --only {options.only} fits none of these:", *known, sep="\n  ", file=sys.stderr)
             return 2
-        return carry_out(suites, options.out, options.only)
-
-
-def planned(name: str, options: argparse.Namespace, budget: Budget, stack: ExitStack) -> Suite:
-    """A benchmark with its cases; without any, and with the reason, where a package of it is missing."""
-    suite = Suite(name, options.device, options.repeats, budget, stack.enter_context(ExitStack()))
-    try:
-        suite.module = import_module(f"scripts.benchmark.{name}")
-        suite.cases = suite.module.cases(Options(options.device, options.synthetic, suite.stack))
-    except Exception as error:
-        suite.fail(reason(error))
-    return suite
-
-
-def carry_out(suites: Sequence[Suite], out: Path, only: str | None) -> int:
-    """Measure and write one after the other, files of a part under names of their own; the exit status."""
-    for number, suite in enumerate(suites):
-        later = [case for other in suites[number + 1 :] for case in other.cases]
-        suite.measure(later)
-        suite.write(out, only)
-        if suite.interrupted:
-            print("interrupted; what was complete has been written", file=sys.stderr)
-            return 130
-    return int(any(suite.failed or (suite.left_out and not suite.rows) for suite in suites))
-
-
-def choose(suites: Sequence[Suite], pattern: str | None) -> str:
-    """Leave in each suite what a pattern asks for; all names, a case a line, if that is nothing."""
-    known: dict[str, list[str]] = {}
-    for suite in suites:
-        for case in suite.cases:
-            known.setdefault(case.name, []).extend(case.loops)
-        had = bool(suite.cases)
-        suite.cases = [found for case in suite.cases if (found := chosen(case, pattern))]
-        if had and not suite.cases:
-            print(f"{suite.name}: nothing in it fits --only {pattern}")
-    if any(suite.cases for suite in suites):
-        return ""
-    return "\n".join(f"  {name}: {'; '.join(loops)}" for name, loops in known.items())
+    with StopSignals():
+        for number, suite in enumerate(suites):
+            try:
+                later = sum(len(other.cases) for other in suites[number + 1 :])
+                suite.measure(options.repeats, later, end, clock)
+            except (KeyboardInterrupt, Interrupted):
+                print("interrupted; what is complete is written", file=sys.stderr)
+                return 130
+            finally:
+                suite.write(options.out, options.only)
+    return int(any(suite.failed or (suite.cases and not suite.rows) for suite in suites))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -92,7 +92,7 @@ def test_l2_init_counts_tied_weights_once_and_frozen_ones_never() -> None:
     initial = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
     during = fire.L2Init(2.0).during(nn.Sequential(model)[0], initial, fire.Scope())
     parameters = (model[0].weight, model[0].bias, model[1].bias)
-    assert float(during.penalty()) == pytest.approx(float(sum(p.square().sum() for p in parameters)), rel=1e-6)
+    assert during.penalty().item() == pytest.approx(sum(p.square().sum() for p in parameters).item(), rel=1e-6)
 
 
 def test_l2_init_takes_few_operations() -> None:
@@ -137,21 +137,36 @@ def test_compiled() -> None:
         (plain(batch).square().mean() + plain_l2.penalty()).backward()
         for p, right in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(p.grad, right.grad)
-    assert fire.ReDo().during(compiled, initial, scope).measured()[0].shape == (6,)
+
+
+def test_hooks_that_compiled_code_does_not_know_are_an_error() -> None:
+    model, initial, scope, x = network("mlp")
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(x)
+    during = fire.ReDo(period=1).during(compiled, initial, scope)
+    compiled(x)
+    with pytest.raises(RuntimeError, match="nothing has measured the units of activation"):
+        during.after_step()
+    torch.compiler.reset()
+    compiled(x)
+    during.after_step()
+    assert during.measured()[0].gt(0).any()
 
 
 def slow_redo(
     model: nn.Module, initial: dict[str, Tensor], units: dict, outputs: dict[str, Tensor], tau: float, seed: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What ReDo leaves of a network's state, unit by unit, and, for each tensor, which entries it has written."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """What ReDo leaves of a network's state, unit by unit; for each tensor, which entries it has written; and how many
+    units it has reset."""
     state = initial_of(model)
     written = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.items()}
-    generator = torch.Generator().manual_seed(seed)
+    generator, count = torch.Generator().manual_seed(seed), 0
     for name, around in units.items():
         around = vars(around) if isinstance(around, fire.Units) else around
         output = outputs[name].movedim(-1 if isinstance(model, MLP) else 1, 0)
         scores = [float(unit.abs().mean()) for unit in output]
         dormant = [i for i, score in enumerate(scores) if score <= tau * sum(scores) / len(scores)]
+        count += len(dormant)
         for key in [key for key in state if key.startswith(f"{around['incoming']}.")]:
             entries = initial[key].flatten()
             places = torch.randint(len(entries), (len(dormant), *state[key].shape[1:]), generator=generator)
@@ -168,7 +183,7 @@ def slow_redo(
             for i in dormant:
                 state[key][:, i * columns : (i + 1) * columns] = 0
                 written[key][:, i * columns : (i + 1) * columns] = True
-    return state, written
+    return state, written, count
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -191,15 +206,12 @@ def test_redo_is_the_plain_algorithm(kind: str) -> None:
     with torch.no_grad():
         model.train()(3 * x)  # neither an evaluation nor a pass without gradients counts
     assert during.is_due()
-    expected, written = slow_redo(model, initial, scope.units, outputs, 0.8, seed=5)
+    expected, written, count = slow_redo(model, initial, scope.units, outputs, 0.8, seed=5)
     moments = copy.deepcopy(optimizer.state_dict()["state"])
     during.after_step(optimizer)
 
-    count = sum(int(w[:, 0].sum()) if w.ndim == 2 else 0 for w in (written[n] for n in written if "first.weight" in n))
-    count += sum(int(written[n].flatten(1)[:, 0].sum()) for n in written if "conv" in n and n.endswith("weight"))
-    resets = during.metrics()["method/units_reset"]
-    assert resets > 0
-    assert kind == "conv" or resets == count
+    assert count > 0
+    assert during.metrics() == {"method/units_reset": count}
     assert during.metrics() == {"method/units_reset": 0}
     for name, tensor in model.state_dict().items():
         assert tensor.data_ptr() == pointers[name]
@@ -271,7 +283,7 @@ def test_hooks_are_removed_and_other_methods_do_nothing() -> None:
     during = fire.ReDo().during(model, initial, scope)
     during.close()
     model(x)
-    assert not during.measured()[0].any()
+    assert during.measured()[0].eq(-1).all()
     for method in (fire.NoReset(), fire.Fire()):
         during = method.during(model, initial, scope)
         during.after_step()
@@ -303,70 +315,3 @@ def test_phases_and_settings() -> None:
             method.during(model, {}, scope)
         with pytest.raises(ValueError, match="the model's own tensors"):
             method.during(model, model.state_dict(), scope)
-
-
-class Blocks(nn.Module):
-    """Two residual blocks of the usual kind, a shared activation, and layers that no unit can be of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(ConvNet() for _ in range(2))
-        self.shared = self.blocks[0].relu1
-        self.grouped = nn.Conv2d(4, 6, 3, groups=2)
-        self.weighted = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-
-
-def test_units_of_blocks() -> None:
-    units = {
-        f"blocks.*.relu{i}": {
-            "incoming": f"blocks.*.conv{i}",
-            "norm": f"blocks.*.bn{i}",
-            "outgoing": [f"blocks.*.{reader}"],
-        }
-        for i, reader in ((1, "conv2"), (2, "head"))
-    }
-    model = Blocks()
-    layers = fire.unit_layers(torch.compile(model), units)
-    found = [(layer.name, layer.size, layer.axis) for layer in layers]
-    assert found == [(f"blocks.{i}.relu{j}", size, 1) for j, size in ((1, 4), (2, 6)) for i in (0, 1)]
-    assert layers[3].outgoing[0] is model.blocks[1].head.weight
-    assert list(layers[1].drawn) == ["blocks.1.conv1.weight", "blocks.1.conv1.bias"]
-    norm = [f"blocks.1.bn2.{key}" for key in ("weight", "bias", "running_mean", "running_var")]
-    assert list(layers[3].restored) == norm
-    with pytest.raises(ValueError, match=r"shared is blocks.0.relu1, which has its units already"):
-        fire.Scope(units={**units, "shared": {"incoming": "grouped", "outgoing": ["weighted"]}}).check(model)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "changes", "message"),
-    [
-        ("relu9", {}, "units pattern 'relu9' matches no module"),
-        (
-            "blocks.*.relu1",
-            {"incoming": "blocks.*.conv9"},
-            "units of blocks.0.relu1: incoming 'blocks.0.conv9' is no module of the model",
-        ),
-        ("blocks.*.relu1", {"norm": "*.*.bn1"}, r"norm '\*.\*.bn1' has more \* than"),
-        ("blocks.0.relu1", {"norm": "blocks.0.bn2"}, r"bn2.weight has shape \(6,\), but blocks.0.conv1 has 4 units"),
-        ("blocks.0.relu1", {"incoming": "blocks.0.bn1"}, "incoming blocks.0.bn1 must be a Linear or Conv"),
-        ("blocks.0.relu1", {"incoming": "weighted"}, "incoming weighted must be a Linear or Conv with a plain weight"),
-        ("blocks.0.relu1", {"outgoing": ["blocks.0.conv1"]}, "reads 2 features, but blocks.0.conv1 has 4 units"),
-        ("blocks.0.relu1", {"outgoing": ["grouped"]}, "outgoing grouped is a grouped convolution"),
-        ("blocks.0.relu1", {"outgoing": "blocks.0.conv2"}, "outgoing must be a list of names"),
-        ("blocks.0.relu1", {"outgoing": []}, "outgoing must be a list of names"),
-        ("blocks.0.relu1", {"reader": "head"}, "need incoming and outgoing, and may have norm"),
-    ],
-)
-def test_units_that_do_not_fit(pattern: str, changes: dict, message: str) -> None:
-    star = "*" if "*" in pattern else "0"
-    around = {"incoming": f"blocks.{star}.conv1", "outgoing": [f"blocks.{star}.conv2"], **changes}
-    with pytest.raises(ValueError, match=message):
-        fire.Scope(units={pattern: around}).check(Blocks())
-
-
-def test_an_activation_of_another_size_is_an_error() -> None:
-    model, initial, _, x = network("mlp")
-    scope = fire.Scope(units={"second": {"incoming": "first", "outgoing": ["second"]}})
-    fire.ReDo().during(model, initial, scope)
-    with pytest.raises(ValueError, match="its output has 3, not 6"):
-        model(x)

@@ -1,6 +1,7 @@
 """What a GPU is spared, counted on the CPU, and what is done on one where a factorisation fails."""
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -8,17 +9,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import fire
 from experiments.vision import models
-from fire import gram, iteration, matrices, methods, polar_express, projection, report, waiting
-from scripts.benchmark.core import linears, plain_loop
-from scripts.benchmark.memory import peak_of_new_storage
+from fire import gram, iteration, matrices, methods, polar_express, projection, report
+from fire.reference import reference_fire_
+from scripts.benchmark.core import linears
 from tests.fire.test_polar import deviation
+from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches, storage
 
 pytestmark = pytest.mark.usefixtures("worked_as_on_gpu")
+
+
+# `fire.polar` is the function.
+FETCHING = (sys.modules["fire.polar"], polar_express, projection)
 
 
 def small_gpt() -> nn.Module:
@@ -37,11 +43,13 @@ def counted(monkeypatch: pytest.MonkeyPatch, model: nn.Module, **settings: Any) 
         waits += bool(tensors)
         return fetch(tensors)
 
-    fetch, note = waiting.on_cpu, projection._note
-    for module in (waiting, projection):
+    fetch, record, finished = gram.on_cpu, projection._record, fire.Recorder.report
+    for module in FETCHING:
         monkeypatch.setattr(module, "on_cpu", on_cpu)
-    # From here on everything has come to the CPU.
-    monkeypatch.setattr(projection, "_note", lambda *known: untaped(lambda: note(*known)))
+    # From there on everything has come to the CPU.
+    monkeypatch.setattr(projection, "_record", lambda *known: untaped(lambda: record(*known)))
+    monkeypatch.setattr(report, "on_cpu", fetch)
+    monkeypatch.setattr(fire.Recorder, "report", lambda recorder: untaped(lambda: finished(recorder)))
     with tape:
         fire.fire_(model, **settings)
     return tape.launches, waits
@@ -76,7 +84,7 @@ def test_operations_launched(
 
 def test_the_plain_loop_launches_twenty_times_as_many() -> None:
     model = models.build("resnet18", 10, (3, 32, 32), 16, seed=0)
-    assert sum(launches(lambda: plain_loop(model)).values()) == 8688
+    assert sum(launches(lambda: reference_fire_(model)).values()) == 8688
 
 
 @pytest.mark.parametrize("reported", [True, False])
@@ -216,20 +224,20 @@ def test_no_operation_mixes_devices(method: fire.Method, monkeypatch: pytest.Mon
         assert {tensor.device.type for tensor in tensors} <= {"cuda"}
         return untaped(lambda: [torch.zeros(tensor.shape, dtype=torch.float64) for tensor in tensors])
 
-    def numbers(scalars: list[Tensor | float]) -> list[float]:
-        assert {scalar.device.type for scalar in scalars if isinstance(scalar, Tensor)} <= {"cuda"}
-        return [0.0] * len(scalars)
+    def last(tensors: list[Tensor]) -> list[Tensor]:
+        """Those of the projection are on the CPU by now."""
+        return [on_cpu([each])[0] if isinstance(each, FakeTensor) else each for each in tensors]
 
-    note = projection._note
-    for module in (waiting, projection):
+    record, finished = projection._record, fire.Recorder.report
+    for module in FETCHING:
         monkeypatch.setattr(module, "on_cpu", on_cpu)
-    monkeypatch.setattr(projection, "_note", lambda *known: untaped(lambda: note(*known)))
+    monkeypatch.setattr(report, "on_cpu", last)
+    monkeypatch.setattr(projection, "_record", lambda *known: untaped(lambda: record(*known)))
+    monkeypatch.setattr(fire.Recorder, "report", lambda recorder: untaped(lambda: finished(recorder)))
     monkeypatch.setattr(projection, "_check_finite", lambda matrices: None)
-    monkeypatch.setattr(report, "_numbers", numbers)
     for module in (matrices, methods, report):  # what has no content has no address
         monkeypatch.setattr(module, "storage_key", lambda tensor: (storage(tensor), tensor.device, tuple(tensor.shape)))
-    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     for low in (polar_express._ASSUMED, polar_express._ASSUMED_LONG):
         polar_express.polar_express_table(low, 1.0, 1e-6)  # made of numbers, and kept
     with FakeTensorMode():

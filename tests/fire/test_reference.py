@@ -17,7 +17,7 @@ def test_fire_is_the_plain_algorithm(network: str, steps: int, device: str) -> N
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(12, 50), nn.ReLU(), nn.Linear(50, 50), nn.Linear(50, 1))
     if network == "resnet18":
-        plain = models.build("resnet18", 8, 10, seed=0)
+        plain = models.build("resnet18", 10, (3, 32, 32), 8, seed=0)
     plain.double()
     ours, single = copy.deepcopy(plain).to(device), copy.deepcopy(plain).float().to(device)
     before = copy.deepcopy(plain.state_dict())

@@ -1,4 +1,4 @@
-"""`scripts.clean` and `scripts.wandb_sync` on real run directories."""
+"""Scripts on real run directories."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from filelock import FileLock
 
 from experiments.common import checkpoint
 from experiments.common.wandb_mirror import labels
-from scripts.report.domains import METHODS
-from tests.conftest import REPOSITORY, Command, numbers, run_dirs
-from tests.experiments.common.test_wandb_mirror import records
+from scripts.report.domains import DOMAINS, METHODS
+from scripts.wandb_workspace import view
+from tests.conftest import REPOSITORY, Command, run_dirs
 
 
 def script(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,23 +58,15 @@ def test_clean_names_what_is_kept_and_leaves_final_weights(language: Command, tm
     assert list(run_dirs(outputs)[0].glob("kept-final-*.pt"))
 
 
-def test_wandb_sync_rebuilds_a_run_from_its_metric_log(vision: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    vision("method=none")
+def test_wandb_sync_finds_what_was_written_offline(vision: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    """The README's command, without the upload."""
+    vision("method=none", "wandb.mode=offline")
     (directory,) = run_dirs(tmp_path / "outputs")
-    result = script("wandb_sync", str(tmp_path / "outputs"), "--mode", "offline")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 of 1 runs mirrored" in result.stdout
-    (file,) = directory.glob("wandb/offline-run-*/*.wandb")
-    found = list(records(file))
-    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
-    assert run.display_name == "none-s0"
-    assert sum(record.WhichOneof("record_type") == "history" for record in found) == len(numbers(directory))
-    # Without a key nothing can be uploaded, and that is not called a success.
-    result = script("wandb_sync", str(tmp_path), WANDB_API_KEY="", HOME=str(tmp_path))
-    assert result.returncode == 1
-    assert "error: stopped at " in result.stderr
-    assert len(list(directory.glob("wandb/offline-run-*"))) == 1
-    assert script("wandb_sync", str(REPOSITORY / "configs")).returncode == 1
+    found = [str(path) for path in (tmp_path / "outputs").glob("*/*/*/wandb/latest-run")]
+    assert found == [str(directory / "wandb/latest-run")]
+    words = [sys.executable, "-m", "wandb", "sync", "--dry-run", *found]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "Would sync 1 run(s)" in result.stdout + result.stderr
 
 
 def test_wandb_workspace_overlays_the_methods_of_each_domain(
@@ -83,31 +75,36 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
     """The service cannot be asked, so what would be sent to it is looked at."""
     vision("-m", "method=none,fire")
     vision("method=fire", "budget.train_images=1000")  # may not be averaged with the other one
-    outputs = str(tmp_path / "outputs")
-    views = json.loads(script("wandb_workspace", outputs, "--json", "--entity", "me", "--project", "p").stdout)
+    runs = run_dirs(tmp_path / "outputs")
+    views = {}
+    for name, domain in DOMAINS.items():
+        made = view(domain, runs if name == "vision" else [], "me", "p")
+        views[name] = made._to_model().model_dump(mode="json", by_alias=True)
     assert set(views) == {"vision", "language", "atari", "humanoid"}
     for name, axis, metric in (
         ("vision", "epoch", "test/accuracy"), ("language", "iteration", "val/loss"),
         ("atari", "env_step", "eval/return"), ("humanoid", "env_step", "eval/return"),
     ):  # fmt: skip
-        view = views[name]
-        assert (view["entity"], view["project"], view["displayName"]) == ("me", "p", f"FIRE {name}")
-        (runs,) = view["spec"]["section"]["runSets"]
-        assert [(f["key"]["name"], f["op"], f["value"]) for f in runs["filters"]["filters"]] == [("tags", "IN", [name])]
-        assert [key["name"] for key in runs["grouping"]] == ["group", "settings.value", "variant.value"]
-        sections = view["spec"]["section"]["panelBankConfig"]["sections"]
+        sent = views[name]
+        assert (sent["entity"], sent["project"], sent["displayName"]) == ("me", "p", f"FIRE {name}")
+        (shown,) = sent["spec"]["section"]["runSets"]
+        assert [(f["key"]["name"], f["op"], f["value"]) for f in shown["filters"]["filters"]] == [
+            ("tags", "IN", [name])
+        ]
+        assert [key["name"] for key in shown["grouping"]] == ["group", "settings.value", "variant.value"]
+        sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
         panels = [panel["config"] for section in sections for panel in section["panels"]]
         assert {panel["xAxis"] for panel in panels} == {axis}
         assert [metric] in [panel["metrics"] for panel in panels]
         assert all((panel["groupAgg"], panel["groupArea"]) == ("mean", "minmax") for panel in panels)
-    runs = {path: labels(path) for path in run_dirs(tmp_path / "outputs")}
-    assert {groups[0] for groups in runs.values()} == {"vision-warm_start-smoke"}
-    settings = [{groups[1] for path, groups in runs.items() if method in path.name} for method in ("none", "fire")]
+    found = {path: labels(path) for path in runs}
+    assert {groups[0] for groups in found.values()} == {"vision-warm_start-cifar10-resnet18-smoke"}
+    settings = [{groups[1] for path, groups in found.items() if method in path.name} for method in ("none", "fire")]
     assert [len(digests) for digests in settings] == [1, 2]
     assert settings[0] < settings[1]
-    assert len({groups[2] for groups in runs.values()}) == 2
+    assert len({groups[2] for groups in found.values()}) == 2
     sent = unquote(json.dumps(views["vision"]))
-    assert all(word in sent for groups in runs.values() for word in groups)
+    assert all(word in sent for groups in found.values() for word in groups)
     assert sent.count(METHODS["fire"][1]) == 2
     result = script("wandb_workspace", WANDB_ENTITY="")
-    assert (result.returncode, result.stderr) == (2, "error: whose workspace? give --entity or set WANDB_ENTITY\n")
+    assert (result.returncode, result.stderr) == (1, "error: whose workspace? give --entity or set WANDB_ENTITY\n")

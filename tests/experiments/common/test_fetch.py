@@ -7,6 +7,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_one_line_gives_all_reasons_and_nothing_wrong_is_kept(tmp_path: Path) ->
         files(down=unreachable, old=wrong).prepare(tmp_path)
     assert str(error.value) == (
         f"Two files cannot be had: 1 of 2 files are missing or damaged; {tmp_path}/two/folder/b.txt is missing; "
-        "down: the host is down; old: a.txt has another MD5; old: folder/b.txt has another SHA-256"
+        "down: the host is down; old: wrong checksum of 2 files, the first a.txt"
     )
     assert everything(tmp_path / "two") == {"a.txt": b"first"}
 
@@ -149,3 +150,16 @@ def test_members_of_an_archive(kind: str, tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:40])
     with pytest.raises(UserError, match=rf"archive\.{kind} is damaged"):
         list(read_members(archive, CONTENT, "inside/"))
+
+
+def test_processes_that_start_together_fetch_once(tmp_path: Path) -> None:
+    calls = []
+
+    def slow(data_dir: Path, _: Path) -> list[tuple[str, bytes]]:
+        calls.append(data_dir)
+        time.sleep(0.3)
+        return list(CONTENT.items())
+
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(files(slow=slow).prepare, [tmp_path] * 3))) == 1
+    assert calls == [tmp_path]

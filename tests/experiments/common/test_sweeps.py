@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from experiments.common.config import CONFIGS, compose_domain
-from experiments.common.parallel import Slot, first_of_each_phase_0, run_parallel
 from experiments.common.schema import later_keys
 from experiments.vision.config import VisionConfig
 from hydra_plugins.fire_experiments.launcher import places
+from hydra_plugins.fire_experiments.parallel import Slot, first_of_each_phase_0, run_parallel
 from tests.conftest import REPOSITORY, interrupt, jobs_of, numbers, rows_so_far, run_dirs, start, undisturbed
 
 Vision = Callable[..., tuple[int, str]]
@@ -70,7 +70,9 @@ def test_first_one_job_for_each_phase_0() -> None:
     assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 3, 1, 4, 2, 5]
     sweep = [[f"sharpness={count}", f"method.steps={steps}"] for count in (0, 8) for steps in (5, 10)]
     assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 1, 2, 3]
-    sweep = [[f"budget.width={width}", f"optimizer_at_boundary={what}"] for width in (4, 8) for what in ("keep", "reset")]
+    sweep = [
+        [f"budget.width={width}", f"optimizer_at_boundary={what}"] for width in (4, 8) for what in ("keep", "reset")
+    ]
     assert first_of_each_phase_0(sweep, later_keys(VisionConfig)) == [0, 2, 1, 3]
 
 
@@ -106,7 +108,7 @@ def test_a_device_is_taken_by_one_sweep() -> None:
     name = f"test-{os.getpid()}"
     slot = Slot(name, {}, [])
     other = (
-        "import sys; from experiments.common.parallel import Slot; "
+        "import sys; from hydra_plugins.fire_experiments.parallel import Slot; "
         f"sys.exit(not Slot({name!r}, {{}}, []).take())"
     )  # fmt: skip
     assert slot.take()
@@ -116,7 +118,7 @@ def test_a_device_is_taken_by_one_sweep() -> None:
 
 
 def test_a_job_goes_where_no_other_sweep_is(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.common.parallel.logger", logging.getLogger("of this test"))
+    monkeypatch.setattr("hydra_plugins.fire_experiments.parallel.logger", logging.getLogger("of this test"))
     caplog.set_level(logging.INFO)
     held = Slot("first", {}, [])
     assert held.take()

@@ -9,7 +9,6 @@ from wandb.proto import wandb_internal_pb2
 
 from experiments.common import wandb_mirror
 from experiments.vision.domain import VISION
-from scripts.wandb_sync import sync
 from tests.conftest import numbers, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
@@ -49,7 +48,7 @@ def test_offline_run_holds_config_group_metrics_and_summary(
         found = list(records(file))
         run = next(r.run for r in found if r.WhichOneof("record_type") == "run")
         ids.add(run.run_id)
-        assert (run.project, run.run_group) == ("fire", "vision-warm_start-smoke")
+        assert (run.project, run.run_group) == ("fire", "vision-warm_start-cifar10-resnet18-smoke")
         assert directory.name.startswith(run.display_name)
         assert {"vision", "smoke", "mine"} <= set(run.tags)
         config = {item.key: item.value_json for item in run.config.update}
@@ -76,18 +75,16 @@ def test_offline_run_holds_config_group_metrics_and_summary(
     assert len(ids) == 2  # two runs of one sweep never merge
 
 
-def test_an_upload_that_did_not_end_is_no_success(
+def test_an_upload_that_breaks_off_is_a_warning(
     vision: Vision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vision("method=none")
-    (directory,) = run_dirs(tmp_path / "outputs")
-    assert sync(directory, "offline")
-
     def break_off(*_: object) -> None:
-        raise ConnectionError
+        raise ConnectionError("broken off")
 
     monkeypatch.setattr("wandb.sdk.wandb_run.Run.finish", break_off)
-    assert not sync(directory, "offline")
+    status, printed = vision("method=none", "wandb.mode=offline")
+    assert status == 0
+    assert "warning: Weights & Biases could not finish: broken off; the run continues" in printed
 
 
 @pytest.mark.slow

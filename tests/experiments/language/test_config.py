@@ -7,9 +7,15 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from experiments.common.config import compose_domain, resolve_runtime
-from experiments.language import estimate, protocol, sources
+from experiments.common import schema
+from experiments.common.config import build_method, compose_domain
+from experiments.common.domain import describe
+from experiments.common.errors import UserError
+from experiments.common.runtime import resolve_runtime
+from experiments.language import protocol, sources
 from experiments.language.config import LanguageConfig
+from experiments.language.distributed import ProcessGroup
+from experiments.language.domain import LANGUAGE, Opened, load_corpora
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -18,8 +24,15 @@ def composed(*overrides: str) -> DictConfig:
 
 def directories(text_dir: Path, *overrides: str, processes: int = 1) -> tuple[Path, Path]:
     cfg = composed(f"data_dir={text_dir}", *overrides)
-    job = protocol.describe(cfg, resolve_runtime(cfg), *protocol.load_corpora(cfg), processes)
+    group = ProcessGroup("cpu")
+    group.world_size = processes
+    job = describe(LANGUAGE, cfg, resolve_runtime(cfg), build_method(cfg), Opened(*load_corpora(cfg), group))
     return job.run_dir, job.phase_dir
+
+
+def check(cfg: DictConfig) -> None:
+    schema.check(LanguageConfig, cfg)
+    LANGUAGE.check(cfg)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +40,7 @@ def directories(text_dir: Path, *overrides: str, processes: int = 1) -> tuple[Pa
 )
 def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float, at: int) -> None:
     cfg = composed("scale=paper", f"checkpoint={checkpoint}", "method=shrink_perturb")
-    protocol.check(cfg)
+    check(cfg)
     budget = cfg.budget
     assert (budget.layers, budget.heads, budget.width, budget.block) == (12, 12, 768, 1024)
     assert budget.sequences * budget.block == 491_520
@@ -54,7 +67,7 @@ def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float,
 
 def test_workstation_is_gpt2_size_on_ones_own_files() -> None:
     cfg = composed("scale=workstation", "data.first=[a.parquet]", "data.second=[b.parquet,imdb]")
-    protocol.check(cfg)
+    check(cfg)
     budget, paper = cfg.budget, composed("scale=paper").budget
     assert all(budget[key] == paper[key] for key in ("layers", "heads", "width", "block", "learning_rate"))
     assert (cfg.data.name, cfg.tokenizer, cfg.precision) == ("files", "gpt2", "bf16")
@@ -85,11 +98,13 @@ def test_learning_rate_is_a_warm_up_and_a_cosine() -> None:
         ("seed=1", False), ("budget.iterations=[2801,500]", False), ("precision=bf16", False),
         ("budget.width=165", False),
         ("budget.first_tokens=100000", False), ("patience=0.2", False), ("budget.micro_batch=16", False),
+        ("model.scope.exclude=[lm_head]", True), ("budget.eval_every=[100,26]", True), ("method=redo", True),
+        ("method=redo method.first_phase=0", False),
     ],
 )  # fmt: skip
 def test_what_changes_a_number_is_another_run(other: str, shares_phase_0: bool, text_dir: Path) -> None:
     run, phase = directories(text_dir)
-    other_run, other_phase = directories(text_dir, other)
+    other_run, other_phase = directories(text_dir, *other.split())
     assert run != other_run
     assert (phase == other_phase) == shares_phase_0
 
@@ -100,12 +115,13 @@ def test_identity_is_the_text_not_its_place(text_dir: Path, tmp_path: Path) -> N
     assert directories(text_dir, processes=2)[1] != directories(text_dir)[1]
 
 
-def test_cost_estimate_counts_the_protocols_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for checkpoint, before in (("30k", 30_000), ("60k", 60_000), ("best", 97_282)):
-        cfg = composed("scale=paper", f"checkpoint={checkpoint}")
-        assert estimate.work(cfg) == pytest.approx((before + 18_626) * 491_520)
-    monkeypatch.setattr(estimate, "SECONDS", 0.0)
-    cfg = composed("scale=smoke", "data=wikitext103_openwebtext", "tokenizer=bytes")
-    text = estimate.describe_cost(cfg, resolve_runtime(cfg), 1)
-    assert "estimated: 0.0 hours here (0.00 billion tokens at " in text
-    assert "24.6 GB of text" in text
+def test_the_name_of_a_choice_and_where_its_files_are_change_no_run(text_dir: Path) -> None:
+    words = ("data=files", "data.first=[wikitext2]", "data.second=[imdb]")
+    (run, phase), (named, same) = directories(text_dir, *words), directories(text_dir)
+    assert (run.name, phase) == (named.name, same)
+    assert run.parent.name == "files-60k-laptop"
+
+
+def test_an_unknown_model_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"model\.name=llama is unknown; valid: gpt$"):
+        check(composed("model.name=llama"))

@@ -12,7 +12,8 @@ from torch import Tensor
 import fire
 from experiments.common import checkpoint
 from experiments.common.metric_log import read_rows
-from experiments.language import protocol
+from experiments.language import model
+from experiments.language.domain import load_corpora
 from experiments.language.hardware import preferred_attention
 from tests.conftest import Command, needs_cuda, numbers, run_dirs
 
@@ -36,7 +37,7 @@ def losses(log: Rows) -> list[float]:
 @needs_cuda
 @pytest.mark.parametrize("method", [m for m in fire.METHODS if m != "plasticity_injection"])
 def test_equals_the_cpu_within_rounding(method: str, language_made: Command, tmp_path: Path) -> None:
-    coefficient = ["method.coefficient=0.5"] if method == "shrink_perturb" else []
+    coefficient = ["method.coefficient=0.5"] if method in ("shrink_perturb", "l2_init") else []
     on_gpu = rows(language_made, tmp_path / "gpu", f"method={method}", "compile=false", *coefficient)
     on_cpu = rows(language_made, tmp_path / "cpu", f"method={method}", "device=cpu", *coefficient)
     assert losses(on_gpu) == pytest.approx(losses(on_cpu), rel=0.02)
@@ -71,6 +72,20 @@ def test_ways_to_execute_agree(settings: str, shape: str, language_made: Command
 
 
 @needs_cuda
+@pytest.mark.parametrize("settings", ["compile=true", "compile=graphs budget.micro_batch=8", "precision=fp16"])
+def test_units_are_measured_however_the_network_is_executed(
+    settings: str, language_made: Command, tmp_path: Path
+) -> None:
+    arguments = ["method=redo", "method.tau=0.7", "method.period=3", *settings.split()[1:]]
+    eager = rows(language_made, tmp_path / "eager", "compile=false", *arguments)
+    compiled = [] if "compile" in settings else ["compile=false"]
+    other = rows(language_made, tmp_path / "other", settings.split()[0], *compiled, *arguments)
+    counts = [[row["method/units_reset"] for row in log if "method/units_reset" in row] for log in (eager, other)]
+    assert sum(counts[0]) > 100
+    assert counts[1] == pytest.approx(counts[0], abs=30)  # units near the threshold fall on either side of it
+
+
+@needs_cuda
 def test_loss_scaling_is_saved_and_goes_on(language_made: Command, tmp_path: Path) -> None:
     arguments = ("precision=fp16", "compile=false")
     whole = rows(language_made, tmp_path / "whole", *arguments)
@@ -92,9 +107,9 @@ def test_the_best_is_that_of_its_moment(language_made: Command, tmp_path: Path) 
     content = checkpoint.read(checkpoint.kept(phase)["best"])
     assert content is not None
     cfg: Any = OmegaConf.load(phase / "config.yaml")
-    network = protocol.build_model(cfg)
+    network = model.build(cfg)
     network.load_state_dict(content["state"]["model"])
-    first, _ = protocol.load_corpora(cfg)
+    first, _ = load_corpora(cfg)
     windows = first.windows(cfg.budget.block, cfg.budget.eval_windows).long().cuda()
     validated = {row["iteration"]: row["val/loss"] for row in numbers(phase)}
     lowest, at, settled = content["state"]["best"]

@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from experiments.common.config import Runtime
+from experiments.common.config import build_method, compose_domain
+from experiments.common.runtime import Runtime
+from experiments.language.config import LanguageConfig
+from experiments.language.distributed import ProcessGroup
+from experiments.language.domain import load_corpora
 from experiments.language.hardware import preferred_attention
-from experiments.language.model import GPT, build
+from experiments.language.model import GPT
+from experiments.language.train import LanguageTraining
 from tests.conftest import Command, numbers, run_dirs
 
 
@@ -79,13 +84,48 @@ def test_training_and_validation_compile_one_graph_each(
     assert [value for value in other if value] == pytest.approx([value for value in eager if value], rel=1e-6)
 
 
+def test_compiled_code_measures_units_by_hooks_that_came_later(
+    language_made: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ReDo begins in phase 1, when the network has been compiled without its hooks."""
+    arguments = ("method=redo", "method.tau=0.7", "method.period=3")
+    found = []
+    for compile in ("false", "true"):
+        status, printed = language_made(*arguments, f"compile={compile}", f"outputs_dir={tmp_path / compile}")
+        assert status == 0, printed
+        rows = numbers_of(tmp_path / compile)
+        found.append([[row[key] for row in rows if key in row] for key in ("method/units_reset", "train/loss")])
+        monkeypatch.setattr(Runtime, "compiled", lambda self, model: torch.compile(model, backend="eager"))  # quick
+    # Both train by the same operations, so they reset the same units.
+    eager, compiled = found
+    assert compiled == eager
+    assert sum(eager[0]) > 0
+
+
+def test_a_skipped_step_is_none_for_the_method(made_text: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """Where loss scaling leaves a step of the optimiser out, the method does not act after it."""
+    folder, words = made_text
+    settings = ("scale=smoke", "method=redo", "method.first_phase=0", f"data_dir={folder}", f"outputs_dir={tmp_path}")
+    cfg = compose_domain("language", LanguageConfig, [*words, *settings])
+    runtime = Runtime("cpu", "fp16", "false", 1)
+    training = LanguageTraining(cfg, runtime, build_method(cfg), *load_corpora(cfg), ProcessGroup("cpu"))
+    before = {name: value.clone() for name, value in training.model.state_dict().items()}
+    for scale, steps in ((3e38, 0), (1.0, 1)):
+        training.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        training.train_iteration()
+        assert training.during.state_dict()["steps"] == steps
+        changed = any(not torch.equal(value, before[name]) for name, value in training.model.state_dict().items())
+        assert changed == bool(steps)
+
+
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("eager", torch.float32), ("aot_eager_decomp_partition", torch.bfloat16)]
 )
 def test_compiled_the_scores_are_kept_once_in_half_precision(backend: str, dtype: torch.dtype) -> None:
     """They are the largest thing a training step keeps. The second backend cuts the network into forward and backward
     as torch.compile does by default; the first, the network as it is written, keeps them in float32."""
-    network = build(layers=2, heads=2, width=64, block=128, vocabulary=1024, seed=0)
+    torch.manual_seed(0)
+    network = GPT(layers=2, heads=2, width=64, block=128, vocabulary=1024)
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:

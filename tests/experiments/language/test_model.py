@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import fire
-from experiments.common.config import Runtime
+from experiments.common.runtime import Runtime
 from experiments.language import model
 from experiments.language.hardware import PEAK_16_BIT, peak_rate
 
@@ -14,7 +14,8 @@ LAYERS, HEADS, WIDTH, BLOCK, VOCABULARY = 3, 4, 48, 32, 128
 
 
 def network() -> model.GPT:
-    return model.build(LAYERS, HEADS, WIDTH, BLOCK, VOCABULARY, seed=0)
+    torch.manual_seed(0)
+    return model.GPT(LAYERS, HEADS, WIDTH, BLOCK, VOCABULARY)
 
 
 def tokens(count: int = 5) -> Tensor:
@@ -79,14 +80,14 @@ def test_attention_on_the_cpu_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def test_initial_weights_are_gpt2s() -> None:
-    gpt = model.build(12, 12, 192, 64, 512, seed=0)
+    gpt = model.GPT(12, 12, 192, 64, 512)
     for name, parameter in gpt.named_parameters():
         if parameter.dim() == 2:
             expected = 0.02 / 24**0.5 if name.endswith("c_proj.weight") else 0.02
             assert float(parameter.std()) == pytest.approx(expected, rel=0.03), name
         else:
             assert (parameter == 1).all()
-    assert sum(p.numel() for p in model.build(12, 12, 768, 1024, 50304, 0).parameters()) == 124_373_760
+    assert sum(p.numel() for p in model.GPT(12, 12, 768, 1024, 50304).parameters()) == 124_373_760
 
 
 def test_fire_projects_query_key_value_apart_and_the_tied_head_once() -> None:
@@ -106,7 +107,7 @@ def test_fire_projects_query_key_value_apart_and_the_tied_head_once() -> None:
 
 
 def test_operations_and_peaks() -> None:
-    gpt = model.build(12, 12, 768, 1024, 50304, 0)
+    gpt = model.GPT(12, 12, 768, 1024, 50304)
     matrices = 12 * 12 * 768**2 + 50304 * 768
     assert gpt.operations_per_token() == 6 * matrices + 12 * 12 * 768 * 1024
     assert peak_rate(Runtime("cuda", "bf16", "true", 0), "NVIDIA H200") == 989e12

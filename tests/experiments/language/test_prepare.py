@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from filelock import FileLock
 from tokenizers import ByteLevelBPETokenizer
 
 from experiments.common.errors import UserError
@@ -48,7 +50,7 @@ def test_wikitext2_and_imdb(text_dir: Path) -> None:
             assert description["tokens"] == len(tokens)
             assert description["documents"] == int((tokens == 256).sum())
             assert description["sha256"] == hashlib.sha256(tokens.tobytes()).hexdigest()
-            assert (description["tokenizer"], description["vocabulary"], description["split"]) == ("bytes", 257, split)
+            assert (description["tokenizer"], description["vocabulary"]) == ("bytes", 257)
             found.append(description["documents"])
         assert len(tokens_of(folder, "val")) >= 200_000
         if counts[1] is not None:
@@ -196,39 +198,110 @@ def test_gpt2_agrees_with_an_independent_tokenizer(cache: Path, text_dir: Path) 
 
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
-    """A corpus of some 30 MB, eight shards."""
-    texts = [f"{i}: " + " ".join(DOCUMENTS[(i + j) % 2000] for j in range(100)) for i in range(3000)]
+    """A corpus of some 30 MB, thirty groups of documents."""
+    texts = [f"{i}: " + " ".join(DOCUMENTS[(i + j) % 2000] for j in range(10)) for i in range(30_000)]
     return write(tmp_path / "large.jsonl", texts)
 
 
-def test_kill_9_and_go_on(large: Path, cache: Path, tmp_path: Path) -> None:
-    """Killed among the shards: what was made stays, no token file counts, and the end is the same."""
+def progress(folder: Path) -> dict[str, Any]:
+    path = folder.with_name(f"{folder.name}.unfinished") / "progress.json"
+    return json.loads(path.read_text()) if path.exists() else {"documents": {}}
+
+
+def test_kill_9_and_resume(large: Path, cache: Path, tmp_path: Path) -> None:
+    """Killed between documents: no token file counts, what was tokenised is not tokenised again, the end is the
+    same."""
     data = tmp_path / "killed"
-    data.mkdir()
-    (data / "language").mkdir()
     arguments = ["language", "data=files", f"data.first=[{large}]", f"data.second=[{large}]", "tokenizer=bytes"]
     folder = folder_of(str(large), "bytes", data)
     process = start_module("scripts.prepare_data", *arguments, "--data-dir", str(data), "--workers", "1")
-    status, _ = interrupt(process, lambda: len(list(folder.glob("shards-*/*.npz"))) >= 2, signal.SIGKILL)
+    status, _ = interrupt(process, lambda: progress(folder)["documents"].get("train", 0) >= 2000, signal.SIGKILL)
     assert status == -signal.SIGKILL
-    assert not list(folder.glob("*.json"))
-    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("shards-*/*.npz")}
-    made: dict[str, int] = {}
-    merge = preparation._merge
+    assert not folder.exists()
+    done = progress(folder)["documents"]["train"]
+    assert 2000 <= done < 30_000
+    encoded = []
 
-    def watch(shards: list[Path], *rest: Any) -> None:
-        made.update({path.name: path.stat().st_mtime_ns for path in shards})
-        merge(shards, *rest)
+    class Counted(tokenizers.Bytes):
+        def encode(self, text: str) -> np.ndarray:
+            encoded.append(text)
+            return super().encode(text)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "_merge", watch)
+        patch.setattr(tokenizers, "Bytes", Counted)
         prepare(str(large), "bytes", data, "text", workers=2)
-    assert len(made) > len(stamps)
-    assert {name: made[name] for name in stamps} == stamps
-    assert not list(folder.glob("shards-*"))
+    assert len(encoded) == 30_000 - done
+    assert {path.name for path in folder.iterdir()} == {"train.bin", "train.json", "val.bin", "val.json"}
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
     whole = prepare(str(large), "bytes", tmp_path / "whole", "text", workers=1)
     for split in ("train", "val"):
         assert described(folder, split)["sha256"] == described(whole, split)["sha256"]
+
+
+@pytest.mark.parametrize("name", ["write_text", "_divide", "_held_out", "checksum", "sync_folder"])
+def test_a_kill_at_any_step(tmp_path: Path, name: str) -> None:
+    """Each step that writes fails once at each of its calls; the next call ends with the same files, or another text's
+    if the text has changed meanwhile."""
+    path = write(tmp_path / "c.jsonl", DOCUMENTS)
+    folder, real = folder_of(str(path), "bytes", tmp_path), getattr(preparation, name)
+    whole = prepare(str(path), "bytes", tmp_path / "whole", "text", workers=1)
+    for call in range(1, 4):
+        left = [call]
+
+        def dies(*arguments: Any, left: list[int] = left) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(preparation, name, dies)
+            try:
+                prepare(str(path), "bytes", tmp_path, "text", workers=1)
+            except KeyboardInterrupt:
+                assert not folder.exists() or name == "sync_folder"
+        prepare(str(path), "bytes", tmp_path, "text", workers=1)
+        for split in ("train", "val"):
+            assert (folder / f"{split}.bin").read_bytes() == (whole / f"{split}.bin").read_bytes()
+        shutil.rmtree(folder)
+
+
+def test_tokens_of_another_text_are_never_used(tmp_path: Path) -> None:
+    """Neither those of an unfinished corpus, nor ready ones."""
+    path = write(tmp_path / "c.jsonl", DOCUMENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "_divide", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(str(path), "bytes", tmp_path, "text", workers=1)
+    assert progress(folder_of(str(path), "bytes", tmp_path))["documents"] == {"train": 2000}
+    write(path, [text.upper() for text in DOCUMENTS])
+    folder = prepare(str(path), "bytes", tmp_path, "text", workers=1)
+    found = b"".join(tokens_of(folder, split).tobytes() for split in ("train", "val"))
+    assert len(found) == 2 * sum(len(text.upper().encode()) + 1 for text in DOCUMENTS)
+    first = bytes(documents(folder, "train")[0].astype(np.uint8)).decode()
+    assert first == first.upper()
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    """The second waits for the first, which here ends without a result, and then prepares the corpus."""
+    path = write(tmp_path / "c.jsonl", DOCUMENTS)
+    folder = folder_of(str(path), "bytes", tmp_path)
+    folder.parent.mkdir()
+    code = "import sys; from pathlib import Path; from experiments.language.prepare import prepare; import logging; "
+    code += "logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout); "
+    code += "prepare(sys.argv[1], 'bytes', Path(sys.argv[2]), 'text', workers=1)"
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-c", code, str(path), str(tmp_path)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"waiting for another process that prepares {folder}\n"
+        assert not folder.exists()
+    assert process.wait(60) == 0
+    assert described(folder, "train")["documents"] > 0
 
 
 # Not getrusage: its peak counts what the process that forked this one had in memory.
@@ -276,25 +349,3 @@ def test_command_line(text_dir: Path, tmp_path: Path) -> None:
         assert wrong.stderr.startswith("error: ")
         assert said in wrong.stderr
         assert wrong.stderr.count("\n") == 1
-
-
-def test_shards_of_another_text_are_never_used(tmp_path: Path) -> None:
-    """Whatever a kill leaves of them: here, shards whose making was interrupted before the text changed."""
-    path = write(tmp_path / "c.jsonl", DOCUMENTS)
-    folder = folder_of(str(path), "bytes", tmp_path)
-    merge = preparation._merge
-
-    def dies(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "_merge", dies)
-        with pytest.raises(KeyboardInterrupt):
-            prepare(str(path), "bytes", tmp_path, "text", workers=1)
-    assert list(folder.glob("shards-*/*.npz"))
-    assert preparation._merge is merge
-    write(path, [text.upper() for text in DOCUMENTS])
-    prepare(str(path), "bytes", tmp_path, "text", workers=1)
-    assert not list(folder.glob("shards-*"))
-    first = bytes(documents(folder, "train")[0].astype(np.uint8)).decode()
-    assert first == first.upper()

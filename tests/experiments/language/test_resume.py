@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
+from tests.conftest import REPOSITORY, Command, numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
 
 SETTINGS = (
     "scale=smoke", "method=fire", "checkpoint=best", "budget.iterations=[200,60]", "wandb.mode=disabled", "threads=1",
@@ -67,12 +67,37 @@ def test_kill_9_and_resume(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+L2_INIT = ("method=l2_init", "method.coefficient=0.1", "method.first_phase=0")
+REDO = ("method=redo", "method.tau=0.7", "method.period=7")
+
+
+@pytest.mark.parametrize(
+    ("method", "moment"),
+    [
+        pytest.param(L2_INIT, in_phase_0, marks=pytest.mark.slow),
+        pytest.param((*REDO, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
+        (REDO, in_phase_1),
+    ],
+)
+def test_kill_9_while_a_method_acts(
+    method: tuple[str, ...], moment: Callable[[Path], bool], text_dir: Path, tmp_path: Path
+) -> None:
+    arguments = [*SETTINGS, *method, "checkpoint=60k", f"data_dir={text_dir}", "checkpoint_seconds=0"]
+    arguments.remove("method=fire")
+    whole = undisturbed("language", tmp_path / "whole", *arguments)
+    words = [*arguments, f"outputs_dir={tmp_path / 'killed'}"]
+    assert stopped_when("language", moment, signal.SIGKILL, words, tmp_path / "killed")[0] == -signal.SIGKILL
+    assert undisturbed("language", tmp_path / "killed", *arguments) == whole
+    if "method=redo" in method:
+        assert sum(row.get("method/units_reset", 0) for row in whole) > 0
+
+
 @pytest.mark.slow
 def test_signal_saves_and_says_how_to_go_on(reference: list[dict], text_dir: Path, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={text_dir}"]
     status, printed = stopped_when("language", in_phase_0, signal.SIGTERM, arguments, tmp_path)
     assert status == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; to go on: python -m experiments.language scale=smoke" in printed
+    assert "stopped by SIGTERM; to resume: python -m experiments.language scale=smoke" in printed
     process = start("language", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
@@ -96,7 +121,7 @@ def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
     alone = start("language", *arguments, f"outputs_dir={tmp_path / 'one'}")
     assert "2 of 4 runs failed" in alone.communicate(timeout=300)[0]
     assert printed.count("2 of 4 runs failed") == 1, printed
-    assert "on cpu x 2" in printed
+    assert "256 a step in 2 processes, fp32 on cpu" in printed
     rows = [{d.parent.name: numbers(d) for d in run_dirs(tmp_path / count)} for count in ("one", "two")]
     assert rows[0].keys() == rows[1].keys()
     assert len(rows[0]) == 2
@@ -104,6 +129,53 @@ def test_two_processes_train_as_one(text_dir: Path, tmp_path: Path) -> None:
         assert len(rows[1][group]) == len(run)
         for one, two in zip(run, rows[1][group], strict=True):
             assert two == pytest.approx(one, rel=1e-4)
+
+
+EQUAL = """
+import sys
+import torch
+import torch.distributed as dist
+from experiments.language.train import LanguageTraining
+train = LanguageTraining.train
+def compared(self, workspace, until_phase):
+    train(self, workspace, until_phase)
+    mine = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+    everywhere = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(everywhere, mine)
+    if not torch.equal(*everywhere):
+        raise RuntimeError("the processes have different weights")
+LanguageTraining.train = compared
+sys.argv[0] = "experiments/language/__main__.py"
+from experiments.language.__main__ import LANGUAGE, launch
+sys.exit(launch(LANGUAGE))
+"""
+
+
+@pytest.mark.parametrize("method", [L2_INIT, (*REDO, "method.first_phase=0")], ids=["l2_init", "redo"])
+def test_two_processes_act_alike(method: tuple[str, ...], language: Command, text_dir: Path, tmp_path: Path) -> None:
+    """Both have the same weights to the bit, and the losses, the penalty and the number of units reset that one process
+    has where it sees the whole batch at once."""
+    script = tmp_path / "equal.py"
+    script.write_text(EQUAL)
+    arguments = [*method, "budget.iterations=[40,12]"]
+    assert language(*arguments, "budget.micro_batch=8")[0] == 0
+    settings = ["scale=smoke", "device=cpu", "threads=1", "wandb.mode=disabled", f"data_dir={text_dir}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    process = subprocess.run(
+        [*launcher, *arguments, *settings, "budget.micro_batch=4", f"outputs_dir={tmp_path / 'two'}"],
+        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=240,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    one, two = (numbers(run_dirs(tmp_path / outputs)[0]) for outputs in ("outputs", "two"))
+    assert len(one) == len(two)
+    for alone, shared in zip(one, two, strict=True):
+        compared = [
+            {key: row[key] for key in ("method/penalty", "method/units_reset", "train/loss", "val/loss") if key in row}
+            for row in (alone, shared)
+        ]
+        # Rounding grows, and in the end a unit may fall on the other side of the threshold.
+        assert compared[1] == pytest.approx(compared[0], rel=0.05 if alone["phase"] else 1e-5)
 
 
 BREAK = """
@@ -116,8 +188,8 @@ def breaks(self):
     step(self)
 LanguageTraining.train_iteration = breaks
 sys.argv[0] = "experiments/language/__main__.py"
-from experiments.language.__main__ import launch, LanguageConfig, run
-sys.exit(launch("language", LanguageConfig, run))
+from experiments.language.__main__ import LANGUAGE, launch
+sys.exit(launch(LANGUAGE))
 """
 
 
@@ -146,7 +218,7 @@ def test_two_processes_stop_and_go_on(text_dir: Path, tmp_path: Path) -> None:
         assert process.poll() is None, process.communicate()[0]
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
-    assert "stopped by SIGTERM; to go on: torchrun --nproc-per-node=2 -m experiments.language scale=smoke" in printed
+    assert "stopped by SIGTERM; to resume: torchrun --nproc-per-node=2 -m experiments.language scale=smoke" in printed
     assert list((tmp_path / "stopped").rglob("checkpoint-*.pt"))
     for folder in ("stopped", "whole"):
         process = torchrun(*arguments, f"outputs_dir={tmp_path / folder}")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
-from experiments.language import protocol
+from experiments.language import model, protocol
+from experiments.language.domain import load_corpora
 from tests.conftest import Command, numbers, run_dirs
 
 Rows = list[dict[str, Any]]
@@ -104,9 +105,10 @@ def test_going_on_to_a_later_checkpoint_equals_going_there_at_once(language: Com
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_accumulation_changes_nothing_but_rounding(language: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["method=fire", "method=l2_init method.coefficient=0.3 method.first_phase=0"])
+def test_accumulation_changes_nothing_but_rounding(method: str, language: Command, tmp_path: Path) -> None:
     for size in (2, 4, 8):
-        status, printed = language("method=fire", f"budget.micro_batch={size}")
+        status, printed = language(*method.split(), f"budget.micro_batch={size}")
         assert status == 0, printed
     curves = [[row["train/loss"] for row in numbers(d) if "train/loss" in row] for d in run_dirs(tmp_path / "outputs")]
     assert len(curves) == 3
@@ -139,6 +141,30 @@ def test_optimizer_and_schedule(language: Command, tmp_path: Path, monkeypatch: 
     seen.clear()
     assert language("method=none", "optimizer_at_boundary=keep")[0] == 0
     assert [entry[1] for entry in seen] == list(range(25, 37))  # phase 0 is shared; its moments go on
+
+
+def test_methods_act_during_training(language: Command, tmp_path: Path) -> None:
+    """L2 init pulls the weights back; ReDo resets units where the scale of the run leaves dormant ones. Neither changes
+    anything at the boundary, or in phase 0 before it."""
+    assert language("method=none")[0] == 0
+    assert language("method=l2_init", "method.coefficient=0.3")[0] == 0
+    assert language("method=redo", "method.tau=0.7", "method.period=3")[0] == 0
+    found = {directory.name.split("-")[0]: numbers(directory) for directory in run_dirs(tmp_path / "outputs")}
+    (phase,) = phase_dirs(tmp_path / "outputs")
+    until = [next(at for at, row in enumerate(rows) if "train/loss" in row and row["phase"]) for rows in found.values()]
+    assert len(set(until)) == 1
+    boundary = until[0] - 1
+    assert all(rows[:boundary] == numbers(phase) for rows in found.values())
+    assert all(rows[boundary]["val/loss"] == found["none"][boundary]["val/loss"] for rows in found.values())
+    start = found["none"][boundary]["plasticity/weight_norm"]
+    assert (
+        found["l2_init"][-1]["plasticity/weight_norm"] < 0.8 * start < 0.8 * found["none"][-1]["plasticity/weight_norm"]
+    )
+    penalties = [row["method/penalty"] for row in found["l2_init"] if "method/penalty" in row]
+    assert penalties[-1] < 0.8 * penalties[0]
+    reset = [row["method/units_reset"] for row in found["redo"] if "method/units_reset" in row]
+    assert [count > 0 for count in reset] == [at // 3 > (at - 2) // 3 for at in range(2, 13, 2)]
+    assert len({row["train/loss"] for name in found for row in found[name][-1:]}) == 3
 
 
 def test_non_finite_loss_stops_the_run(language: Command, tmp_path: Path) -> None:
@@ -189,9 +215,9 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
     from omegaconf import OmegaConf
 
     cfg: Any = OmegaConf.load(directory / "config.yaml")
-    network = protocol.build_model(cfg)
+    network = model.build(cfg)
     network.load_state_dict(content["state"]["model"])
-    _, second = protocol.load_corpora(cfg)
+    _, second = load_corpora(cfg)
     windows = second.windows(cfg.budget.block, cfg.budget.eval_windows).long()
     with torch.no_grad():
         assert float(network(windows)) == pytest.approx(numbers(directory)[-1]["val/loss_second"], rel=1e-5)
@@ -216,9 +242,11 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         (("budget.block=20001",), "error: budget.block=20001 is longer than the train text of wikitext2: 20000 bytes"),
         (("budget.micro_batch=3",), "error: budget.sequences=8 is not a multiple of budget.micro_batch=3"),
         (("budget.heads=5",), "error: budget.width=32 is not a multiple of budget.heads=5"),
-        (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 positive numbers, one for each phase"),
+        (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 numbers"),
         (("precision=fp16",), "error: precision=fp16 needs CUDA; use fp32 or bf16 on the CPU"),
-        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be two numbers in [0, 1)"),
+        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be 2 numbers"),
+        (("optimizer.betas=[0.9,1]",), "error: optimizer.betas=[0.9, 1.0] must be below 1"),
+        (("model.name=llama",), "error: model.name=llama is unknown; valid: gpt"),
         (("optimizer.weight_decay=-1",), "error: optimizer.weight_decay=-1.0 must not be negative"),
         (("data.second=[wikitext103]",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: "
          "python -m scripts.prepare_data language data=wikitext2_imdb tokenizer=bytes 'data.second=[wikitext103]'"),

@@ -11,6 +11,7 @@ from experiments.common.config import build_method, compose_domain
 from experiments.common.domain import Job, describe
 from experiments.common.runtime import resolve_runtime
 from experiments.vision.config import VisionConfig
+from experiments.vision.datasets import DATA_SETS
 from experiments.vision.domain import VISION
 
 
@@ -33,7 +34,7 @@ def test_paper_scale_is_the_papers_protocol(benchmark: str) -> None:
     schema.check(VisionConfig, cfg)
     VISION.check(cfg)
     budget = cfg.budget
-    assert (budget.train_images, budget.test_images, budget.width, budget.batch_size) == (50_000, 10_000, 64, 256)
+    assert (*DATA_SETS["cifar10"].used(budget), budget.width, budget.batch_size) == (50_000, 10_000, 64, 256)
     assert budget.epochs == ([1000, 100] if benchmark == "warm_start" else [100] * 10)
     assert budget.test_every == ([50, 1] if benchmark == "warm_start" else [1] * 10)
     shares = [0.1, 1.0] if benchmark == "warm_start" else [i / 10 for i in range(1, 11)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fire
-from experiments.common.runtime import Runtime
 from experiments.common.errors import Interrupted
+from experiments.common.runtime import Runtime
 from experiments.vision.models import build
 from tests.conftest import needs_cuda, numbers, run_dirs
 from tests.experiments.vision.conftest import Storage, trained, training
@@ -129,7 +129,7 @@ def test_sharpness(vision: Vision, tmp_path: Path, uncompiled: None) -> None:
 
 def check_projection_in_place(device: str, compile: str) -> None:
     """A network compiled before the reset computes with the weights after it."""
-    model = build("resnet18", 8, 10, seed=0).to(device).eval()
+    model = build("resnet18", 10, (3, 32, 32), 8, seed=0).to(device).eval()
     compiled = Runtime(device, "fp32", compile, 0).compiled(model)
     images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():

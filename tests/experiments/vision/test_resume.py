@@ -70,7 +70,9 @@ def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], dat
     status, printed = stopped_when("vision", in_phase_1, how, arguments, tmp_path)
     assert status == 128 + how
     last = printed.strip().splitlines()[-1]
-    assert last.startswith(f"stopped by {signal.Signals(how).name}; to resume: python -m experiments.vision scale=smoke")
+    assert last.startswith(
+        f"stopped by {signal.Signals(how).name}; to resume: python -m experiments.vision scale=smoke"
+    )
     assert "Traceback" not in printed
     (directory,) = run_dirs(tmp_path)
     assert list(directory.glob("checkpoint-*.pt"))

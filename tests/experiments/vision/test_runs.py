@@ -188,7 +188,9 @@ def test_first_line_names_scale_and_the_papers_command(vision: Vision) -> None:
     _, printed = vision("method=none")
     first = printed.strip().splitlines()[0]
     assert "scale=smoke" in first
-    assert "python -m experiments.vision benchmark=warm_start data=cifar10 model=resnet18 method=none scale=paper" in first
+    assert (
+        "python -m experiments.vision benchmark=warm_start data=cifar10 model=resnet18 method=none scale=paper" in first
+    )
 
 
 @pytest.mark.slow

@@ -9,18 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-def extra_bytes(function: Callable[[], object], device: str) -> int:
-    """Bytes at the peak: on CUDA what the allocator says, elsewhere the tensors that were alive at one time."""
-    if device != "cuda":
-        return peak_of_new_storage(function)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def peak_of_new_storage(function: Callable[[], object]) -> int:
     """Bytes of tensors made while `function` runs that were alive at one time, as far as PyTorch's operators show."""
     alive: dict[int, StorageWeakRef] = {}

@@ -1,4 +1,5 @@
-"""The native humanoid environment step by step beside HumanoidBench's own: `python -m scripts.compare_humanoid`.
+"""The native humanoid environment step by step beside HumanoidBench's own:
+`python -m tests.experiments.humanoid.compare_upstream`.
 
 Both begin episodes with the same seeds and take the same random actions, kept small in half of the episodes so that the
 robot stands longer; every observation, reward, term of a reward and end of an episode is compared. It needs
@@ -16,10 +17,10 @@ import mujoco
 import numpy as np
 import pandas as pd
 
-from experiments.common.errors import UserError
 from experiments.common.fetch import default_data_dir
 from experiments.humanoid import assets, envs
 from experiments.humanoid.tasks import TASKS
+from scripts import command
 
 LONGEST = 1000  # steps of an episode
 GENTLE = 0.2  # share of the range that gentle actions keep to
@@ -73,19 +74,15 @@ def table(results: pd.DataFrame) -> str:
     return shown.to_markdown(index=False, disable_numparse=True)
 
 
-def main() -> int:
+def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.compare_humanoid", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.experiments.humanoid.compare_upstream", description=__doc__)
     parser.add_argument("--episodes", type=int, default=20, help="of each task (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/report"), help="folder (default: %(default)s)")
     parser.add_argument("--data-dir", type=Path, default=default_data_dir(), help="default: %(default)s")
     arguments = parser.parse_args()
-    try:
-        envs.resolve_backend("humanoid_bench")
-        assets.check(arguments.data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    envs.resolve_backend("humanoid_bench")
+    assets.check(arguments.data_dir)
     results = pd.DataFrame(compare(task, arguments.episodes, arguments.data_dir) for task in TASKS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / "upstream-comparison"
@@ -97,8 +94,7 @@ def main() -> int:
     )
     stem.with_suffix(".md").write_text(text)
     print(text)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -19,11 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import Interrupted, UserError
+from experiments.common.sweep_job import OUTCOME
 
 logger = logging.getLogger("fire")
 
-# The file in which a job leaves its outcome. Where the variable is set, the job is one of several.
-OUTCOME = "FIRE_OUTCOME"
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -137,7 +136,7 @@ def _start(domain: str, number: int, overrides: Sequence[str], slot: Slot, scrat
     process = subprocess.Popen(
         [sys.executable, "-m", f"experiments.{domain}", *slot.overrides, *overrides],
         env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(outcome)},
-        stdin=subprocess.PIPE,  # its end tells the job that this process has died
+        stdin=subprocess.PIPE,  # its end shows the job that this process has died
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
     )  # fmt: skip
@@ -182,7 +181,7 @@ def _stop(running: Sequence[Running]) -> None:
 
 
 def _clean_up(job: Running) -> None:
-    """After a job's process has ended: nothing that it started goes on, its place is free."""
+    """After a job's process has ended: end what it started, and free its place."""
     job.reader.join(timeout=1)  # longer only if a child of the job's still holds its output
     _kill(job)
     job.reader.join(timeout=5)
@@ -192,23 +191,3 @@ def _clean_up(job: Running) -> None:
 def _kill(job: Running) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a group of its own
-
-
-def is_job() -> bool:
-    """Whether this process is one of `run_parallel`'s."""
-    return OUTCOME in os.environ
-
-
-def stop_with_parent() -> None:
-    """End this job as by SIGTERM when the process of its sweep dies."""
-
-    def watch() -> None:
-        os.read(0, 1)  # returns when the other end is closed; sys.stdin would be locked at the interpreter's end
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def leave_outcome(outcome: dict[str, Any]) -> None:
-    """Tell the sweep how this job ended."""
-    Path(os.environ[OUTCOME]).write_text(json.dumps(outcome))

@@ -1,0 +1,166 @@
+"""Several processes that train one run together, started by `torchrun`.
+
+The main process, rank 0, owns the run's directory, the log and every decision. The others build the same experiment and
+repeat each call of its `train` and `load_state_dict`.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from experiments.common.domain import Prepare
+from experiments.common.errors import Interrupted, StopSignals, UserError
+
+
+class ProcessGroup:
+    """The processes of a run, which may be a single one.
+
+    Attributes:
+        rank, world_size: this process's number and how many there are.
+    """
+
+    def __init__(self, device: str) -> None:
+        """
+        Raises:
+            UserError: there are more processes than GPUs.
+        """
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self._control: Any = None
+        if self.world_size == 1:
+            return
+        if device == "cuda":
+            local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
+            if local > gpus:
+                raise UserError(f"{local} processes on a machine with {gpus} GPUs; one each is needed")
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if not dist.is_initialized():  # once for all jobs of a sweep
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # Decisions have a group on the CPU, so that they never wait for a GPU. Its timeout is long because the main
+        # process may wait for a phase 0 that another job trains.
+        self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def broadcast(self, value: Any = None) -> Any:
+        """The main process's `value`, in every process."""
+        if self.world_size == 1:
+            return value
+        shared = [value]
+        dist.broadcast_object_list(shared, src=0, group=self._control)
+        return shared[0]
+
+    def on_main_process(self, action: Callable[[], Any]) -> Any:
+        """Perform `action` in the main process; every process returns its result.
+
+        Raises:
+            UserError: what the action raised, in every process.
+        """
+        result, error = _attempt(action) if self.is_main_process else (None, None)
+        result, message = self.broadcast((result, error and str(error)))
+        if message is not None:
+            raise error or UserError(message)
+        return result
+
+    def on_every_process(self, action: Callable[[], Any]) -> Any:
+        """Perform `action` in every process; each returns its own result.
+
+        Raises:
+            UserError: what the action raised, in every process, also where it succeeded.
+        """
+        result, error = _attempt(action)
+        messages = [error and str(error)] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(messages, messages[0], group=self._control)
+        for message in messages:
+            if message is not None:
+                raise error or UserError(message)
+        return result
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Add up the values of all processes, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Average the values of all processes, in place."""
+        self.sum_(tensors)
+        for tensor in tensors:
+            tensor /= self.world_size
+
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the main process's values, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    def data_parallel(self, network: Any) -> Any:
+        """`network`, which may be compiled, with gradients averaged over the processes."""
+        return network if self.world_size == 1 else DistributedDataParallel(network)
+
+    def announce(self, method: str, argument: Any) -> None:
+        """In the main process: make the others call this method of their experiment, too."""
+        if self.is_main_process:
+            self.broadcast((method, argument))
+
+    def carry_out(
+        self, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
+    ) -> dict[str, Any]:
+        """Run one job in all processes: the main process by `carry_out`, the others by what it announces.
+
+        An unexpected error ends the process that met it, and then torchrun ends the others.
+        """
+        if self.world_size == 1:
+            return carry_out(prepare)
+        if not self.is_main_process:
+            with stop.deferred():
+                return self._repeat(prepare)
+
+        def prepare_everywhere() -> Any:
+            self.announce("prepare", None)
+            return prepare()
+
+        try:
+            ended = carry_out(prepare_everywhere)
+        except (UserError, Interrupted) as stopped:
+            self.announce("end", getattr(stopped, "signum", None))
+            raise
+        self.announce("end", None)
+        return ended
+
+    def _repeat(self, prepare: Prepare) -> dict[str, Any]:
+        """Call what the main process announces, until the job ends."""
+        experiment: Any = None
+        while True:
+            method, argument = self.broadcast()
+            if method == "end":
+                if argument is not None:
+                    raise Interrupted(argument)
+                return {"status": "done in another process"}
+            with suppress(UserError, Interrupted):  # the main process meets and reports them, too
+                if method == "prepare":
+                    experiment = prepare()
+                elif method == "load_state_dict":
+                    experiment.load_state_dict(argument)
+                else:  # a workspace is used in the main process alone
+                    experiment.train(SimpleNamespace(path="the main process's directory"), argument)
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, UserError | None]:
+    """The result of `action`, or the UserError it raised."""
+    try:
+        return action(), None
+    except UserError as error:
+        return None, error

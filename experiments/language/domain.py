@@ -1,0 +1,155 @@
+"""The description of the language domain."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import fire
+from experiments.common.config import CONFIGS, data_folder
+from experiments.common.domain import Domain, Prepare, Results
+from experiments.common.errors import StopSignals, UserError
+from experiments.common.experiment import Experiment
+from experiments.common.fetch import default_data_dir
+from experiments.common.runtime import Runtime
+from experiments.language import corpora
+from experiments.language.config import LanguageConfig
+from experiments.language.corpora import Corpus
+from experiments.language.distributed import ProcessGroup
+from experiments.language.model import MODELS
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The two corpora and the processes of a run."""
+
+    first: Corpus
+    second: Corpus
+    group: ProcessGroup
+
+
+class Language(Domain):
+    """Continual pretraining of a language model (paper, section 4.2 and Figure 3)."""
+
+    name = "language"
+    schema = LanguageConfig
+    phase_version = 2
+    compile_on_cuda = "true"
+    results = Results(
+        metric="val/loss",
+        title="validation loss",
+        step="iteration",
+        steps="iterations",
+        figure="Figure 3",
+        panels={
+            "wikitext103_openwebtext-best": "llm_best",
+            "wikitext103_openwebtext-30k": "llm_30k",
+            "wikitext103_openwebtext-60k": "llm_60k",
+            "wikitext2_imdb-best": "llm_best",
+            "wikitext2_imdb-30k": "llm_30k",
+            "wikitext2_imdb-60k": "llm_60k",
+        },
+        apart={
+            "val/loss_second": ("second corpus alone: new knowledge", "second corpus"),
+            "val/loss_first": ("first corpus alone: retained knowledge", "first corpus"),
+        },
+        before={"train/loss": "training", "val/loss": "validation"},
+    )
+
+    def check(self, cfg: DictConfig) -> None:
+        """Raise UserError for a model that is not known and values that do not fit together."""
+        data, budget = cfg.data, cfg.budget
+        if cfg.model.name not in MODELS:
+            raise UserError(f"model.name={cfg.model.name} is unknown; valid: {', '.join(MODELS)}")
+        if any(OmegaConf.is_missing(data, key) or not data[key] for key in ("first", "second")):
+            raise UserError(f"data={data.name} needs data.first=[...] and data.second=[...], corpora or files")
+        if budget.width % budget.heads:
+            raise UserError(f"budget.width={budget.width} is not a multiple of budget.heads={budget.heads}")
+        if max(cfg.optimizer.betas) >= 1:
+            raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)} must be below 1")
+
+    def open(self, cfg: DictConfig, runtime: Runtime) -> Opened:
+        """Join the processes and load the corpora."""
+        group = ProcessGroup(runtime.device)
+        check_split(cfg, runtime, group.world_size)
+        first, second = group.on_every_process(lambda: load_corpora(cfg))
+        return Opened(first, second, group)
+
+    def benchmark(self, cfg: DictConfig) -> str:
+        """Corpora and branch point."""
+        return f"{cfg.data.name}-{cfg.checkpoint}"
+
+    def choices(self, cfg: DictConfig) -> list[str]:
+        """The words that choose them."""
+        return [f"data={cfg.data.name}", f"checkpoint={cfg.checkpoint}"]
+
+    def paper_choices(self, cfg: DictConfig) -> list[str]:
+        """The branch point alone: the corpora are those of scale=paper."""
+        return [f"checkpoint={cfg.checkpoint}"]
+
+    def headline(self, cfg: DictConfig, opened: Opened) -> str:
+        """Network, tokens and processes."""
+        budget, processes = cfg.budget, opened.group.world_size
+        return (
+            f"{budget.layers} layers of width {budget.width}, first corpus of {sum(map(len, opened.first.train)):,} "
+            f"tokens, {budget.sequences * budget.block:,} a step{f' in {processes} processes' * (processes > 1)}"
+        )
+
+    def extra_identity(self, cfg: DictConfig, opened: Opened) -> dict[str, Any]:
+        """Checksums of both corpora, and in how many processes gradients are summed."""
+        return {"corpora": [opened.first.identity, opened.second.identity], "processes": opened.group.world_size}
+
+    def extra_phase_0_identity(self, cfg: DictConfig, opened: Opened) -> dict[str, Any]:
+        """The same of the first corpus alone."""
+        return {"corpora": [opened.first.identity], "processes": opened.group.world_size}
+
+    def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Opened) -> Experiment:
+        """Build the network."""
+        from experiments.language.train import LanguageTraining
+
+        return LanguageTraining(cfg, runtime, method, opened.first, opened.second, opened.group)
+
+    def in_every_process(
+        self, opened: Opened, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
+    ) -> dict[str, Any]:
+        """Run the job in all processes that torchrun has started."""
+        return opened.group.carry_out(prepare, carry_out, stop)
+
+
+def check_split(cfg: DictConfig, runtime: Runtime, processes: int) -> None:
+    """Raise UserError unless an iteration divides evenly into forward passes and processes, or with CUDA graphs, whose
+    memory the next pass would overwrite, into one pass a process."""
+    budget = cfg.budget
+    if budget.sequences % (budget.micro_batch * processes):
+        raise UserError(
+            f"budget.sequences={budget.sequences} is not a multiple of budget.micro_batch={budget.micro_batch}"
+            + (f" times {processes} processes" if processes > 1 else "")
+        )
+    if runtime.compile == "graphs" and budget.sequences > budget.micro_batch * processes:
+        raise UserError("compile=graphs does not accumulate gradients; use compile=true or a larger budget.micro_batch")
+
+
+def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
+    """First and second corpus of a run."""
+    settings = {"tokenizer": cfg.tokenizer, "data_dir": data_folder(cfg), "block": cfg.budget.block}
+    settings |= {"command": prepare_command(cfg), "column": cfg.data.text_column}
+    first = corpora.load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens, **settings)
+    return first, corpora.load(list(cfg.data.second), **settings)
+
+
+def prepare_command(cfg: DictConfig) -> str:
+    """What makes the token files that a configuration needs."""
+    data = cfg.data
+    words = [f"data={data.name}", f"tokenizer={cfg.tokenizer}"]
+    named: Any = OmegaConf.load(CONFIGS / "language" / "data" / f"{data.name}.yaml")
+    for key in ("first", "second"):
+        if OmegaConf.is_missing(named, key) or list(data[key]) != list(named[key]):
+            words.append(shlex.quote(f"data.{key}=[{','.join(data[key])}]"))
+    words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
+    words += [shlex.quote(f"data_dir={cfg.data_dir}")] if data_folder(cfg) != default_data_dir() else []
+    return f"python -m scripts.prepare_data language {' '.join(words)}"
+
+
+LANGUAGE = Language()
