@@ -1,6 +1,6 @@
 """The DQN agent, small, as the tests of both agents use it; and in float64, as the paper's formulas have it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -75,6 +75,7 @@ class Exact:
     def __init__(self, learner: Learner) -> None:
         self.network, self.target = deepcopy(learner.network).double(), deepcopy(learner.target).double()
         self._discount, self.batch_size, self._settings = learner.discount, learner.batch_size, learner.settings
+        self.penalty: Callable[[], Tensor | float] = lambda: 0.0  # what a method adds to the loss
         self.new_optimizers()
 
     def new_optimizers(self) -> None:
@@ -91,7 +92,7 @@ class Exact:
             taken = values(self.network, batch.frames[:, :4]).gather(1, batch.actions[:, None])[:, 0]
             loss = (weights * F.smooth_l1_loss(taken, targets, reduction="none")).mean()
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss + self.penalty()).backward()
             self.optimizer.step()
 
     def follow(self) -> None:

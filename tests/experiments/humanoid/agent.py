@@ -2,7 +2,7 @@
 everything through backward()."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Exact:
         self.log_temperature = nn.Parameter(learner.log_temperature.detach().double().clone())
         self.normaliser = deepcopy(learner.normaliser)
         self.batch_size, self._sac, self._settings = learner.batch_size, learner.sac, learner.settings
+        self.penalty: Callable[[], Tensor | float] = lambda: 0.0  # what a method adds to the losses of the networks
         self.new_optimizers()
 
     def new_optimizers(self) -> None:
@@ -146,5 +147,5 @@ class Exact:
     def _step(self, which: int, loss: Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        (loss + self.penalty()).backward()
         self.optimizers[which].step()
