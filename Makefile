@@ -31,7 +31,7 @@ $(SYNCED): requirements.lock
 demo: $(SYNCED)
 	@$(RUN) -m scripts.prepare_data cifar10
 	@$(RUN) -m experiments.vision method=fire
-	@$(RUN) -m scripts.report vision outputs/vision/warm_start-laptop
+	@$(RUN) -m scripts.report vision outputs/vision/warm_start-cifar10-resnet18-laptop
 
 test: $(SYNCED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -15,11 +15,13 @@ import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as ws
 
 from experiments.common.config import WandbConfig
+from experiments.common.domain import Domain
 from experiments.common.errors import UserError
 from experiments.common.wandb_mirror import labels
 from experiments.common.workspace import run_directories
+from experiments.domains import NAMES, domain
 from scripts import command
-from scripts.report.domains import DOMAINS, Domain, colour
+from scripts.report.methods import colour
 
 PLASTICITY = (
     "reset/sfe_normalised", "plasticity/dfi_normalised", "plasticity/sharpness", "plasticity/effective_rank",
@@ -27,21 +29,22 @@ PLASTICITY = (
 )  # fmt: skip
 
 
-def view(domain: Domain, runs: Sequence[Path], entity: str, project: str) -> ws.Workspace:
+def view(of: Domain, runs: Sequence[Path], entity: str, project: str) -> ws.Workspace:
     """The workspace of a domain, not saved yet, with the colours of its runs."""
-    over_seeds: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "title_x": domain.steps}
+    spec = of.results
+    over_seeds: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "title_x": spec.steps}
     sections = []
-    for title, metrics in (("results", [domain.metric, *domain.apart]), ("plasticity", PLASTICITY)):
-        panels: list[Any] = [reports.LinePlot(title=m, x=domain.step, y=[m], **over_seeds) for m in metrics]
+    for title, metrics in (("results", [spec.metric, *spec.apart]), ("plasticity", PLASTICITY)):
+        panels: list[Any] = [reports.LinePlot(title=m, x=spec.step, y=[m], **over_seeds) for m in metrics]
         sections.append(ws.Section(name=title, panels=panels, is_open=True))
     colours: dict[object, object] = {ws.GroupPath(*group): colour(group[-1]) for group in map(labels, runs)}
     shown = ws.RunsetSettings(
-        filters=[ws.Tags().isin([domain.name])],
+        filters=[ws.Tags().isin([of.name])],
         groupby=[ws.Metric("Group"), ws.Config("settings"), ws.Config("variant")],
         group_colors=colours,
     )
-    axis = ws.WorkspaceSettings(x_axis=domain.step, max_runs=100)
-    return ws.Workspace(entity, project, f"FIRE {domain.name}", sections, axis, shown)
+    axis = ws.WorkspaceSettings(x_axis=spec.step, max_runs=100)
+    return ws.Workspace(entity, project, f"FIRE {of.name}", sections, axis, shown)
 
 
 def main() -> None:
@@ -55,8 +58,8 @@ def main() -> None:
     if not given.entity:
         raise UserError("whose workspace? give --entity or set WANDB_ENTITY")
     runs = [run.absolute() for run in run_directories(given.folders)]
-    for name, domain in DOMAINS.items():
-        made = view(domain, [run for run in runs if run.parts[-3] == name], given.entity, given.project)
+    for name in NAMES:
+        made = view(domain(name), [run for run in runs if run.parts[-3] == name], given.entity, given.project)
         try:
             print(f"{name}: {made.save().url}")
         except Exception as error:  # whatever W&B raises: no key, no network, no such entity

@@ -134,7 +134,7 @@ def test_a_domain_of_ones_own(clone: Path) -> None:
     assert len(list((clone / "outputs/phases").iterdir())) == 3  # for each seed one that is shared, and ReDo's
     printed = run(clone, "scripts.report", "toy")
     assert "| FIRE " in printed
-    assert (clone / "outputs/report/toy/sines-laptop.png").exists()
+    assert (clone / "outputs/report/toy/sines-laptop-sharpness=4.png").exists()
 
 
 COMMAND = re.compile(r"-m experiments\.(\w+) ([^`#\n&]*?)(?:\s+#|`|\n| &)")
@@ -163,7 +163,7 @@ def test_every_command_of_a_script_is_known() -> None:
 def test_every_metric_is_described(domain: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     call: Command = request.getfixturevalue(domain)
     methods = ["method=fire sharpness=4", "method=l2_init method.coefficient=1e-3"]
-    methods += ["method=redo method.period=3"] if domain != "humanoid" else []
+    methods.append("method=redo method.period=3")
     for words in methods:
         status, printed = call(*words.split())
         assert status == 0, printed

@@ -190,7 +190,7 @@ class HumanoidTraining(AgentTraining):
     def after_reset(self) -> None:
         """The target critics follow, if the method changes something here, and optimisers and temperature start again.
         The episode continues, and so do the observations' statistics: they are of the task, not of the network."""
-        if not isinstance(self.method, fire.NoReset):
+        if not isinstance(self.method, fire.NoReset | fire.TrainingMethod):
             self.learner.follow()
         if self.cfg.optimizer_at_boundary == "reset":
             self.learner.new_optimizers()

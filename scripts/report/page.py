@@ -1,147 +1,150 @@
-"""All results as one page that needs nothing but itself."""
+"""A result as Markdown, and all results as one page that needs nothing but itself."""
 
 import base64
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
 
+import fire
 from experiments.common.config import CONFIGS, recipes
-from scripts.report.domains import DOMAINS, METHODS
-from scripts.report.figures import svg
-from scripts.report.recipes import GENERIC
+from experiments.domains import NAMES
+from scripts.report.figures import curves, svg
+from scripts.report.methods import METHODS, name
+from scripts.report.points import points
 from scripts.report.results import Result
-from scripts.report.tables import paper_finals, pooled
+from scripts.report.tables import by_method, pairs, paper_finals, pooled, without_empty
 from scripts.report.views import VIEWS
 
-# What the paper shows and no recipe here does yet.
-WITHOUT_A_RECIPE = (
-    "Figure 2(a, b) on CIFAR-100 with ViT-Tiny and on TinyImageNet with VGG-16",
-    "Figure 2(c), class-incremental learning",
-    "the baselines DASH, Parseval regularisation, L2 init, CBP, ReDo, SNR and Muon, in Figures 2 and 5(b)",
-    "Figures 6 and 7 and Table 1 of the appendix (for cost, see results/benchmark)",
-)
+ANY_BENCHMARK = ("fig3", "fig4a", "fig4b")  # recipes of which others choose the checkpoint, the game or the task
+SCALES = ("laptop", "workstation", "paper")
+
+
+def figure(result: Result) -> Figure:
+    """The picture of a result."""
+    view = VIEWS.get(result.about.recipe)
+    return points(result, view) if view else curves(result)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """A table as Markdown."""
+    return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def markdown(result: Result) -> str:
+    """Tables and circumstances of a result."""
+    lacks, gaps, warning = missing(result), pairs(result), result.spec.warning
+    alone = result.seeds == "1" and result.finished.method.nunique() > 1
+    paragraphs = [
+        f"**{warning.capitalize()}; for the paper's protocol add scale=paper.**"
+        if warning and result.first.scale != "paper"
+        else "",
+        "**One seed: there is no interval, so no difference here is a claim.**" * alone,
+        lacks,
+        table(by_method(result)),
+        f"{result.spec.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
+        "paired by seed: methods that do not act in phase 0 continue from the same one.",
+        table(gaps) if len(gaps) else "",
+        "**Methods have different numbers of seeds**: compare by the paired differences." * ("to" in result.seeds),
+        f"Settings: {result.settings}." if result.settings else "",
+        f"Command{', which also runs what is missing' if lacks else ''}: `{result.command}`" if result.command else "",
+        ", ".join(f"{key}: {value}" for key, value in result.circumstances.items()) + ".",
+        f"Commits: {', '.join(result.about.commits)}.",
+    ]
+    return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def missing(result: Result) -> str:
+    """What of the recipe has not finished, in a few sentences; empty if all has."""
+
+    def numbered(seeds: Sequence[int]) -> str:
+        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+    by_seeds: dict[str, list[str]] = {}
+    for method, seeds in result.about.missing.items():
+        by_seeds.setdefault(numbered(seeds), []).append(name(method))
+    groups = "; ".join(f"{', '.join(methods)} ({seeds})" for seeds, methods in by_seeds.items())
+    begun = [(method, seed) for method, seeds in result.about.unfinished.items() for seed in seeds]
+    curves = [f"{name(method)}, {numbered([seed])} ({result.progress(method, seed)})" for method, seed in begun]
+    sentences = [
+        "This recipe is not complete." if groups and not result.is_complete else "",
+        f"Missing: {groups}." if groups else "",
+        f"Not finished, so drawn and in no table: {'; '.join(curves)}." if curves else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def page(results: Sequence[Result], folder: Path) -> str:
     """The page's HTML, with what is written about the results in `folder`."""
+    html = MarkdownIt().enable("table").render
+    domains = []
+    for domain in NAMES:
+        sections = []
+        own = [result for result in results if result.first.domain == domain]
+        for result in own:
+            findings = folder / domain / f"{result.title}.findings.md"
+            text = findings.read_text() if findings.exists() else ""
+            picture = base64.b64encode(svg(figure(result)).encode()).decode()
+            about = description(domain, result.about.recipe)
+            sections.append((result.title, about, picture, html(text), html(markdown(result))))
+        domains.append((domain, sections, [(where, html(table(numbers))) for where, numbers in together(own)]))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html").render(
-        methods=[(label, colour) for label, colour, _ in METHODS.values()],
-        summary=summary(results),
-        domains=[
-            (name, [section(result, folder) for result in own], together(own))
-            for name in DOMAINS
-            for own in [[result for result in results if result.domain.name == name]]
-        ],
-        coverage=coverage(results),
-        without=WITHOUT_A_RECIPE,
-    )
-
-
-def section(result: Result, folder: Path) -> dict[str, Any]:
-    """What the template shows of a result."""
-    findings = folder / result.domain.name / f"{result.title}.findings.md"
-    return {
-        "title": result.title,
-        "about": description(result.domain.name, result.about.recipe),
-        "warnings": result.warnings(),
-        "missing": result.missing(),
-        "facts": [
-            ("scale", result.scale), ("seeds", result.seeds), *result.circumstances.items(),
-            ("commit", ", ".join(c[:10] for c in result.about.commits)),
-            *([("settings", result.about.difference)] if result.about.difference else []),
-        ],
-        "command": result.command,
-        "figure": base64.b64encode(svg(result.figure()).encode()).decode(),
-        "findings": MarkdownIt().render(findings.read_text()) if findings.exists() else "",
-        "table": result.table(),
-        "pairs": result.pairs(),
-    }  # fmt: skip
+        methods=[METHODS[method] for method in METHODS if method in fire.METHODS],  # no variants
+        domains=domains, headline=html(table(headline(results))), coverage=html(table(coverage(results))),
+    )  # fmt: skip
 
 
 def together(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
-    """Pooled numbers of a domain's games or tasks, for each scale and machine that has several."""
-    if not results or not results[0].domain.normalised:
-        return []
-    named = [result for result in results if result.about.recipe not in ("", *VIEWS) and not result.about.difference]
-    found = []
-    for scale, machine in sorted({(result.scale, result.machine) for result in named}):
-        tasks = [result.finished for result in named if (result.scale, result.machine) == (scale, machine)]
-        numbers = pooled(tasks, results[0].domain)
-        if len(numbers):
-            found.append((f"scale={scale}, {machine}", numbers))
-    return found
-
-
-def summary(results: Sequence[Result]) -> pd.DataFrame:
-    """One line for each method of each result."""
-    parts = []
+    """Pooled numbers of a domain's games or tasks, for each scale, machine and choice of settings that has several."""
+    alike: dict[str, list[Result]] = {}
     for result in results:
-        numbers = result.table()
-        part = numbers.reindex(
-            columns=[
-                "method",
-                "seeds",
-                "final",
-                "final minus no reset",
-                "paper's final (scale=paper)",
-                "against the paper",
-            ],
-            fill_value="",
-        )
-        part.insert(0, "domain", result.domain.name)
-        part.insert(1, "recipe", result.about.recipe or result.title)
-        part["scale"], part["machine"] = result.scale, result.machine
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+        if result.spec.normalised and result.about.recipe not in ("", *VIEWS):
+            where = f"scale={result.first.scale}, {result.first.machine}"
+            alike.setdefault(where + (f", {result.settings}" if result.settings else ""), []).append(result)
+    tables = {where: pooled(tasks) for where, tasks in sorted(alike.items())}
+    return [(where, numbers) for where, numbers in tables.items() if len(numbers)]
 
 
 def headline(results: Sequence[Result]) -> pd.DataFrame:
     """The final values in the recipes that are about methods alone, and FIRE's gain beside the paper's."""
     lines = []
-    for result in results:
-        if result.about.recipe in VIEWS:
-            continue
-        numbers = result.table().set_index("method")
-        published = paper_finals(result.domain, result.data.benchmark.iloc[0])
-        line = {"": f"{result.domain.name}: {result.about.recipe or result.title}", "scale": result.scale}
+    for result in (result for result in results if result.about.recipe not in VIEWS):
+        numbers, published = by_method(result).set_index("method"), paper_finals(result)
+        line = {"": f"{result.first.domain}: {result.about.recipe or result.title}", "scale": result.first.scale}
         line[""] += "" if result.is_complete else " (in part)"
         line["seeds"] = result.seeds
-        line |= {label: numbers.final.get(label, "") for label, _, _ in METHODS.values()}
-        fire = METHODS["fire"][0]
+        line |= {shown.name: numbers.final.get(shown.name, "") for shown in METHODS.values()}
         if "final minus no reset" in numbers:  # there are runs without a reset, of the same seeds
-            line["FIRE minus no reset"] = numbers["final minus no reset"].get(fire, "")
-        if "fire" in published:
-            about = published["fire"].approximate or published["none"].approximate
-            theirs = published["fire"] - published["none"]
-            decimals = result.domain.decimals if result.domain.decimals > 1 else 0
-            line["in the paper"] = f"{'~' if about else ''}{theirs:+.{decimals}f}"
+            line["FIRE minus no reset"] = numbers["final minus no reset"].get("FIRE", "")
+        if "fire" in published.index:
+            ours, none = published.loc["fire"], published.loc["none"]
+            about = "~" if "yes" in (ours.approximate, none.approximate) else ""
+            decimals = result.spec.decimals if result.spec.decimals > 1 else 0
+            line["in the paper"] = f"{about}{ours.final - none.final:+.{decimals}f}"
         lines.append(line)
-    columns = pd.DataFrame(lines).fillna("")
-    return columns.loc[:, (columns != "").any()]
+    return without_empty(pd.DataFrame(lines))
 
 
 def coverage(results: Sequence[Result]) -> pd.DataFrame:
-    """Which recipes were run at which scale, with how many seeds; what was not is said."""
+    """Which recipes were run at which scale, with how many seeds, and which were not."""
+    known: dict[tuple[str, str, str], list[str]] = {}
+    for result in results:
+        known.setdefault((result.first.domain, result.about.recipe, result.first.scale), []).append(amount(result))
     lines = []
-    for domain in DOMAINS:
-        for recipe in recipes(domain):
-            if recipe in GENERIC:
-                continue
+    for domain in NAMES:
+        for recipe in (recipe for recipe in recipes(domain) if recipe not in ANY_BENCHMARK):
             line = {"domain": domain, "recipe": recipe, "what": description(domain, recipe)}
-            scales = [path.stem for path in sorted((CONFIGS / domain / "scale").glob("*.yaml")) if path.stem != "smoke"]
-            for scale in ("laptop", "workstation", "paper"):
-                own = [r for r in results if (r.domain.name, r.about.recipe, r.scale) == (domain, recipe, scale)]
-                run = " / ".join(amount(result) for result in own) or "not run"
-                line[scale] = run if scale in scales else ""
+            for scale in SCALES:
+                exists = (CONFIGS / domain / "scale" / f"{scale}.yaml").exists()
+                line[scale] = " / ".join(known.get((domain, recipe, scale), ["not run"] if exists else []))
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -149,17 +152,15 @@ def coverage(results: Sequence[Result]) -> pd.DataFrame:
 def amount(result: Result) -> str:
     """How much of a recipe was run."""
     seeds = f"{result.seeds} seed{'' if result.seeds == '1' else 's'}"
-    if result.is_complete:
-        return seeds
-    there = result.finished.method.nunique()
-    return f"{there} of {len({*result.about.missing, *result.data.method})} methods, {seeds}"
+    of = len({*result.about.missing, *result.data.method})
+    return seeds if result.is_complete else f"{result.finished.method.nunique()} of {of} methods, {seeds}"
 
 
 def description(domain: str, recipe: str) -> str:
     """The comment a recipe's file begins with."""
     for root in (domain, "shared"):
         file = CONFIGS / root / "experiment" / f"{recipe}.yaml"
-        if recipe and file.exists():
-            lines = re.findall(r"^# (?!@)(.*)$", file.read_text().split("\n\n")[0].split("\nhydra:")[0], re.MULTILINE)
-            return " ".join(lines)
+        if file.exists():
+            comment = file.read_text().split("\n\n")[0].split("\nhydra:")[0]
+            return " ".join(re.findall(r"^# (?!@)(.*)$", comment, re.MULTILINE))
     return ""

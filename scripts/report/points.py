@@ -1,152 +1,113 @@
 """One number a run, by method or over a setting of it, where a recipe's point is not the way its curves go."""
 
-from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.report.domains import Domain, base, colour, name, order, setting
 from scripts.report.figures import Panel, legend_below, on_canvas
-from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals
+from scripts.report.methods import base, colour, name
+from scripts.report.results import Result
+from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals, sample
 from scripts.report.views import AFTER_RESET, View
 
-Values = Mapping[str, np.ndarray]  # of a method, one for each seed
 JITTER = 0.12  # of the seeds, so that equal ones show
-MAGNITUDES = 50
-WITHOUT_INTERVALS = "logarithmic, without intervals"
-PAPERS_PANEL = "warm_cifar10_resnet18"  # that whose ablations are in results/paper
+MAGNITUDES = 50  # between the smallest and the largest value, from which on the axis is logarithmic
+LOGARITHMIC = "logarithmic, without intervals"  # a symmetric interval would mislead there
+PAPERS_PANEL = "warm_cifar10_resnet18"  # whose ablations are in results/paper
 
 
-def points(data: pd.DataFrame, domain: Domain, view: View) -> Figure:
+def points(result: Result, view: View) -> Figure:
     """Final value, mean over the last phase and what the view measures after the reset; then the paper's values."""
-    methods = sorted(data.method.unique(), key=order)
-    draw = partial(over_setting, view, methods) if view.setting else partial(by_method, methods)
-    scale = data.scale.iloc[0]
-    final, mean = ({m: row.dropna().to_numpy() for m, row in part.iterrows()} for part in by_seed(data, domain.metric))
-    drawn: list[Panel] = [
-        (f"ours, scale={scale}: final {domain.title}", partial(draw, final)),
-        (f"ours: mean {domain.title} of the last phase", partial(draw, mean)),
-    ]
-    drawn += [(f"ours: {AFTER_RESET[metric]}", partial(draw, after_reset(data, metric))) for metric in view.measured]
-    if view.figure and domain.panels.get(data.benchmark.iloc[0]) == PAPERS_PANEL:
-        drawn += papers(domain, data.benchmark.iloc[0], view, methods)
-    shown = 0 if view.setting else len(methods)
-    canvas, panels = on_canvas(drawn, height=max(2.6, 0.6 + 0.36 * shown))
-    if not view.setting:  # the methods' names once a row
-        for axes in panels:
+    spec, scale = result.spec, result.first.scale
+    final, mean = by_seed(result.finished, spec.metric)
+    panels = {f"ours, scale={scale}: final {spec.title}": final, f"ours: mean {spec.title} of the last phase": mean}
+    panels |= {f"ours: {AFTER_RESET[metric]}": after_reset(result.finished, metric) for metric in view.measured}
+    papers = view.figure and spec.panels.get(result.first.benchmark) == PAPERS_PANEL
+    title = f"the paper's {view.figure}, scale=paper: "
+    if papers and view.axis:
+        panels[f"{title}final {spec.title}"] = paper_finals(result)[["final"]]
+    draw = partial(over_setting, view) if view.axis else by_method
+    drawn: list[Panel] = [(text, partial(draw, table.reindex(final.index))) for text, table in panels.items()]
+    if papers and not view.axis:
+        drawn += [(title + AFTER_RESET[metric], partial(paper_values, final.index, metric)) for metric in view.measured]
+    canvas, shown = on_canvas(drawn, height=2.6 if view.axis else max(2.6, 0.6 + 0.36 * len(final)))
+    if not view.axis:  # the methods' names once a row
+        for axes in shown:
             axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())  # type: ignore[union-attr]
-    legend_below(canvas, panels[0])
+    legend_below(canvas, shown[0])
     return canvas
 
 
-def papers(domain: Domain, benchmark: str, view: View, methods: list[str]) -> list[Panel]:
-    """The paper's panels of the figure."""
-    title = f"the paper's {view.figure}, scale=paper: "
-    if view.setting:
-        finals = {method: np.array([value]) for method, value in paper_finals(domain, benchmark).items()}
-        return [(f"{title}final {domain.title}", partial(over_setting, view, methods, finals))]
-    known = pd.read_csv(PAPER / "after_reset.csv")
-    return [
-        (title + AFTER_RESET[metric], partial(published, methods, known[known.metric == metric]))
-        for metric in view.measured
-    ]
+def by_method(values: pd.DataFrame, axes: Axes) -> None:
+    """Methods one below the other."""
+    for place, method in enumerate(values.index):
+        dots(values, method, place, axes, sideways=True)
+    rows_of_methods(values.index, axes)
+    if spans_magnitudes(values):
+        axes.set_xscale("log")
+        axes.set_xlabel(LOGARITHMIC, fontsize=8)
 
 
-def published(methods: list[str], rows: pd.DataFrame, axes: Axes) -> None:
+def over_setting(view: View, values: pd.DataFrame, axes: Axes) -> None:
+    """Methods over a setting of theirs; those without it are lines across with their intervals, and so is `none`."""
+    ticks = {method: tick for method, tick in view.places.items() if method in values.index}
+    for method in (method for method in values.index if method not in ticks or base(method) == "none"):
+        seeds = sample(values, method)
+        if len(seeds):
+            axes.axhline(seeds.mean(), color=colour(method), linestyle="--", linewidth=1.2, label=name(method))
+        if len(seeds) > 1:
+            low, high = seeds.mean() - interval(seeds), seeds.mean() + interval(seeds)
+            axes.axhspan(low, high, color=colour(method), alpha=0.08)
+    for place, method in enumerate(ticks):
+        dots(values, method, place, axes)
+    means = values.loc[list(ticks)].mean(axis=1).set_axis(range(len(ticks))).dropna()
+    axes.plot(means.index, means, color=colour("fire"), linewidth=1, zorder=1)
+    axes.set_xticks(range(len(ticks)), list(ticks.values()))
+    axes.set(xlim=(-0.5, len(ticks) - 0.5), xlabel=view.axis)
+    if spans_magnitudes(values):
+        axes.set_yscale("log")
+        axes.set_ylabel(LOGARITHMIC, fontsize=8)
+
+
+def dots(values: pd.DataFrame, method: str, place: int, axes: Axes, sideways: bool = False) -> None:
+    """Each seed of a method a dot, their mean a bar, with its 95 % t-interval unless the axis is logarithmic."""
+    seeds = sample(values, method)
+    if not len(seeds):
+        return
+    beside = place + (np.linspace(-JITTER, JITTER, len(seeds)) if len(seeds) > 1 else np.zeros(1))
+    half = 0.0 if spans_magnitudes(values) or len(seeds) < 2 else interval(seeds)
+    style: dict[str, Any] = {"color": colour(method), "markeredgewidth": 2, "capsize": 3}
+    if sideways:
+        axes.plot(seeds, beside, "o", color=colour(method), alpha=0.5, markersize=4)
+        axes.errorbar(seeds.mean(), place, xerr=half, fmt="|", markersize=14, **style)
+    else:
+        axes.plot(beside, seeds, "o", color=colour(method), alpha=0.5, markersize=4)
+        axes.errorbar(place, seeds.mean(), yerr=half, fmt="_", markersize=12, **style)
+
+
+def paper_values(methods: pd.Index, metric: str, axes: Axes) -> None:
     """Values of the paper with the ends of its error bars, methods one below the other."""
-    for row in rows.fillna({"low": rows.value, "high": rows.value}).to_dict("records"):
-        bar = [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-        if row["method"] not in methods:
-            continue
-        place = methods.index(row["method"])
-        axes.errorbar(row["value"], place, xerr=bar, fmt="D", color=colour(row["method"]), capsize=3)
+    known = pd.read_csv(PAPER / "after_reset.csv")
+    known = known[known.metric == metric].set_index("method")[["value", "low", "high"]]
+    for place, method in enumerate(methods):
+        if method in known.index:
+            value, low, high = known.loc[method].to_numpy()
+            bar = np.nan_to_num([[value - low], [high - value]])
+            axes.errorbar(value, place, xerr=bar, fmt="D", color=colour(method), capsize=3)
     rows_of_methods(methods, axes)
 
 
-def rows_of_methods(methods: list[str], axes: Axes) -> None:
+def rows_of_methods(methods: pd.Index, axes: Axes) -> None:
     """A row of the panel for each method."""
     axes.set_yticks(range(len(methods)), [name(method) for method in methods], fontsize=9)
     axes.set_ylim(len(methods) - 0.5, -0.5)
 
 
-def by_method(methods: list[str], values: Values, axes: Axes) -> None:
-    """Methods one below the other: each seed a dot, their mean a bar, with its 95 % t-interval where the axis is not
-    logarithmic."""
-    bar = no_bar if spans_magnitudes(values) else half_width
-    for place, method in enumerate(methods):
-        sample = values.get(method, np.array([]))
-        if not len(sample):
-            continue
-        axes.plot(sample, place + _spread_out(sample), "o", color=colour(method), alpha=0.5, markersize=4)
-        axes.errorbar(
-            sample.mean(), place, xerr=bar(sample), fmt="|", color=colour(method), markersize=14, markeredgewidth=2,
-            capsize=3,
-        )  # fmt: skip
-    rows_of_methods(methods, axes)
-    if spans_magnitudes(values):
-        axes.set_xscale("log")
-        axes.set_xlabel(WITHOUT_INTERVALS, fontsize=8)
-
-
-def spans_magnitudes(values: Values) -> bool:
-    """Whether only a logarithmic axis shows them all."""
-    everything = np.concatenate([*values.values(), np.array([])])
-    return bool(len(everything) and everything.min() > 0 and everything.max() > MAGNITUDES * everything.min())
-
-
-def over_setting(view: View, methods: list[str], values: Values, axes: Axes) -> None:
-    """Methods over a setting of theirs; those without it are lines across with their intervals."""
-    placed = {m: setting(m, view.setting) or dict(view.places).get(m) for m in methods}
-    words = sorted({word for word in placed.values() if word}, key=_numeric)
-    across = [m for m, word in placed.items() if word is None or base(m) == "none"]
-    for method in across:
-        sample = values.get(method, np.array([]))
-        if len(sample):
-            axes.axhline(sample.mean(), color=colour(method), linestyle="--", linewidth=1.2, label=name(method))
-            if len(sample) > 1:
-                half = interval(sample)
-                axes.axhspan(sample.mean() - half, sample.mean() + half, color=colour(method), alpha=0.08)
-    means = {}
-    bar = no_bar if spans_magnitudes(values) else half_width
-    for method, word in placed.items():
-        sample = values.get(method, np.array([]))
-        if word is None or not len(sample):
-            continue
-        place = words.index(word)
-        means[place] = sample.mean()
-        axes.plot(place + _spread_out(sample), sample, "o", color=colour(method), alpha=0.5, markersize=4)
-        axes.errorbar(
-            place, sample.mean(), yerr=bar(sample), fmt="_", color=colour(method), markersize=12, markeredgewidth=2,
-            capsize=3,
-        )  # fmt: skip
-    axes.plot(sorted(means), [means[place] for place in sorted(means)], color=colour("fire"), linewidth=1, zorder=1)
-    axes.set_xticks(range(len(words)), words)
-    axes.set_xlim(-0.5, len(words) - 0.5)
-    axes.set_xlabel(view.setting)
-    if spans_magnitudes(values):
-        axes.set_yscale("log")
-        axes.set_ylabel(WITHOUT_INTERVALS, fontsize=8)
-
-
-def _numeric(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return float("inf")
-
-
-def half_width(sample: np.ndarray) -> float:
-    """Of the interval; 0 of a single value."""
-    return interval(sample) if len(sample) > 1 else 0.0
-
-
-def no_bar(sample: np.ndarray) -> float:
-    """On a logarithmic axis, where an interval that is symmetric misleads, the seeds speak for themselves."""
-    return 0.0
-
-
-def _spread_out(sample: np.ndarray) -> np.ndarray:
-    return np.linspace(-JITTER, JITTER, len(sample)) if len(sample) > 1 else np.zeros(1)
+def spans_magnitudes(values: pd.DataFrame) -> bool:
+    """Whether only a logarithmic axis shows all values."""
+    low, high = values.min().min(), values.max().max()
+    return bool(low > 0 and high > MAGNITUDES * low)

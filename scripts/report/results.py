@@ -1,30 +1,21 @@
-"""A result: runs that may be pooled, as a tidy CSV with a description beside it; both make its figure and its table."""
+"""A result: runs that may be pooled, as a tidy CSV with a description in JSON beside it."""
 
 import json
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from hydra.errors import HydraException
-from matplotlib.figure import Figure
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scripts.report.domains import DOMAINS, Domain
-from scripts.report.figures import curves, save
-from scripts.report.missing import Unfinished, missing, told, unfinished, without
-from scripts.report.points import points
-from scripts.report.recipes import Recipe, composed, deviations, is_shared, recipes_at, shown
-from scripts.report.runs import Run, flat, label_methods, leave_out, poolable, tidy
-from scripts.report.tables import pairs, table
-from scripts.report.views import VIEWS
+from experiments import domains
+from experiments.common.domain import Results
+from scripts.report.methods import base
+from scripts.report.runs import RAN_WITH, Run, file_label, labelled, leave_out, poolable
 
-# What of a run's identity a reader wants to know, though it changes numbers only as chance does, by the names told.
-RAN_WITH = {
-    "device": "device", "threads": "threads", "compile": "compile", "precision": "precision",
-    "environment.name": "environment", "environment.version": "its version", "environment.mujoco": "MuJoCo",
-}  # fmt: skip
+SeedsOf = dict[str, list[int]]  # by the method's label
 
 
 @dataclass(frozen=True)
@@ -32,21 +23,24 @@ class About:
     """What the CSV does not say.
 
     Attributes:
-        recipe: whose jobs the runs are; empty if of none.
-        difference: in which settings they differ from those of their scale or from other runs of the same name.
-        ran_with: values of RAN_WITH by its names.
+        recipe: that asked for the runs; empty if they are all runs of their benchmark and scale.
+        choices, settings: words of the command line that chose the benchmark, and that changed other settings.
+        difference: in what the runs differ from others of the same recipe, or the same benchmark and scale.
+        ran_with: values of RAN_WITH.
         torch: its versions. commits: of this repository.
-        missing: the seeds in which methods of the recipe have not finished yet.
-        unfinished: runs of which the CSV has the numbers so far.
+        missing: seeds that the recipe lists and that have not finished.
+        unfinished: seeds of which the CSV has the numbers so far; no table, mean or difference includes them.
     """
 
     recipe: str
-    difference: str
+    choices: list[str]
+    settings: list[str]
+    difference: list[str]
     ran_with: dict[str, str]
     torch: list[str]
     commits: list[str]
-    missing: dict[str, list[int]] = field(default_factory=dict)
-    unfinished: list[Unfinished] = field(default_factory=list)
+    missing: SeedsOf = field(default_factory=dict)
+    unfinished: SeedsOf = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,34 +48,44 @@ class Result:
     """Runs of one benchmark, scale and machine.
 
     Attributes:
-        title: its files' name without the ending.
-        data: one line for each number logged, as `tidy` makes it.
+        title: the name of its files, without the ending.
+        data: a line for each number logged.
     """
 
-    domain: Domain
     title: str
     data: pd.DataFrame
     about: About
 
-    @property
-    def scale(self) -> str:
-        """The runs' scale."""
-        return str(self.data.scale.iloc[0])
+    @cached_property
+    def first(self) -> pd.Series:
+        """The first line of the data, for what is the same in all: domain, benchmark, scale, machine."""
+        return self.data.iloc[0]
 
     @property
-    def machine(self) -> str:
-        """What they were computed on."""
-        return str(self.data.machine.iloc[0])
+    def spec(self) -> Results:
+        """How results of its domain are reported."""
+        return domains.domain(self.first.domain).results
 
     @cached_property
     def finished(self) -> pd.DataFrame:
-        """The lines of the data that are of finished runs."""
-        return without(self.data, self.about.unfinished)
+        """The lines of finished runs."""
+        unfinished = [(method, seed) for method, seeds in self.about.unfinished.items() for seed in seeds]
+        return self.data[~pd.MultiIndex.from_frame(self.data[["method", "seed"]]).isin(unfinished)]
+
+    @property
+    def has_all_methods(self) -> bool:
+        """Whether every method of the recipe has finished in some seed."""
+        return len(self.finished) > 0 and self.about.missing.keys() <= set(self.finished.method)
+
+    @property
+    def compares(self) -> bool:
+        """Whether no reset and another method have finished in one seed."""
+        return any({"none"} < set(methods.map(base)) for _, methods in self.finished.groupby("seed").method)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every method of its recipe has finished in some seed, and nothing is under way."""
-        return not self.about.unfinished and self.about.missing.keys() <= set(self.data.method)
+        """Whether every method has finished in some seed and no run is under way."""
+        return self.has_all_methods and not self.about.unfinished
 
     @property
     def seeds(self) -> str:
@@ -90,148 +94,122 @@ class Result:
         return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
 
     @property
+    def places(self) -> pd.Series:
+        """Of each line, the step as figures count it: from the run's last boundary, or from its start."""
+        if self.spec.from_start(self.first.benchmark):
+            return self.data.step
+        boundaries = self.data[self.data.at_boundary].groupby(["method", "seed"]).step.max().rename("boundary")
+        return self.data.step - self.data.join(boundaries, on=["method", "seed"]).boundary
+
+    def progress(self, method: str, seed: int) -> str:
+        """How far an unfinished run is: "epoch 67 of 100"."""
+        run = (self.data.method == method) & (self.data.seed == seed)
+        whole = self.places[self.finished.index].max()
+        return f"{self.spec.steps.removesuffix('s')} {self.places[run].max():,.0f} of {whole:,.0f}"
+
+    @property
     def circumstances(self) -> dict[str, str]:
-        """What they were computed on and with."""
-        return {"machine": self.machine, **self.about.ran_with, "PyTorch": ", ".join(self.about.torch)}
+        """Where and with what the runs were computed."""
+        return {"machine": self.first.machine, **self.about.ran_with, "PyTorch": ", ".join(self.about.torch)}
+
+    @property
+    def settings(self) -> str:
+        """Settings that were changed or that tell the runs from others."""
+        return ", ".join(dict.fromkeys([*self.about.difference, *self.about.settings]))
 
     @property
     def command(self) -> str:
-        """What makes the runs again, and those that are missing; empty if no recipe does."""
+        """The command that makes the runs again and those that are missing; empty without a recipe."""
         if not self.about.recipe:
             return ""
-        choices = self.domain.choices(self.data.benchmark.iloc[0]) if is_shared(self.about.recipe) else []
-        seeds = {*self.data.seed.unique().tolist(), *(seed for lacks in self.about.missing.values() for seed in lacks)}
-        words = [f"experiment={self.about.recipe}", *choices, f"scale={self.scale}"]
-        usual, ran_with = _by_default(self.domain.name, tuple(words)), self.about.ran_with
-        words.append(f"seed={','.join(map(str, sorted(seeds)))}")
-        if ran_with["precision"] != usual.get("precision"):
-            words.append(f"precision={ran_with['precision']}")
-        if ran_with["device"] == "cuda" or ran_with["compile"] != "false":  # on CUDA `auto` is not the same everywhere
-            words.append(f"compile={ran_with['compile']}")
-        if ran_with["device"] == "cpu":  # where their number can change the last bits
-            words.append(f"threads={ran_with['threads']}")
-        return f"python -m experiments.{self.domain.name} {' '.join(words)}"
-
-    def table(self) -> pd.DataFrame:
-        """The numbers by method."""
-        return table(self.finished, self.domain, VIEWS.get(self.about.recipe))
-
-    def pairs(self) -> pd.DataFrame:
-        """The differences between methods."""
-        return pairs(self.finished, self.domain)
-
-    def figure(self) -> Figure:
-        """The picture."""
-        view = VIEWS.get(self.about.recipe)
-        if view:
-            return points(self.finished, self.domain, view)
-        return curves(self.data, self.domain, self.about.unfinished)
-
-    def warnings(self) -> list[str]:
-        """What to know before reading."""
-        found = []
-        if self.domain.warning and self.scale != "paper":
-            found.append(f"{self.domain.warning.capitalize()}; for the paper's protocol add scale=paper.")
-        if self.seeds == "1" and self.finished.method.nunique() > 1:
-            found.append("One seed: there is no interval, so no difference here is a claim.")
-        return found
-
-    def missing(self) -> str:
-        """What of the recipe is not there; empty if all is."""
-        lacks = told(self.about.missing, self.about.unfinished, self.domain)
-        return f"{'' if self.is_complete else 'This recipe is not complete. '}{lacks}" if lacks else ""
-
-    def markdown(self) -> str:
-        """Table and circumstances."""
-        about, lacks = self.about, self.missing()
-        command = "Command, which also runs what is missing" if lacks else "Command"
-        numbers, gaps = (part.to_markdown(index=False, disable_numparse=True) for part in (self.table(), self.pairs()))
-        lines = [
-            f"# {self.domain.name}: {self.title}", "",
-            *(line for warning in self.warnings() for line in (f"**{warning}**", "")),
-            *([lacks, ""] if lacks else []), numbers, "",
-            f"{self.domain.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
-            "paired by seed: all methods of a seed continue from the same phase 0.", "",
-            *([gaps, ""] if gaps else []),
-            *(["**Methods have different numbers of seeds**: compare by the paired differences.", ""]
-              if "to" in self.seeds else []),
-            *([f"Settings of their own: {about.difference}.", ""] if about.difference else []),
-            *([f"{command}: `{self.command}`", ""] if self.command else []),
-            ", ".join(f"{key}: {value}" for key, value in self.circumstances.items()) + ".", "",
-            f"Commits: {', '.join(about.commits)}.", "",
-        ]  # fmt: skip
-        return "\n".join(lines)
+        seeds = {*self.data.seed, *(seed for seeds in self.about.missing.values() for seed in seeds)}
+        words = [f"experiment={self.about.recipe}", *self.about.choices, f"scale={self.first.scale}"]
+        words += [*self.about.settings, f"seed={','.join(map(str, sorted(seeds)))}"]
+        words += [f"{key}={self.about.ran_with[key]}" for key in ("precision", "compile", "threads")]
+        return f"python -m experiments.{self.first.domain} {shlex.join(words)}"
 
     def write(self, out: Path) -> None:
-        """The CSV and its description, and what is made from them."""
+        """The CSV and its description."""
         out.mkdir(parents=True, exist_ok=True)
         self.data.to_csv(out / f"{self.title}.csv", index=False)
         (out / f"{self.title}.json").write_text(json.dumps(asdict(self.about), indent=1) + "\n")
-        self.show(out)
-
-    def show(self, out: Path) -> None:
-        """Figure and table."""
-        save(self.figure(), out / f"{self.title}.png")
-        (out / f"{self.title}.md").write_text(self.markdown())
 
 
 def load(path: Path) -> Result:
     """The result whose CSV is at `path`."""
-    data = pd.read_csv(path)
-    known = json.loads(path.with_suffix(".json").read_text())
-    begun = [Unfinished(**one) for one in known.pop("unfinished", [])]
-    return Result(DOMAINS[data.domain.iloc[0]], path.stem, data, About(**known, unfinished=begun))
+    return Result(path.stem, pd.read_csv(path), About(**json.loads(path.with_suffix(".json").read_text())))
 
 
-def results(domain: Domain, runs: list[Run]) -> list[Result]:
-    """The results that runs make: those of recipes, as `shown` chooses them, and where finished runs are left over, all
-    of their benchmark and scale together."""
+def results(domain: str, runs: Sequence[Run]) -> list[Result]:
+    """The results of some runs.
+
+    A recipe's are the runs it asked for, if each of its methods has finished in some seed, or no reset and another one
+    in the same seed. Where finished runs are in no such result, all of their benchmark and scale make one.
+    """
     found = []
     for group in sorted({run.group for run in runs}):
         members = [run for run in runs if run.group == group]
-        benchmark, _, scale = group.rpartition("-")
-        recipes = recipes_at(domain.name, scale, tuple(domain.choices(benchmark)))
-        claimed = set()
-        for recipe, label, difference, pool in shown([one for one in recipes if one.benchmark == benchmark], members):
-            claimed |= {run.path for run in pool}
-            found.append(_result(domain, scale, recipe.title + label, recipe, difference, pool))
-        for label, difference, pool in poolable([run for run in members if run.finished]):
-            if any(run.path not in claimed for run in pool):
-                found.append(_result(domain, scale, group + label, None, difference, pool))
+        shown: set[Path] = set()
+        for recipe in sorted({recipe for run in members for recipe in run.recipes}):
+            for difference, pool in poolable([run for run in members if recipe in run.recipes]):
+                result = _result(domain, recipe, difference, pool)
+                if result.has_all_methods or result.compares:
+                    shown |= {run.path for run in pool}
+                    found.append(result)
+        for difference, pool in poolable([run for run in members if run.finished]):
+            if not shown.issuperset(run.path for run in pool):
+                found.append(_result(domain, "", difference, pool))
         for run in members:
-            if not run.finished and run.path not in claimed:
+            if not run.finished and run.path not in shown:
                 leave_out(run.path)
     return found
 
 
-def _result(
-    domain: Domain, scale: str, title: str, recipe: Recipe | None, difference: str, members: list[Run]
-) -> Result:
-    words = (f"scale={scale}", *domain.choices(members[0].group.removesuffix(f"-{scale}")))
-    jobs = recipe.as_runs() if recipe else []  # those that are missing have a name, too
-    methods = {run.method for run in (*members, *jobs)}
-    usual = {name: _by_default(domain.name, (*words, f"method={name}")) for name in methods}
-    labels = label_methods([*members, *jobs], {name: values.get("method", {}) for name, values in usual.items()})
-    differs = deviations(members[0].config, _by_default(domain.name, words)) if not recipe else []
-    known = {word.split("=")[0] for word in difference.split(", ")}
-    differs = [word for word in differs if word.split("=")[0].split(".")[-1] not in known]
-    parts = [part for run in members for part in run.parts]
-    own = flat(members[0].values)  # in which all of them agree
+def _result(domain: str, recipe: str, difference: list[str], pool: Sequence[Run]) -> Result:
+    labels, parts = labelled(pool), [part for run in pool for part in run.parts]
+    choices, settings = (sorted({word for run in pool for word in run.given[kind]}) for kind in (0, 1))
+    benchmark, _, scale = pool[0].group.rpartition("-")
+    unfinished: SeedsOf = {}
+    for run in pool:
+        if not run.finished:
+            unfinished.setdefault(labels[run.path], []).append(run.values["seed"])
     about = About(
-        recipe.name if recipe else "",
-        ", ".join([*filter(None, [difference]), *differs]),
-        {label: own[key].strip('"') for key, label in RAN_WITH.items() if key in own},
-        sorted({part["versions"]["torch"] for part in parts}),
-        sorted({part["git"] for part in parts}),
-        missing(recipe, jobs, members, labels) if recipe else {},
-        unfinished(members, labels, domain),
-    )
-    return Result(domain, title, tidy(members, domain, labels), about)
+        recipe, choices, settings, difference,
+        {words: pool[0].circumstances[key] for key, words in RAN_WITH.items() if key in pool[0].circumstances},
+        sorted({part["versions"]["torch"] for part in parts}), sorted({part["git"] for part in parts}),
+        _missing(recipe, pool, labels) if recipe else {}, unfinished,
+    )  # fmt: skip
+    # A benchmark that the recipe does not name itself is part of the title.
+    named = "-".join([*filter(None, [recipe]), *([benchmark] if choices or not recipe else []), scale])
+    return Result(named + file_label(difference), _tidy(domain, pool, labels), about)
 
 
-def _by_default(domain: str, words: tuple[str, ...]) -> dict[str, Any]:
-    """What a run has that says no more than `words`; nothing where these are not known here, such as an own method."""
-    try:
-        return composed(domain, words)
-    except (HydraException, OmegaConfBaseException):
-        return {}
+def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> SeedsOf:
+    """Which seeds of which methods the recipe lists and have not finished."""
+    listed: dict[str, list[str]] = {"method": [], "seed": []}
+    parser = OverridesParser.create()
+    for sweep in {json.dumps(run.recipes[recipe]): run.recipes[recipe] for run in pool}.values():
+        for key in listed.keys() & sweep.keys():
+            values = parser.parse_override(f"{key}={sweep[key]}")
+            words = values.sweep_string_iterator() if values.is_sweep_override() else [str(sweep[key])]
+            listed[key] += [word for word in words if word not in listed[key]]
+    finished = {(labels[run.path], run.values["seed"]) for run in pool if run.finished}
+    seeds = [int(seed) for seed in listed["seed"]]
+    missing = {method: [seed for seed in seeds if (method, seed) not in finished] for method in listed["method"]}
+    return {method: lacking for method, lacking in missing.items() if lacking}
+
+
+def _tidy(domain: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> pd.DataFrame:
+    """One line for each number logged."""
+    axis = domains.domain(domain).results.step
+    lines = []
+    for run in pool:
+        benchmark, _, scale = run.group.rpartition("-")
+        own = (domain, benchmark, labels[run.path], run.values["seed"], scale, run.machine)
+        for row in run.rows:
+            around = (*own, row["phase"], axis, row[axis])
+            lines += [
+                (*around, key, value, "reset/sfe" in row) for key, value in row.items() if key not in (axis, "phase")
+            ]
+    columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase", "step_name", "step"]
+    return pd.DataFrame(lines, columns=[*columns, "metric", "value", "at_boundary"])

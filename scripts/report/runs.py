@@ -1,60 +1,91 @@
-"""Runs: found, told apart, and brought into one table of all their numbers."""
+"""Runs, as their directories describe them."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from omegaconf import OmegaConf
-
-from experiments.common.config import OF_METHOD
 from experiments.common.errors import UserError
-from experiments.common.metric_log import read_rows
+from experiments.common.metric_log import Row, read_rows
 from experiments.common.workspace import run_directories
-from scripts.report.domains import Domain
+
+# Part of a run's identity, though they change its numbers only as chance does: key -> words.
+RAN_WITH = {
+    "device": "device", "threads": "threads", "compile": "compile", "precision": "precision",
+    "environment.name": "environment", "environment.version": "its version", "environment.mujoco": "MuJoCo",
+}  # fmt: skip
+OF_METHOD = ("method", "optimizer_at_boundary")
+LONGEST_LABEL = 60  # characters in a file name
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """A run, as its directory tells it."""
+    """One run.
+
+    Attributes:
+        info: its run.json.
+        rows: its metric log.
+        recipes: those that asked for it, each with the sweep it makes.
+    """
 
     path: Path
     info: dict[str, Any]
-    config: dict[str, Any]
-    rows: list[dict[str, Any]]
-    finished: bool = True
+    rows: list[Row]
+    recipes: dict[str, dict[str, Any]]
+    finished: bool
 
     @property
     def values(self) -> dict[str, Any]:
-        """The identity's values."""
+        """The settings that can change its numbers."""
         return self.info["values"]
-
-    @property
-    def method(self) -> str:
-        """The method's name."""
-        return self.values["method"]["name"]
-
-    @property
-    def parts(self) -> list[dict[str, Any]]:
-        """Commit, versions and machine of each part of its training, that of its shared phase 0 included."""
-        return [self.info, *self.info.get("continued", []), *self.info.get("branched_from", [])]
-
-    @property
-    def machine(self) -> str:
-        """What it was computed on; several where it was interrupted and went on elsewhere."""
-        return " and ".join(sorted({part["machine"] for part in self.parts}))
 
     @property
     def group(self) -> str:
         """Benchmark and scale."""
         return self.path.parent.name
 
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """Commit, versions and machine of each part of its training, the shared phase 0 included."""
+        return [self.info, *self.info.get("continued", []), *self.info.get("branched_from", [])]
 
-def find_runs(roots: list[Path]) -> list[Run]:
-    """Every run below `roots` that has finished or crossed a boundary; those that did neither are named and left out.
+    @property
+    def machine(self) -> str:
+        """Where it was computed; several machines if it was interrupted and resumed elsewhere."""
+        return " and ".join(sorted({part["machine"] for part in self.parts}))
+
+    @cached_property
+    def circumstances(self) -> dict[str, str]:
+        """All that can change its numbers beside method and seed."""
+        own = {key: value for key, value in self.values.items() if key not in (*OF_METHOD, "seed")}
+        return {"machine": self.machine, **flat(own)}
+
+    @property
+    def given(self) -> tuple[list[str], list[str]]:
+        """What the command line says beside recipe, method, seed, scale and what is in RAN_WITH: the words that choose
+        the benchmark, and other settings that can change a number."""
+        keys = {word.split("=")[0].lstrip("+") for word in shlex.split(self.info.get("command", "")) if "=" in word}
+        choices = {word.split("=")[0]: word for word in self.info.get("choices", [])}
+        others = keys & self.circumstances.keys() - RAN_WITH.keys() - choices.keys()
+        settings = [f"{key}={self.circumstances[key]}" for key in sorted(others)]
+        return [word for key, word in choices.items() if key in keys], settings
+
+    def label(self, extra: Sequence[str] = ()) -> str:
+        """The method's name, with the settings of it that the command line gave, and `extra`, in brackets."""
+        words = [word.removeprefix("method.") for word in self.info.get("method_settings", [])]
+        optimizer = f"optimizer_at_boundary={self.values['optimizer_at_boundary']}"  # a method may insist on its own
+        words = [optimizer if word.startswith("optimizer_at_boundary=") else word for word in words]
+        settings = ", ".join(dict.fromkeys([*words, *extra]))
+        return self.values["method"]["name"] + (f" ({settings})" if settings else "")
+
+
+def find_runs(roots: Sequence[Path]) -> list[Run]:
+    """The runs below `roots` that have finished or crossed a boundary; the others are printed and left out.
 
     Raises:
         UserError: none has finished, or one is damaged.
@@ -64,14 +95,14 @@ def find_runs(roots: list[Path]) -> list[Run]:
         try:
             info = json.loads((path / "run.json").read_text())
             key = (info["identity"], info["machine"])
+            recipes = {file.stem: json.loads(file.read_text()) for file in sorted(path.glob("recipes/*.json"))}
         except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"damaged {path / 'run.json'}: {error!r}; delete {path} to do the run again") from error
-        rows, finished = read_rows(path / "metrics.jsonl"), (path / "done").exists()
+            raise UserError(f"damaged {path}: {error!r}; delete it to do the run again") from error
+        run = Run(path, info, read_rows(path / "metrics.jsonl"), recipes, (path / "done").exists())
         if key in runs:
             print(f"left out, the same run as {runs[key].path}: {path}")
-        elif finished or any("reset/sfe" in row for row in rows):
-            config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
-            runs[key] = Run(path, info, config, rows, finished)
+        elif run.finished or any("reset/sfe" in row for row in run.rows):
+            runs[key] = run
         else:
             leave_out(path)
     found = list(runs.values())
@@ -83,88 +114,49 @@ def find_runs(roots: list[Path]) -> list[Run]:
 
 
 def leave_out(path: Path) -> None:
-    """Name an unfinished run that no result shows."""
+    """Print an unfinished run that no result shows."""
     print(f"left out, not finished: {path}")
 
 
-# Settings of one solver, which the others ignore, and what goes without saying.
-SOLVER_SETTINGS = {"newton_schulz": "steps", "polar_express": "tol"}
-PLAIN = {"solver": "newton_schulz", "norm": "fire", "interpolation": 1.0}
+def poolable(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
+    """Runs of one group, apart where more than method and seed differs; each with the settings that differ."""
+    pools: dict[tuple[str, ...], list[Run]] = {}
+    for run, words in zip(runs, differing([run.circumstances for run in runs]), strict=True):
+        pools.setdefault(tuple(words), []).append(run)
+    return [(list(words), pool) for words, pool in pools.items()]
 
 
-def label_methods(runs: list[Run], usual: Mapping[str, Mapping[str, Any]]) -> dict[Path, str]:
-    """The method's name of each run, with the settings that are not the `usual` ones of that method or in which runs of
-    it differ, and what became of the optimiser if that differs between runs of any one method."""
-    pairs = {(run.values["method"]["name"], run.values["optimizer_at_boundary"]) for run in runs}
-    tell = len(pairs) > len({name for name, _ in pairs})
-    labels = {}
-    for run in runs:
-        method = run.values["method"]
-        same = [other.values["method"] for other in runs if other.values["method"]["name"] == method["name"]]
-        ignored = {key for solver, key in SOLVER_SETTINGS.items() if method.get("solver", solver) != solver}
-        varying = [key for key in method if len({json.dumps(other.get(key)) for other in same}) > 1]
-        default = usual.get(method["name"], {})
-        told = [
-            f"{key}={method[key]}"
-            for key in method
-            if key not in (*ignored, "name")
-            and (default.get(key, method[key]) != method[key] or (key in varying and method[key] != PLAIN.get(key)))
-        ]
-        told += [f"optimizer_at_boundary={run.values['optimizer_at_boundary']}"] if tell else []
-        settings = ", ".join(told)
-        labels[run.path] = method["name"] + (f" ({settings})" if settings else "")
-    return labels
+def file_label(words: Sequence[str]) -> str:
+    """Settings as the end of a file name: without the sections they are in, or as a hash where they are too long."""
+    short = [word.split("=")[0].split(".")[-1] + "=" + word.split("=", 1)[1] for word in words]
+    label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in short))
+    return label if len(label) <= LONGEST_LABEL else "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
 
 
-def circumstances(run: Run) -> dict[str, str]:
-    """Everything but method and seed that can change a run's numbers, nested keys dotted."""
-    own = {key: value for key, value in run.values.items() if key not in (*OF_METHOD, "seed")}
-    return {"machine": run.machine, **flat(own)}
+def labelled(runs: Sequence[Run]) -> dict[Path, str]:
+    """The label of each run's method, with more of its settings where one label would stand for several."""
+    found = {}
+    for _, same in groupby(sorted(runs, key=Run.label), key=Run.label):
+        members = list(same)
+        settings = [flat(run.values["method"] | {key: run.values[key] for key in OF_METHOD[1:]}) for run in members]
+        for run, words in zip(members, differing(settings), strict=True):
+            found[run.path] = run.label(words)
+    return found
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested keys dotted, values as JSON."""
-    lines: dict[str, str] = {}
-    stack = [("", key, value) for key, value in values.items()]
-    while stack:
-        prefix, key, value = stack.pop()
-        if isinstance(value, dict):
-            stack += [(f"{prefix}{key}.", inner, content) for inner, content in value.items()]
+def differing(settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """Of each of several runs, the settings in which they are not all equal, as key=value."""
+    keys = sorted(set().union(*settings))
+    varying = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    return [[f"{key}={one.get(key)}" for key in varying] for one in settings]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings by dotted keys, values as the command line has them."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            lines[prefix + key] = json.dumps(value)
-    return lines
-
-
-LONGEST_LABEL = 60  # characters of what differs that fit into a file name
-
-
-def poolable(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
-    """Runs of one benchmark and scale, apart where more than method and seed differs: a short label for file names,
-    what differs, in words, and the runs."""
-    around = {run.path: circumstances(run) for run in runs}
-    keys = sorted(set().union(*around.values()))
-    varying = [key for key in keys if len({one.get(key) for one in around.values()}) > 1]
-    pools: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        words = [f"{key.split('.')[-1]}={around[run.path].get(key)}" for key in varying]
-        label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in words))
-        if len(label) > LONGEST_LABEL:
-            label = "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
-        pools.setdefault((label, ", ".join(words)), []).append(run)
-    return [(*told, members) for told, members in pools.items()]
-
-
-def tidy(runs: list[Run], domain: Domain, labels: Mapping[Path, str]) -> pd.DataFrame:
-    """One line for each number logged; `labels` are those of `label_methods`."""
-    lines = []
-    for run in runs:
-        benchmark, _, scale = run.group.rpartition("-")
-        for row in run.rows:
-            for metric, value in row.items():
-                if metric not in (domain.step, "phase"):
-                    lines.append(
-                        (domain.name, benchmark, labels[run.path], run.values["seed"], scale, run.machine,
-                         row["phase"], domain.step, row[domain.step], metric, value, "reset/sfe" in row)
-                    )  # fmt: skip
-    columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase"]
-    return pd.DataFrame(lines, columns=[*columns, "step_name", "step", "metric", "value", "at_boundary"])
+            found[prefix + key] = json.dumps(value, separators=(",", ":")).strip('"')
+    return found

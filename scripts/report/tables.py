@@ -1,169 +1,160 @@
-"""Final numbers by method, with intervals, differences paired by seed, and the paper's beside them."""
+"""Tables of a result: final numbers by method, differences paired by seed, and the paper's beside them.
+
+Numbers are kept as frames of methods by seeds, and a cell of a table is the mean of a line with its 95 % t-interval.
+"""
 
 import itertools
 import math
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.domains import Domain, base, name, order
-from scripts.report.views import AFTER_RESET, View
+from scripts.report.methods import base, name, order
+from scripts.report.results import Result
+from scripts.report.views import AFTER_RESET, VIEWS
 
-AT_BOUNDARY = re.compile(r"optimizer_at_boundary=\w+")
 RESAMPLES = 10_000
+OPTIMIZER = re.compile(r"(?:, )?optimizer_at_boundary=\w+")
 # How exactly the paper's figures can be read: accuracies and losses, and returns, which are larger, relatively.
 READING, READING_OF_RETURNS, RETURNS = 0.002, 0.02, 20
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
 
-def table(data: pd.DataFrame, domain: Domain, view: View | None = None) -> pd.DataFrame:
-    """Final value of the domain's metric and its mean over the last phase, by method, with differences to `none`
-    paired by seed; then its further metrics, what a view measures after the reset, and the paper's final value."""
-    benchmark = data.benchmark.iloc[0]
-    final, mean = by_seed(data, domain.metric)
-    published = paper_finals(domain, benchmark)
-    known = pd.read_csv(PAPER / "after_reset.csv").itertuples(index=False)
-    measured = {(method, metric): f"{value:g}" for method, metric, value, _, _ in known}
-    say, rows = partial(spread, decimals=domain.decimals), []
-    methods = sorted(data.method.unique(), key=order)
-    final, mean = final.reindex(methods), mean.reindex(methods)  # of a short run there may be no value
-    for method in methods:
-        values = final.loc[method].dropna()
-        ours, theirs = difference(final, method), published.get(plain(method))
-        row = {
-            "method": name(method),
-            "seeds": data[data.method == method].seed.nunique(),
-            "final": say(values.to_numpy()),
-            "mean of last phase": say(mean.loc[method].dropna().to_numpy()),
-            "final minus no reset": say(ours, sign=True),
-            "paper's final (scale=paper)": theirs.text(domain.decimals) if theirs is not None else "",
-            "against the paper": compared(ours, theirs, published.get("none")) if base(method) != "none" else "",
-            "mean minus no reset": say(difference(mean, method), sign=True),
-        }  # fmt: skip
-        if domain.normalised:
-            column, scaled = domain.normalised
-            values_scaled = [scaled(benchmark, value) for value in values]
-            if values_scaled and None not in values_scaled:
-                row[f"final, {column}"] = spread(np.array(values_scaled))
-        for metric, (_, column) in domain.apart.items():
-            apart = by_seed(data, metric)[0].reindex(methods)
-            row[f"final, {column}"] = say(apart.loc[method].dropna().to_numpy())
-            row[f"{column} minus no reset"] = say(difference(apart, method), sign=True)
-        for metric in view.measured if view else ():
-            row[AFTER_RESET[metric]] = significant(after_reset(data, metric).get(method))
-            if view and view.figure and not view.setting:
-                row[f"the paper's {AFTER_RESET[metric]}"] = measured.get((method, metric), "")
-        if len(values) >= 5:
-            row["IQM of final"] = iqm(values.to_numpy(), domain.decimals)
-        rows.append(row)
-    columns = pd.DataFrame(rows).fillna("")
-    return columns.loc[:, (columns != "").any()]
+def by_method(result: Result) -> pd.DataFrame:
+    """Final value of the domain's metric and its mean over the last phase, with differences to `none` paired by seed;
+    then its further metrics, what a view measures after the reset, and the paper's final value."""
+    spec, data, view = result.spec, result.finished, VIEWS.get(result.about.recipe)
+    final, mean = by_seed(data, spec.metric)
+    gaps, published = minus_none(final), paper_finals(result)
+    theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
+    columns = {
+        "method": pd.Series(map(name, final.index), final.index),
+        "seeds": data.groupby("method").seed.nunique().astype(str),
+        "final": cells(final, spec.decimals),
+        "mean of last phase": cells(mean, spec.decimals),
+        "final minus no reset": cells(gaps, spec.decimals, sign=True),
+        "paper's final (scale=paper)": theirs.text,
+        "against the paper": pd.Series(
+            {m: compared(sample(gaps, m), theirs.final[m], published.final.get("none")) for m in final.index}
+        ),
+        "mean minus no reset": cells(minus_none(mean), spec.decimals, sign=True),
+    }
+    if spec.normalised:
+        columns[f"final, {spec.normalised[0]}"] = cells(normalised(result, final))
+    for metric, (_, column) in spec.apart.items():
+        apart, _ = by_seed(data, metric)
+        columns[f"final, {column}"] = cells(apart, spec.decimals)
+        columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
+    known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
+    for metric in view.measured if view else ():
+        columns[AFTER_RESET[metric]] = after_reset(data, metric).apply(significant, axis=1)
+        if view and view.figure and not view.axis:
+            columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
+    if final.notna().sum(axis=1).max() >= 5:
+        columns["IQM of final"] = final.apply(iqm, axis=1, decimals=spec.decimals)
+    return without_empty(pd.DataFrame(columns, index=final.index))
 
 
-def pairs(data: pd.DataFrame, domain: Domain) -> pd.DataFrame:
-    """Differences between every two methods but `none`, which the table has, paired by seed: of the final value and of
-    the mean over the last phase."""
-    methods = sorted((method for method in data.method.unique() if base(method) != "none"), key=order)
-    final, mean = (part.reindex(methods) for part in by_seed(data, domain.metric))
-    rows = []
-    for first, second in itertools.combinations(methods, 2):
-        at_end, on_average = ((part.loc[second] - part.loc[first]).dropna().to_numpy() for part in (final, mean))
+def pairs(result: Result) -> pd.DataFrame:
+    """Differences between every two methods but `none`, paired by seed: of the final value and of the mean over the
+    last phase."""
+    final, mean = by_seed(result.finished, result.spec.metric)
+    rows = {}
+    for first, second in itertools.combinations([method for method in final.index if base(method) != "none"], 2):
+        at_end, on_average = final.loc[second] - final.loc[first], mean.loc[second] - mean.loc[first]
+        rows[f"{name(second)} minus {name(first)}"] = {
+            "seeds": at_end.count(),
+            "final": spread(at_end, result.spec.decimals, sign=True),
+            "mean of last phase": spread(on_average, result.spec.decimals, sign=True),
+        }
+    return pd.DataFrame(rows).T.rename_axis("difference").reset_index() if rows else pd.DataFrame()
+
+
+def pooled(results: Sequence[Result]) -> pd.DataFrame:
+    """Several games or tasks of a domain together: the interquartile mean over all their runs of the final value, each
+    task's on its own scale, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal et al.
+    2021)."""
+    scores = [normalised(result, by_seed(result.finished, result.spec.metric)[0]) for result in results]
+    rng, rows = np.random.default_rng(0), []
+    for method in sorted({method for task in scores for method in task.index}, key=order):
+        tasks = [values for values in (sample(task, method) for task in scores) if len(values)]
+        if len(tasks) < 2:
+            continue
+        drawn = np.concatenate([rng.choice(task, (RESAMPLES, len(task))) for task in tasks], axis=1)
+        low, high = np.quantile(middle(drawn), [0.025, 0.975])
+        everything = np.concatenate(tasks)
         rows.append(
-            {"difference": f"{name(second)} minus {name(first)}", "seeds": len(at_end),
-             "final": spread(at_end, sign=True, decimals=domain.decimals),
-             "mean of last phase": spread(on_average, sign=True, decimals=domain.decimals)}
+            {"method": name(method), "tasks": str(len(tasks)), "runs": str(len(everything)),
+             f"IQM, {results[0].spec.normalised[0]}": f"{middle(everything):.3f} [{low:.3f}, {high:.3f}]"}  # type: ignore[index]
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-class Published(float):
-    """A final value of the paper; `approximate` where its figure shows it only a little earlier."""
-
-    approximate: bool
-
-    def text(self, decimals: int) -> str:
-        """The number for people."""
-        mark = "~" if self.approximate else ""
-        return f"{mark}{self:.{decimals if decimals > 1 else 0}f}"
-
-
-def paper_finals(domain: Domain, benchmark: str) -> dict[str, Published]:
-    """The paper's final values by method, for a benchmark that it has."""
-    known = pd.read_csv(PAPER / "final.csv")
-    finals = {}
-    for row in known[known.panel == domain.panels.get(benchmark)].to_dict("records"):
-        finals[row["method"]] = value = Published(row["final"])
-        value.approximate = row["approximate"] == "yes"
-    return finals
-
-
-def plain(method: str) -> str:
-    """A method's label as the paper's values have it: without what became of the optimiser."""
-    return AT_BOUNDARY.sub("", method).replace(", )", ")").removesuffix(" ()")
-
-
-def compared(ours: np.ndarray, theirs: float | None, nothing: float | None) -> str:
-    """Whether our difference to `none` points where the paper's does. Sizes cannot be compared between scales."""
-    if theirs is None or nothing is None or not len(ours):
-        return ""
-    if abs(theirs - nothing) <= (READING if abs(nothing) < RETURNS else READING_OF_RETURNS * abs(nothing)):
-        return "level in the paper"
-    if len(ours) < 2:
-        return "one seed"
-    if abs(ours.mean()) <= interval(ours):
-        return "not told from no reset"
-    return "same direction" if (ours.mean() > 0) == (theirs > nothing) else "opposite direction"
-
-
 def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Final value of a metric in the last phase and its mean over it, methods by seeds."""
+    """Final value of a metric in the last phase, which is its last evaluation, and its mean over that phase."""
     values = data[(data.metric == metric) & ~data.at_boundary]
-    last = values[values.phase == values.phase.max()]
-    final = last.sort_values("step").groupby(["method", "seed"]).value.last().unstack("seed")
-    return final, last.groupby(["method", "seed"]).value.mean().unstack("seed")
+    values = values[values.phase == values.phase.max()].sort_values("step", kind="stable")
+    last, methods = values.groupby(["method", "seed"]).value, sorted(data.method.unique(), key=order)
+    return last.last().unstack("seed").reindex(methods), last.mean().unstack("seed").reindex(methods)
 
 
-def after_reset(data: pd.DataFrame, metric: str) -> dict[str, np.ndarray]:
-    """A metric right after the last reset: the values of a method's seeds."""
-    rows = data[(data.metric == metric) & data.at_boundary & (data.phase == data.phase.max())].sort_values("seed")
-    return {str(method): values.to_numpy() for method, values in rows.groupby("method").value}
+def after_reset(data: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A metric right after the last reset."""
+    rows = data[(data.metric == metric) & data.at_boundary & (data.phase == data.phase.max())]
+    return rows.groupby(["method", "seed"]).value.last().unstack("seed")
 
 
-def difference(values: pd.DataFrame, method: str) -> np.ndarray:
-    """How far a method is from `none` in each seed that both have; from the `none` that did the same with the optimiser
-    where there are several."""
-    nones = [other for other in values.index if base(other) == "none"]
-    alike = [other for other in nones if AT_BOUNDARY.findall(other) == AT_BOUNDARY.findall(method)]
-    if base(method) == "none" or not (alike or len(nones) == 1):
-        return np.array([])
-    return (values.loc[method] - values.loc[(alike or nones)[0]]).dropna().to_numpy()
+def minus_none(values: pd.DataFrame) -> pd.DataFrame:
+    """How far each method is from `none` in the seeds that both have; of several `none`, from the one that did the same
+    with the optimiser."""
+    nones = [method for method in values.index if base(method) == "none"]
+    gaps = values * np.nan
+    for method in (method for method in values.index if base(method) != "none"):
+        alike = [none for none in nones if OPTIMIZER.findall(none) == OPTIMIZER.findall(method)]
+        if alike or len(nones) == 1:
+            gaps.loc[method] = values.loc[method] - values.loc[(alike or nones)[0]]
+    return gaps
 
 
-def interval(sample: np.ndarray) -> float:
+def normalised(result: Result, values: pd.DataFrame) -> pd.DataFrame:
+    """Values of the metric on the domain's common scale; NaN where that is not known of the benchmark."""
+    assert result.spec.normalised is not None
+    _, scaled = result.spec.normalised
+    return values.map(lambda value: scaled(result.first.benchmark, value)).astype(float)
+
+
+def sample(values: pd.DataFrame, method: str) -> np.ndarray:
+    """The values of a method's seeds; none if it has no line."""
+    return values.loc[method].dropna().to_numpy(float) if method in values.index else np.array([])
+
+
+def interval(seeds: np.ndarray) -> float:
     """Half width of the 95 % t-interval of the mean; NaN for a single value."""
-    if len(sample) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
+    return float(stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(seeds)) if len(seeds) > 1 else math.nan
 
 
-def spread(sample: np.ndarray, sign: bool = False, decimals: int = 3) -> str:
+def cells(values: pd.DataFrame, decimals: int = 3, sign: bool = False) -> pd.Series:
+    """The lines of a frame as text."""
+    return pd.Series({method: spread(line, decimals, sign) for method, line in values.iterrows()})
+
+
+def spread(line: pd.Series, decimals: int = 3, sign: bool = False) -> str:
     """Mean and 95 % t-interval; nothing for no values."""
-    if not len(sample):
+    seeds = line.dropna().to_numpy()
+    if not len(seeds):
         return ""
-    mean = f"{round(sample.mean(), decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"  # + 0.0: never -0
-    return mean + ("" if len(sample) < 2 else f" ± {interval(sample):.{decimals}f}")
+    mean = f"{round(seeds.mean(), decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"  # + 0.0: never -0
+    return mean + (f" ± {interval(seeds):.{decimals}f}" if len(seeds) > 1 else "")
 
 
-def significant(sample: np.ndarray | None) -> str:
+def significant(line: pd.Series) -> str:
     """Mean and 95 % t-interval of a quantity of any size."""
-    if sample is None or not len(sample):
-        return ""
-    return compact(sample.mean(), 3) + ("" if len(sample) < 2 else f" ± {compact(interval(sample), 2)}")
+    seeds = line.dropna().to_numpy()
+    return compact(seeds.mean(), 3) + (f" ± {compact(interval(seeds), 2)}" if len(seeds) > 1 else "")
 
 
 def compact(value: float, digits: int) -> str:
@@ -174,37 +165,52 @@ def compact(value: float, digits: int) -> str:
     return f"{round(value, places):,.{max(places, 0)}f}"
 
 
-def pooled(tasks: Sequence[pd.DataFrame], domain: Domain) -> pd.DataFrame:
-    """Several games or tasks together: the interquartile mean over all their runs of the final value, each task's on
-    its own scale, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal et al. 2021)."""
-    assert domain.normalised is not None
-    column, scaled = domain.normalised
-    scores: dict[str, list[np.ndarray]] = {}
-    for data in tasks:
-        benchmark = data.benchmark.iloc[0]
-        for method, values in by_seed(data, domain.metric)[0].iterrows():
-            found = [scaled(benchmark, value) for value in values.dropna()]
-            if found and None not in found:
-                scores.setdefault(str(method), []).append(np.array(found))
-    rng, rows = np.random.default_rng(0), []
-    for method in sorted(scores, key=order):
-        if len(scores[method]) < 2:
-            continue
-        drawn = [rng.choice(task, (RESAMPLES, len(task))) for task in scores[method]]
-        low, high = np.quantile(stats.trim_mean(np.concatenate(drawn, axis=1), 0.25, axis=1), [0.025, 0.975])
-        everything = np.concatenate(scores[method])
-        middle = stats.trim_mean(everything, 0.25)
-        rows.append(
-            {"method": name(method), "tasks": str(len(scores[method])), "runs": str(len(everything)),
-             f"IQM, {column}": f"{middle:.3f} [{low:.3f}, {high:.3f}]"}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+def middle(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Interquartile mean."""
+    return stats.trim_mean(values, 0.25, axis=axis)
 
 
-def iqm(sample: np.ndarray, decimals: int = 3) -> str:
-    """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021)."""
-    middle = lambda values, axis=-1: stats.trim_mean(values, 0.25, axis=axis)  # noqa: E731
-    low, high = stats.bootstrap(
-        (sample,), middle, n_resamples=RESAMPLES, rng=np.random.default_rng(0)
-    ).confidence_interval
-    return f"{middle(sample):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+def iqm(line: pd.Series, decimals: int) -> str:
+    """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021); nothing for fewer than 5 seeds."""
+    seeds = line.dropna().to_numpy()
+    if len(seeds) < 5:
+        return ""
+    drawn = stats.bootstrap((seeds,), middle, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
+    low, high = drawn.confidence_interval
+    return f"{middle(seeds):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+
+
+def paper_finals(result: Result) -> pd.DataFrame:
+    """The paper's final values by method, as numbers and, with ~ where its figure shows them only a little earlier, as
+    text."""
+    known, panel = pd.read_csv(PAPER / "final.csv"), result.spec.panels.get(result.first.benchmark)
+    view = VIEWS.get(result.about.recipe)
+    panels = [panel, f"{panel}/{view.finals}" if view else None]  # the values of a figure of its own come last
+    known = known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
+    decimals = result.spec.decimals if result.spec.decimals > 1 else 0
+    values = zip(known.approximate, known.final, strict=True)
+    return known.assign(text=[f"{'~' if about == 'yes' else ''}{value:.{decimals}f}" for about, value in values])
+
+
+def plain(label: str) -> str:
+    """A method's label as the paper's values have it: without what happened to the optimiser."""
+    return OPTIMIZER.sub("", label).replace("(, ", "(").removesuffix(" ()")
+
+
+def compared(ours: np.ndarray, theirs: float, nothing: float | None) -> str:
+    """Whether our difference to `none` has the direction of the paper's. Sizes cannot be compared between scales."""
+    if nothing is None or math.isnan(theirs) or not len(ours):
+        return ""
+    if abs(theirs - nothing) <= (READING if abs(nothing) < RETURNS else READING_OF_RETURNS * abs(nothing)):
+        return "level in the paper"
+    if len(ours) < 2:
+        return "one seed"
+    if abs(ours.mean()) <= interval(ours):
+        return "not told from no reset"
+    return "same direction" if (ours.mean() > 0) == (theirs > nothing) else "opposite direction"
+
+
+def without_empty(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without the columns in which nothing stands."""
+    table = table.fillna("")
+    return table.loc[:, (table != "").any()]

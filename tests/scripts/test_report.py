@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,19 @@ from scipy import stats
 
 from experiments.common.errors import UserError
 from scripts.report.__main__ import report, report_all
-from scripts.report.domains import DOMAINS
-from scripts.report.figures import curves, origins
-from scripts.report.results import load
-from scripts.report.tables import compact, compared, plain, pooled
+from scripts.report.figures import curves
+from scripts.report.page import markdown
+from scripts.report.results import About, Result, load
+from scripts.report.runs import file_label
+from scripts.report.tables import by_method, compact, compared, pairs, plain, pooled
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
+GROUP = "warm_start-cifar10-resnet18-smoke"
 
 
 def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
-    vision("-m", "method=none,fire", "seed=0,1,2")
+    vision("experiment=fig2a_cifar10", "method=none,fire")
     arguments = ["vision", str(tmp_path / "outputs"), "--out", str(tmp_path / "report")]
     result = subprocess.run(
         [sys.executable, "-m", "scripts.report", *arguments],
@@ -50,15 +53,30 @@ def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
 
 
 def test_different_settings_are_not_pooled(vision: Vision, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method's own settings are part of its name; what else differs makes results of their own."""
     vision("method=fire")
     vision("method=fire", "method.steps=20")
+    vision("method=fire_steps20")
     vision("method=fire", "precision=bf16")
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
-    names = sorted(path.name for path in (tmp_path / "report").glob("*.md"))
-    assert names == ["warm_start-smoke-precision=_bf16_.md", "warm_start-smoke-precision=_fp32_.md"]
-    assert "FIRE (steps=10)" in printed
-    assert "FIRE (steps=20)" in printed
+    names = sorted(path.stem for path in (tmp_path / "report").glob("*.md"))
+    assert names == [f"{GROUP}-precision={precision}" for precision in ("bf16", "fp32")]
+    assert "Settings: precision=bf16." in printed
+    told = (tmp_path / "report" / f"{names[1]}.md").read_text()
+    assert all(f"| {label} " in told for label in ("FIRE", "FIRE (steps=20)", "FIRE, 20 steps"))
+
+
+def test_one_label_never_stands_for_two_settings(vision: Vision, tmp_path: Path) -> None:
+    """Such as runs of a method whose config file has changed since."""
+    vision("-m", "method=fire", "seed=0,1")
+    changed = run_dirs(tmp_path / "outputs")[1] / "run.json"
+    info = json.loads(changed.read_text())
+    info["values"]["method"]["steps"] = 7
+    changed.write_text(json.dumps(info))
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    data = pd.read_csv(tmp_path / "report" / f"{GROUP}.csv")
+    assert {*zip(data.method, data.seed, strict=True)} == {("fire (steps=10)", 0), ("fire (steps=7)", 1)}
 
 
 def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path: Path, capsys) -> None:
@@ -66,7 +84,7 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
     (directory,) = run_dirs(tmp_path / "outputs")
     (directory / "done").unlink()
     with pytest.raises(UserError, match="no finished run below"):
-        report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
+        report("vision", [tmp_path / "outputs"], tmp_path / "report")
     assert f"left out, not finished: {directory}" in capsys.readouterr().out
 
 
@@ -74,11 +92,11 @@ def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path
 def test_atari_has_returns_and_human_scores(atari: Vision, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Long enough for training episodes, at random, to end.
     long = ("budget.steps=[800,1600]", "budget.restart_every=8000", "dqn.epsilon=[1,1]", "budget.eval_every=2400")
-    atari("-m", "method=none,fire", "seed=0,1", *long)
-    report(DOMAINS["atari"], [tmp_path / "outputs"], tmp_path / "report")
+    atari("experiment=fig4a_asterix", "method=none,fire", "seed=0,1", *long)
+    report("atari", [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     assert "**Too short to rank methods; " in printed
-    assert (tmp_path / "report" / "asterix-smoke.png").stat().st_size > 30_000
+    assert (tmp_path / "report" / "fig4a_asterix-smoke.png").stat().st_size > 30_000
     fire = [numbers(d) for d in run_dirs(tmp_path / "outputs") if d.name.startswith("fire")]
     final = [[row["train/return"] for row in rows if "train/return" in row][-1] for rows in fire]
     evaluated = [rows[-1]["eval/return"] for rows in fire]
@@ -97,53 +115,45 @@ def test_atari_without_a_finished_training_episode(atari: Vision, tmp_path: Path
     (directory,) = run_dirs(tmp_path / "outputs")
     rows = numbers(directory)
     assert not any("train/return" in row for row in rows)
-    report(DOMAINS["atari"], [tmp_path / "outputs"], tmp_path / "report")
+    report("atari", [tmp_path / "outputs"], tmp_path / "report")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| No reset"))
     assert f" {rows[-1]['eval/return']:.0f} " in line
     assert (tmp_path / "report" / "asterix-smoke.png").stat().st_size > 20_000
 
 
 def test_humanoid_has_returns_and_success(humanoid: Vision, tmp_path: Path, capsys) -> None:
-    """In one table, though one method keeps what the others begin anew; the same method with both is two."""
-    humanoid("-m", "method=none,plasticity_injection", "seed=0,1")
-    report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "default")
-    assert "| No reset  " in capsys.readouterr().out
-    assert [path.stem for path in (tmp_path / "default").glob("*.csv")] == ["fig4b_walk-smoke"]
-    humanoid("method=none", "optimizer_at_boundary=reset")
-    report(DOMAINS["humanoid"], [tmp_path / "outputs"], tmp_path / "report")
-    printed = capsys.readouterr().out.split("# humanoid: h1-walk-smoke")[1]  # of all, since one is of no recipe
-    assert {path.stem for path in (tmp_path / "report").glob("*.csv")} == {"fig4b_walk-smoke", "h1-walk-smoke"}
-    cells, means = {}, {}
+    """In one table, though one method keeps what the others begin again; the same method with both is two."""
+    humanoid("experiment=fig4b_walk", "method=none,plasticity_injection", "seed=0,1")
+    humanoid("experiment=fig4b_walk", "method=none", "seed=0", "optimizer_at_boundary=reset")
+    report("humanoid", [tmp_path / "outputs"], tmp_path / "report")
+    printed = capsys.readouterr().out
+    assert {path.stem for path in (tmp_path / "report").glob("*.csv")} == {"fig4b_walk-smoke"}
+    cells, finals = {}, {}
     header = [c.strip() for c in next(line for line in printed.splitlines() if "| method" in line).split("|")]
-    for label, seeds in (
-        ("No reset (optimizer_at_boundary=keep)", 2), ("No reset (optimizer_at_boundary=reset)", 1),
-        ("Plasticity injection (optimizer_at_boundary=reset)", 2),
-    ):  # fmt: skip
-        line = next(line for line in printed.splitlines() if line.startswith(f"| {label} "))
-        finals = [
+    for label, seeds in (("No reset", 2), ("No reset (optimizer_at_boundary=reset)", 1), ("Plasticity injection", 2)):
+        line = next(line for line in printed.splitlines() if re.match(rf"\| {re.escape(label)} +\|", line))
+        finals[label] = [
             numbers(directory)[-1]["eval/return"]
             for directory in run_dirs(tmp_path / "outputs")
-            if (directory.name.startswith("none")) == label.startswith("No")
-            and json.loads((directory / "run.json").read_text())["values"]["optimizer_at_boundary"]
-            == ("keep" if "keep" in label else "reset")
+            if directory.name.startswith("none") == label.startswith("No")
+            and bool(json.loads((directory / "run.json").read_text())["method_settings"]) == ("(" in label)
         ]
-        assert len(finals) == seeds
-        assert f" {sum(finals) / seeds:.1f} " in line
-        score = (sum(finals) / seeds - 2.4) / (700 - 2.4)
+        assert len(finals[label]) == seeds
+        assert f" {sum(finals[label]) / seeds:.1f} " in line
+        score = (sum(finals[label]) / seeds - 2.4) / (700 - 2.4)
         assert f" {round(score, 3) + 0.0:.3f} " in line
         cells[label] = dict(zip(header, [c.strip() for c in line.split("|")], strict=True))
-        means[label] = finals
-    # Paired with the one that did the same with the optimiser, in the seed that both have.
-    _, anew, injected = cells
-    gap = means[injected][0] - means[anew][0]
-    assert float(cells[injected]["final minus no reset"]) == pytest.approx(gap, abs=0.051)
+    # Paired with the one of which the command line says as little about the optimiser.
+    gaps = [injected - none for injected, none in zip(finals["Plasticity injection"], finals["No reset"], strict=True)]
+    told = cells["Plasticity injection"]["final minus no reset"]
+    assert float(told.split(" ± ")[0]) == pytest.approx(sum(gaps) / 2, abs=0.051)
     assert [row["paper's final (scale=paper)"] for row in cells.values()] == ["594", "594", "353"]
     assert "**Too short to rank methods; " in printed
 
 
 def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, capsys) -> None:
-    language("-m", "method=none,fire", "seed=0,1", "checkpoint=best")
-    report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
+    language("experiment=fig3_best", "method=none,fire", "seed=0,1")
+    report("language", [tmp_path / "outputs"], tmp_path / "report")
     printed = capsys.readouterr().out
     (stem,) = [path.stem for path in (tmp_path / "report").glob("*.csv")]
     assert stem == "fig3_best-smoke"
@@ -160,13 +170,14 @@ def test_language_has_losses_of_each_corpus(language: Vision, tmp_path: Path, ca
     # Seeds branch at different iterations; the curves count from there.
     boundaries = data[data.at_boundary & (data.metric == "val/loss")].set_index(["method", "seed"]).step
     assert (boundaries.loc["none"] == boundaries.loc["fire"]).all()
-    assert (origins(data) == [boundaries[key] for key in zip(data.method, data.seed, strict=True)]).all()
+    places = load(tmp_path / "report" / f"{stem}.csv").places
+    assert (data.step - places == [boundaries[key] for key in zip(data.method, data.seed, strict=True)]).all()
 
 
-def test_other_data_of_one_name_are_told_apart_in_words(language: Vision, tmp_path: Path, capsys) -> None:
+def test_other_data_of_one_name_are_named(language: Vision, tmp_path: Path, capsys) -> None:
     language("method=none")
     language("method=none", "budget.first_tokens=15000", "data.second=[wikitext2]")
-    report(DOMAINS["language"], [tmp_path / "outputs"], tmp_path / "report")
+    report("language", [tmp_path / "outputs"], tmp_path / "report")
     names = sorted(path.name for path in (tmp_path / "report").glob("*.md"))
     assert len(names) == 2
     assert all(name.startswith("wikitext2_imdb-60k-smoke-") and len(name) < 100 for name in names)
@@ -176,63 +187,87 @@ def test_other_data_of_one_name_are_told_apart_in_words(language: Vision, tmp_pa
 
 
 def test_tasks_are_pooled_each_on_its_own_scale() -> None:
-    columns = ["benchmark", "method", "seed", "phase", "step", "metric", "value", "at_boundary"]
+    columns = ["domain", "benchmark", "method", "seed", "phase", "step", "metric", "value", "at_boundary"]
     random, human = {"asterix": 210.0, "beam_rider": 363.9}, {"asterix": 8503.3, "beam_rider": 16926.5}
     tasks, scores = [], []
     for number, game in enumerate(("asterix", "beam_rider")):
         finals = [300.0 + 100 * number, 500.0, 900.0 - 50 * number, 1000.0]
         scores += [(value - random[game]) / (human[game] - random[game]) for value in finals]
-        rows = [(game, "fire", seed, 1, 10, "train/return", value, False) for seed, value in enumerate(finals)]
-        tasks.append(pd.DataFrame(rows, columns=columns))
-    (line,) = pooled(tasks, DOMAINS["atari"]).to_dict("records")
+        rows = [("atari", game, "fire", seed, 1, 10, "train/return", value, False) for seed, value in enumerate(finals)]
+        tasks.append(Result(game, pd.DataFrame(rows, columns=columns), About("", [], [], [], {}, [], [])))
+    (line,) = pooled(tasks).to_dict("records")
     assert (line["method"], line["tasks"], line["runs"]) == ("FIRE", "2", "8")
     middle, low, high = map(float, re.findall(r"[\d.]+", line["IQM, human-normalised"]))
     assert middle == pytest.approx(sum(sorted(scores)[2:6]) / 4, abs=5e-4)
     assert low < middle < high
-    assert pooled(tasks[:1], DOMAINS["atari"]).empty
+    assert pooled(tasks[:1]).empty
 
 
-@pytest.mark.slow
-def test_a_recipes_runs_are_told_by_its_name(vision: Vision, tmp_path: Path, capsys) -> None:
-    """With what its view measures; runs of the same benchmark beside it are told apart from it."""
-    vision("experiment=scale_factor", "seed=0")
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
-    assert [path.stem for path in (tmp_path / "report").glob("*.csv")] == ["scale_factor-warm_start-smoke"]
-    assert (tmp_path / "report" / "scale_factor-warm_start-smoke.png").stat().st_size > 10_000
-    by_method = capsys.readouterr().out.split("| difference")[0]
-    lines = [line for line in by_method.splitlines() if line.startswith("| ")]
-    header = [cell.strip() for cell in lines[0].split("|")]
-    own = dict(zip(header, [c.strip() for c in lines[-1].split("|")], strict=True))
-    assert own["method"] == "FIRE (norm=own)"
-    (directory,) = (d for d in run_dirs(tmp_path / "outputs") if "norm: own" in (d / "config.yaml").read_text())
-    boundary = next(row for row in numbers(directory) if "reset/sfe" in row)
+def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
+    """A run that one recipe asked for, and later another, is in both; others of its group stand beside them."""
+    vision("experiment=fig2a_cifar10", "method=none,fire", "seed=0")
+    vision("experiment=scale_factor", "seed=0", "benchmark=warm_start")
+    vision("method=shrink_perturb")  # no recipe asked for this one
+    directories = {path.name.split("-")[0]: path for path in run_dirs(tmp_path / "outputs")}
+    recipes = {name: {file.stem for file in path.glob("recipes/*")} for name, path in directories.items()}
+    both = {"fig2a_cifar10", "scale_factor"}
+    assert recipes == {
+        "none": both, "fire": both, "full_reset": {"scale_factor"}, "fire_own_norm": {"scale_factor"},
+        "shrink_perturb": set(),
+    }  # fmt: skip
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    methods = {path.stem: {*pd.read_csv(path).method} for path in (tmp_path / "report").glob("*.csv")}
+    factor = f"scale_factor-{GROUP}"
+    four = {"none", "full_reset", "fire", "fire_own_norm"}
+    assert methods == {"fig2a_cifar10-smoke": {"none", "fire"}, factor: four, GROUP: set(directories)}
+    about = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "report").glob("*.json")}
+    assert about["fig2a_cifar10-smoke"]["missing"] == {
+        "none": [1, 2], "shrink_perturb": [0, 1, 2], "full_reset": [0, 1, 2], "fire": [1, 2]
+    }  # fmt: skip
+    assert about[factor]["missing"] == {method: [1, 2] for method in four}
+    assert about[GROUP]["missing"] == {}
+    printed = capsys.readouterr().out
+    command = "python -m experiments.vision experiment=scale_factor benchmark=warm_start scale=smoke seed=0,1,2"
+    assert f"`{command} precision=fp32 compile=false threads=1`" in printed
+    assert printed.count(f"to continue them, add outputs_dir={tmp_path / 'outputs'}.\n") == 2
+
+    # What the view of scale_factor measures, against the log.
+    result = load(tmp_path / "report" / f"{factor}.csv")
+    own = by_method(result).set_index("method").loc["FIRE, own norms"]
+    boundary = next(row for row in numbers(directories["fire_own_norm"]) if "reset/sfe" in row)
     for key, column in (
         ("reset/sfe_normalised", "SFE / that of a full reset"),
         ("plasticity/dfi_normalised", "DfI / min(out, in) after the reset"),
     ):
         assert float(own[column].replace(",", "")) == pytest.approx(boundary[key], rel=0.01)
     assert own["against the paper"] == ""
-    assert [c.strip() for c in lines[-2].split("|")][header.index("against the paper")] == "one seed"
-
-    vision("method=shrink_perturb")  # which completes fig2a as well
-    vision("method=fire", "budget.epochs=[3,3]")  # no recipe's number
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "more")
-    titles = ["fig2a_cifar10-smoke", "scale_factor-warm_start-smoke", "warm_start-smoke-epochs=_3,_3_"]
-    assert sorted(path.stem for path in (tmp_path / "more").glob("*.csv")) == titles
-    about = json.loads((tmp_path / "more" / f"{titles[-1]}.json").read_text())
-    assert about["recipe"] == ""
-    assert "epochs=[3, 3]" in about["difference"]
+    assert by_method(result).set_index("method")["against the paper"]["FIRE"] == "one seed"
+    assert (tmp_path / "report" / f"{factor}.png").stat().st_size > 10_000
 
 
-def test_a_setting_that_is_not_usual_is_told_of_a_single_run(vision: Vision, tmp_path: Path) -> None:
-    """Nor is it taken for the paper's FIRE, or a run of other numbers for the scale's."""
+def test_settings_of_the_command_line_are_named(vision: Vision, tmp_path: Path) -> None:
+    """A run with settings of its own is not taken for the paper's FIRE, or for one of the scale's numbers."""
     tiny = ("budget.train_images=100", "budget.test_images=20")
     vision("method=fire", "method.norm=own", *tiny)
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "report")
-    told = (tmp_path / "report" / "warm_start-smoke.md").read_text()
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    told = (tmp_path / "report" / f"{GROUP}.md").read_text()
     assert "| FIRE (norm=own) |" in told
     assert "0.829" not in told
-    assert "Settings of their own: budget.test_images=20, budget.train_images=100." in told
+    assert "Settings: budget.test_images=20, budget.train_images=100." in told
+
+
+def test_what_differs_from_other_runs_of_a_recipe_is_named(vision: Vision, tmp_path: Path) -> None:
+    """In the title, in words, and in the command."""
+    for words in ([], ["budget.epochs=[2,2]"]):
+        vision("experiment=fig2a_cifar10", "method=none,fire", "seed=0", *words)
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    titles = ["fig2a_cifar10-smoke-epochs=_2,2_", "fig2a_cifar10-smoke-epochs=_3,2_"]
+    assert sorted(path.stem for path in (tmp_path / "report").glob("*.csv")) == titles
+    other, usual = (load(tmp_path / "report" / f"{title}.csv") for title in titles)
+    assert (other.settings, usual.settings) == ("budget.epochs=[2,2]", "budget.epochs=[3,2]")
+    assert "scale=smoke 'budget.epochs=[2,2]' seed=0,1,2" in other.command
+    assert "epochs" not in usual.command
+    assert len(file_label(["section.key=" + "value" * 20])) == 9
 
 
 def test_where_each_part_of_a_run_was_computed_is_told(vision: Vision, tmp_path: Path) -> None:
@@ -243,17 +278,17 @@ def test_where_each_part_of_a_run_was_computed_is_told(vision: Vision, tmp_path:
     info = json.loads((none / "run.json").read_text())
     part = {"git": "of the phase", "versions": {"torch": "1.13.0"}, "machine": info["machine"]}
     (none / "run.json").write_text(json.dumps({**info, "branched_from": [part]}))
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "together")
-    about = json.loads((tmp_path / "together" / "warm_start-smoke.json").read_text())
+    report("vision", [tmp_path / "outputs"], tmp_path / "together")
+    about = json.loads((tmp_path / "together" / f"{GROUP}.json").read_text())
     assert about["torch"] == sorted(["1.13.0", info["versions"]["torch"]])
     assert about["commits"] == sorted(["of the phase", info["git"]])
     assert about["ran_with"] == {"device": "cpu", "threads": "1", "compile": "false", "precision": "fp32"}
-    told = (tmp_path / "together" / "warm_start-smoke.md").read_text()
+    told = (tmp_path / "together" / f"{GROUP}.md").read_text()
     assert "threads: 1, compile: false, precision: fp32, PyTorch: 1.13.0, " in told
 
     elsewhere = {**part, "machine": "another one"}
     (none / "run.json").write_text(json.dumps({**info, "continued": [elsewhere]}))
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "apart")
+    report("vision", [tmp_path / "outputs"], tmp_path / "apart")
     machines = [pd.read_csv(path).machine.unique() for path in sorted((tmp_path / "apart").glob("*.csv"))]
     both = " and ".join(sorted([info["machine"], "another one"]))
     assert sorted(name for (name,) in machines) == sorted([info["machine"], both])
@@ -262,10 +297,10 @@ def test_where_each_part_of_a_run_was_computed_is_told(vision: Vision, tmp_path:
 def test_page_of_a_single_method(vision: Vision, tmp_path: Path) -> None:
     """Of no recipe, so without a command; with nothing to compare with."""
     vision("method=fire")
-    report(DOMAINS["vision"], [tmp_path / "outputs"], tmp_path / "results" / "vision")
+    report("vision", [tmp_path / "outputs"], tmp_path / "results" / "vision")
     report_all(tmp_path / "results")
     page = (tmp_path / "results" / "index.html").read_text()
-    assert "warm_start-smoke" in page
+    assert GROUP in page
     assert "python -m" not in page
     assert "minus no reset" not in (tmp_path / "results" / "summary.md").read_text()
 
@@ -275,9 +310,10 @@ def test_command_that_makes_a_result_again() -> None:
         load(REPOSITORY / f"results/{name}.csv").command
         for name in ("vision/isometry_exactness-warm_start-laptop", "atari/fig4a_asterix-laptop")
     )
-    choices = "experiment=isometry_exactness benchmark=warm_start scale=laptop seed=0,1,2 threads=1"
+    ran_with = "precision=fp32 compile=false threads=1"
+    choices = f"experiment=isometry_exactness benchmark=warm_start scale=laptop seed=0,1,2 {ran_with}"
     assert shared == f"python -m experiments.vision {choices}"
-    assert own == "python -m experiments.atari experiment=fig4a_asterix scale=laptop seed=0,1,2,3 threads=1"
+    assert own == f"python -m experiments.atari experiment=fig4a_asterix scale=laptop seed=0,1,2,3 {ran_with}"
 
 
 def test_differences_between_methods_are_paired_by_seed() -> None:
@@ -285,7 +321,7 @@ def test_differences_between_methods_are_paired_by_seed() -> None:
     finals = result.data.query("metric == 'test/accuracy' and step == 70").set_index(["method", "seed"]).value
     gaps = [finals["fire", seed] - finals["full_reset", seed] for seed in (0, 1, 2)]
     half = stats.t.ppf(0.975, 2) * stats.sem(gaps)
-    told = result.pairs().set_index("difference")
+    told = pairs(result).set_index("difference")
     assert told.final["FIRE minus Full reset"] == f"{sum(gaps) / 3:+.3f} ± {half:.3f}"
     assert list(told.index) == [
         "Full reset minus Shrink & perturb",
@@ -294,11 +330,29 @@ def test_differences_between_methods_are_paired_by_seed() -> None:
     ]
 
 
+def test_different_numbers_of_seeds_and_five_of_them() -> None:
+    """The first are said, and of five there is an interquartile mean."""
+    result = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv")
+    again = result.data[(result.data.method == "fire") & (result.data.seed < 2)]
+    again = again.assign(seed=again.seed + 3, value=again.value * 1.01)
+    more = replace(result, data=pd.concat([result.data, again], ignore_index=True))
+    assert "**Methods have different numbers of seeds**" in markdown(more)
+    assert "different numbers" not in markdown(result)
+    told = by_method(more).set_index("method")["IQM of final"]
+    finals = more.data.query("metric == 'test/accuracy' and step == 70 and method == 'fire'").value
+    middle, low, high = map(float, re.findall(r"[\d.]+", told["FIRE"]))
+    assert middle == pytest.approx(stats.trim_mean(finals, 0.25), abs=5e-4)
+    assert finals.min() - 5e-4 <= low < middle < high <= finals.max() + 5e-4
+    assert told["No reset"] == ""
+    assert "IQM of final" not in by_method(result)
+
+
 def test_many_variants_of_a_method_are_told_apart() -> None:
-    data = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv").data
+    result = load(REPOSITORY / "results/vision/fig2a_cifar10-laptop.csv")
+    data = result.data
     fire = data[data.method == "fire"]
     variants = [fire.assign(method=f"fire (steps={steps})") for steps in (5, 10, 20, 30, 40, 50)]
-    canvas = curves(pd.concat([data[data.method == "none"], *variants]), DOMAINS["vision"])
+    canvas = curves(replace(result, data=pd.concat([data[data.method == "none"], *variants], ignore_index=True)))
     lines, labels = canvas.axes[0].get_legend_handles_labels()
     assert labels[:7] == ["No reset", *(f"FIRE (steps={steps})" for steps in (5, 10, 20, 30, 40, 50))]
     looks = {(line.get_color(), line.get_marker(), line._unscaled_dash_pattern) for line in lines[:7]}
@@ -310,6 +364,7 @@ def test_many_variants_of_a_method_are_told_apart() -> None:
     [
         ("fire", "fire"), ("fire (steps=5)", "fire (steps=5)"), ("none (optimizer_at_boundary=keep)", "none"),
         ("fire (steps=5, optimizer_at_boundary=keep)", "fire (steps=5)"),
+        ("fire (optimizer_at_boundary=keep, steps=5)", "fire (steps=5)"),
     ],
 )  # fmt: skip
 def test_label_by_which_the_papers_value_is_found(label: str, published: str) -> None:

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from experiments.common import checkpoint
 from experiments.common.wandb_mirror import labels
-from scripts.report.domains import DOMAINS, METHODS
+from experiments.domains import NAMES, domain
+from scripts.report.methods import METHODS
 from scripts.wandb_workspace import view
 from tests.conftest import REPOSITORY, Command, run_dirs
 
@@ -77,8 +78,8 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
     vision("method=fire", "budget.train_images=1000")  # may not be averaged with the other one
     runs = run_dirs(tmp_path / "outputs")
     views = {}
-    for name, domain in DOMAINS.items():
-        made = view(domain, runs if name == "vision" else [], "me", "p")
+    for name in NAMES:
+        made = view(domain(name), runs if name == "vision" else [], "me", "p")
         views[name] = made._to_model().model_dump(mode="json", by_alias=True)
     assert set(views) == {"vision", "language", "atari", "humanoid"}
     for name, axis, metric in (
@@ -105,6 +106,6 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
     assert len({groups[2] for groups in found.values()}) == 2
     sent = unquote(json.dumps(views["vision"]))
     assert all(word in sent for groups in found.values() for word in groups)
-    assert sent.count(METHODS["fire"][1]) == 2
+    assert sent.count(METHODS["fire"].colour) == 2
     result = script("wandb_workspace", WANDB_ENTITY="")
     assert (result.returncode, result.stderr) == (1, "error: whose workspace? give --entity or set WANDB_ENTITY\n")
