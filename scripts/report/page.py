@@ -67,7 +67,7 @@ def missing(result: Result) -> str:
     by_seeds: dict[str, list[str]] = {}
     for method, seeds in result.about.missing.items():
         by_seeds.setdefault(numbered(seeds), []).append(name(method))
-    groups = "; ".join(f"{', '.join(methods)} ({seeds})" for seeds, methods in by_seeds.items())
+    groups = "; ".join(f"{seeds} of {' and '.join(methods)}" for seeds, methods in by_seeds.items())
     begun = [(method, seed) for method, seeds in result.about.unfinished.items() for seed in seeds]
     curves = [f"{name(method)}, {numbered([seed])} ({result.progress(method, seed)})" for method, seed in begun]
     sentences = [

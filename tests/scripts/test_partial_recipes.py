@@ -55,8 +55,8 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert [path.stem for path in out.glob("*.csv")] == ["fig2a_cifar10-smoke"]
     told = (
-        "This recipe is not complete. Missing: No reset, FIRE (seeds 1, 2); Shrink & perturb, Full reset "
-        "(seeds 0, 1, 2). Not finished, so drawn and in no table: Full reset, seed 0 (epoch 1 of 2)."
+        "This recipe is not complete. Missing: seeds 1, 2 of No reset and FIRE; seeds 0, 1, 2 of Shrink & perturb and "
+        "Full reset. Not finished, so drawn and in no table: Full reset, seed 0 (epoch 1 of 2)."
     )
     assert told in printed
     assert "**One seed: there is no interval, so no difference here is a claim.**" in printed
@@ -95,7 +95,7 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     printed = capsys.readouterr().out
     assert [path.stem for path in (tmp_path / "whole").glob("*.csv")] == ["fig2a_cifar10-smoke"]
     assert "not complete" not in printed
-    assert "\nMissing: No reset, Shrink & perturb, Full reset, FIRE (seeds 1, 2).\n" in printed
+    assert "\nMissing: seeds 1, 2 of No reset and Shrink & perturb and Full reset and FIRE.\n" in printed
 
 
 def test_command_continues_the_runs_that_are_there(vision: Vision, tmp_path: Path) -> None:
