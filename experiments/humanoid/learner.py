@@ -188,17 +188,14 @@ class Learner(learner.Learner):
             observations: (batch, observation) float32, on the CPU.
             noise: of the unit normal, (batch, action), on the CPU.
         """
-        return self._choose(observations.to(self.runtime.device), noise.to(self.runtime.device)).cpu()
-
-    def policy(self, observations: Tensor) -> Tensor:
-        """The actions without noise, (batch, action)."""
-        return self._choose(observations)
+        return self.policy(observations.to(self.runtime.device), noise.to(self.runtime.device)).cpu()
 
     def _act_in(self, buffer: DeviceReplay) -> Tensor:
-        return self._choose(buffer.arrive()[:, 0], buffer.parcel.there["action_noise"])
+        return self.policy(buffer.arrive()[:, 0], buffer.parcel.there["action_noise"])
 
     @torch.no_grad()
-    def _choose(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+    def policy(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The actions, (batch, action), drawn with `noise` or without."""
         with self.runtime.autocast:
             mean, log_std = self.network.actor(self.normaliser(observations))
         return (mean.float() if noise is None else unsquashed(mean.float(), log_std.float(), noise)).tanh()

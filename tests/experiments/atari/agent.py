@@ -1,6 +1,6 @@
 """The DQN agent, small, as the tests of both agents use it; and in float64, as the paper's formulas have it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -74,7 +74,8 @@ class Exact:
 
     def __init__(self, learner: Learner) -> None:
         self.network, self.target = deepcopy(learner.network).double(), deepcopy(learner.target).double()
-        self._discount, self._batch_size, self._settings = learner.discount, learner.batch_size, learner.settings
+        self._discount, self.batch_size, self._settings = learner.discount, learner.batch_size, learner.settings
+        self.penalty: Callable[[], Tensor | float] = lambda: 0.0  # what a method adds to the loss
         self.new_optimizers()
 
     def new_optimizers(self) -> None:
@@ -83,7 +84,7 @@ class Exact:
         self.optimizer = torch.optim.Adam(parameters, rate, eps=eps, foreach=False)
 
     def update(self, given: Sequence[Tensor]) -> None:
-        for batch in Batch(*given).split(self._batch_size):
+        for batch in Batch(*given).split(self.batch_size):
             rewards, ends, weights = batch.rewards.double(), batch.ends.double(), batch.weights.double()
             with torch.no_grad():
                 following = values(self.target, batch.frames[:, 1:]).amax(1)
@@ -91,7 +92,7 @@ class Exact:
             taken = values(self.network, batch.frames[:, :4]).gather(1, batch.actions[:, None])[:, 0]
             loss = (weights * F.smooth_l1_loss(taken, targets, reduction="none")).mean()
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss + self.penalty()).backward()
             self.optimizer.step()
 
     def follow(self) -> None:

@@ -2,7 +2,7 @@
 everything through backward()."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -92,7 +92,8 @@ class Exact:
         self.network, self.target = deepcopy(learner.network).double(), deepcopy(learner.target).double()
         self.log_temperature = nn.Parameter(learner.log_temperature.detach().double().clone())
         self.normaliser = deepcopy(learner.normaliser)
-        self._batch_size, self._sac, self._settings = learner.batch_size, learner.sac, learner.settings
+        self.batch_size, self._sac, self._settings = learner.batch_size, learner.sac, learner.settings
+        self.penalty: Callable[[], Tensor | float] = lambda: 0.0  # what a method adds to the losses of the networks
         self.new_optimizers()
 
     def new_optimizers(self) -> None:
@@ -112,7 +113,7 @@ class Exact:
         self.target = deepcopy(self.network.critic).requires_grad_(False)
 
     def update(self, given: Sequence[Tensor]) -> None:
-        size = self._batch_size
+        size = self.batch_size
         for drawn in zip(*(tensor.double().split(size) for tensor in given), strict=True):
             self._update(Batch(*drawn[:-1]), *drawn[-1].unbind(1))
 
@@ -146,5 +147,5 @@ class Exact:
     def _step(self, which: int, loss: Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        (loss + self.penalty()).backward()
         self.optimizers[which].step()

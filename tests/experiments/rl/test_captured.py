@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+import fire
 from experiments.atari import envs
 from experiments.common.runtime import Runtime
 from experiments.rl.device_replay import DeviceReplay
 from tests.conftest import Command, numbers, run_dirs
+from tests.experiments.rl import precision
 from tests.experiments.rl.captured import GRAPHS, METHODS, capture_everywhere, check_stops, cost, method_of
 from tests.tape import Tape
 
@@ -167,3 +169,39 @@ def test_captured_updates_are_eager_ones_to_the_bit(precision: str, agent: Any, 
         both.append([*agent.weights(one).values(), one.totals, *moments])
     assert all(torch.equal(a, b) for a, b in zip(*both, strict=True))
     assert len(taped) == 2  # one for each size
+
+
+@pytest.mark.parametrize("way", ["false", "graphs"])
+def test_a_penalty_is_part_of_every_loss(way: str, agent: Any, taped: list[Tape]) -> None:
+    """Of DQN's loss, and of the actor's and the critics' with each its own parameters: against plain float64."""
+    one, plain = (agent.learner(runtime=Runtime("cpu", "fp32", how, 1)) for how in (way, "false"))
+    exact, without = agent.Exact(plain), agent.Exact(plain)
+    initial = {key: tensor.clone() for key, tensor in one.network.state_dict().items()}
+    for each in (one, plain):
+        each.use(fire.build("l2_init", coefficient=3.0).during(each.network, initial, fire.Scope()))
+    start = [p.detach().clone() for p in exact.network.parameters()]
+    exact.penalty = lambda: (
+        1.5 * sum((p - before).square().sum() for p, before in zip(exact.network.parameters(), start, strict=True))
+    )
+    for seed in range(12):
+        for each in (one, plain, exact, without):
+            each.update(agent.transitions(one.batch_size * (1 + seed % 2), seed))
+    precision.check(*(agent.weights(each) for each in (one, plain, exact)), "with a penalty")
+    assert max(precision.distances(agent.weights(without), agent.weights(exact)).values()) > 0.01
+
+
+@pytest.mark.parametrize("way", ["false", "graphs"])
+def test_a_method_acts_once_for_every_step_of_the_optimisers(way: str, agent: Any, taped: list[Tape]) -> None:
+    """Though an update of several steps may be one graph."""
+    calls = []
+
+    class Counting(fire.During):
+        def after_step(self, *optimizers: torch.optim.Optimizer) -> None:
+            calls.append(optimizers)
+
+    one = agent.learner(runtime=Runtime("cpu", "fp32", way, 1))
+    one.use(Counting())
+    for steps in (1, 3, 2):
+        one.update(agent.transitions(one.batch_size * steps))
+    assert one.totals[-1] == len(calls) == 6
+    assert all(optimizers == tuple(one.optimizers) for optimizers in calls)

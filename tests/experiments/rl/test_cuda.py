@@ -35,7 +35,7 @@ def update(agent: Any, one: Any, seed: int, device: str) -> None:
     """One or two steps of the optimisers."""
     if hasattr(one, "normaliser"):
         one.normaliser.update(torch.full((agent.OBSERVATION,), float(seed)))
-    size = agent.learner().batch_size * (1 + seed % 2)
+    size = one.batch_size * (1 + seed % 2)
     one.update(tuple(tensor.to(device) for tensor in agent.transitions(size, seed)))
 
 

@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
+from experiments.common.config import build_method, compose_domain
+from experiments.common.errors import UserError
+from experiments.common.runtime import Runtime
+from experiments.domains import domain as domain_of
 from experiments.rl import replay
 from tests.conftest import Command, numbers, run_dirs
 from tests.experiments.rl.captured import METHODS
@@ -123,10 +127,10 @@ def test_buffer_larger_than_memory(
     assert not (tmp_path / "outputs" / name).exists()
 
 
-def test_a_method_that_needs_units_says_so_before_training(name: str, command: Command, tmp_path: Path) -> None:
-    status, printed = command("method=redo", "~model.scope.units")
-    assert status == 1
-    assert [line for line in printed.splitlines() if line.startswith("error: ")] == [
-        "error: model.scope: redo needs a scope whose `units` names the network's layers; this scope names no units"
-    ]
-    assert not (tmp_path / "outputs" / name).exists()
+def test_a_method_that_needs_units_says_so_before_training(name: str) -> None:
+    cfg = compose_domain(name, domain_of(name).schema, ["scale=smoke", "method=redo"])
+    if name == "humanoid":
+        cfg.env.backend = "native"
+    cfg.model.scope.units = {}
+    with pytest.raises(UserError, match=r"^model.scope: redo needs a scope whose `units` names the network's layers"):
+        domain_of(name).experiment(cfg, Runtime("cpu", "fp32", "false", 1), build_method(cfg), None)
