@@ -72,16 +72,16 @@ def critic_loss(
 
 
 class Learner(learner.Learner):
-    """SAC. Its totals are the critics' and the actor's loss, the mean value and entropy, the norm of the critics'
-    gradient, and the updates.
+    """SAC. Its losses, in this order, are those of the critics and of the actor; the gradient's norm is the critics'.
 
     Attributes:
         log_temperature: a scalar.
         normaliser: of observations.
     """
 
-    TOTALS = ("loss", "actor_loss", "q", "entropy", "grad_norm", "updates")
-    LOSSES = ("loss", "actor_loss")
+    TOTALS = (
+        "train/loss", "train/actor_loss", "train/q", "train/entropy", "plasticity/grad_norm", "updates",
+    )  # fmt: skip
     network: Agent
     target: Critics
 
@@ -98,7 +98,6 @@ class Learner(learner.Learner):
         self.new_optimizers()
 
     def source_of_target(self) -> Critics:
-        """The critics."""
         return self.network.critic
 
     def make_optimizers(self, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
@@ -191,7 +190,6 @@ class Learner(learner.Learner):
         return self._choose(observations.to(self.runtime.device), noise.to(self.runtime.device)).cpu()
 
     def policy(self, observations: Tensor) -> Tensor:
-        """The actions without noise, (batch, action)."""
         return self._choose(observations)
 
     def _act_in(self, buffer: DeviceReplay) -> Tensor:
@@ -212,12 +210,10 @@ class Learner(learner.Learner):
         return critic_loss(critic, states, batch.actions, targets, batch.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
         own = {"log_temperature": self.log_temperature.detach(), "normaliser": self.normaliser.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of networks with the same modules."""
         super().load_state_dict(state)
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
