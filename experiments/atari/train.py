@@ -41,12 +41,10 @@ class Schedule(training.Schedule):
         self._target, self.restart_every = budget.target_every, budget.restart_every
 
     def epsilon(self, step: int) -> float:
-        """Probability of a random action at `step`."""
         first, last = self._epsilon
         return first + (last - first) * min(step / self._decay, 1.0) if self._decay else last
 
     def updates_target(self, step: int) -> bool:
-        """Whether the target network is updated after `step`."""
         return self.learns(step) and step % self._target == 0
 
 
@@ -152,7 +150,6 @@ class AtariTraining(AgentTraining):
             )
 
     def environment_state(self) -> dict[str, Any]:
-        """The actions since the environments were started."""
         return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
 
     def load_environment_state(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ Run directories and the entries of the phase cache are both workspaces. What sur
 newest checkpoint; opening the workspace again cuts the metric log back to it.
 """
 
-import copy
 import json
 import logging
 import os
@@ -172,18 +171,12 @@ class Workspace:
 
     def save(self, state: dict[str, Any], keep: Iterable[str] = ()) -> None:
         """Write a checkpoint now, and keep it under the names `keep` for methods to branch from."""
-        checkpoint.save(self.path, self._content(state), keep)
-        self._last_save = time.monotonic()
-
-    def snapshot(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What `save` would write now, to be written later; tensors are copied on the device they are on."""
-        return copy.deepcopy(self._content(state))
-
-    def _content(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {
+        content = {
             "identity": self.identity, "state": state, "rng": rng_state(),
             "log_bytes": self.log.position(), "log_rows": len(self.log.rows),
         }  # fmt: skip
+        checkpoint.save(self.path, content, keep)
+        self._last_save = time.monotonic()
 
     def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]] | None:
         """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then; None if

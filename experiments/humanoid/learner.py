@@ -117,7 +117,6 @@ class Learner(learner.Learner):
         return to(drawn, self.runtime.device)
 
     def fields(self, most: int) -> dict[str, Field]:
-        """Noise, and the normaliser's numbers."""
         return {
             "shift": ((self.observation,), torch.float32),
             "scale": ((self.observation,), torch.float32),

@@ -1,11 +1,7 @@
 """The best checkpoint of phase 0.
 
-Writing one takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the memory
-of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the next
-checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
-
-On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
-newest of both are kept, so that the best of any checkpoint that a run resumes from is there.
+It is written when it is found, as `best_at_<iteration>`, and called `best` once it is settled. The two newest are kept,
+as of the checkpoints that a run resumes from, so that the best of either is there.
 """
 
 import math
@@ -14,62 +10,49 @@ from typing import Any
 
 from experiments.common import checkpoint
 from experiments.common.errors import UserError
-from experiments.common.workspace import Workspace
 
 BEST = "best"  # its name once it is settled
+PREFIX = "best_at_"  # of its name while it may change
 
 
 class Best:
-    """The lowest validation loss of phase 0 so far, and the state that had it."""
+    """The lowest validation loss of phase 0 so far.
 
-    PREFIX = "best_at_"  # of its name on disk while it may change
+    Attributes:
+        loss, at: it, and the iteration after which it was measured; 0: none yet.
+        settled: whether it is the best of the whole phase and changes no more.
+    """
 
     def __init__(self) -> None:
-        self.loss = math.inf  # the lowest so far
-        self.at = 0  # the iteration after which it was measured; 0: none yet
-        self.settled = False  # whether it is the best of the whole phase and changes no more
-        self._held: dict[str, Any] | None = None  # its state, until that is written
+        self.loss, self.at, self.settled = math.inf, 0, False
 
     @property
-    def _name(self) -> str:
-        return f"{self.PREFIX}{self.at}"
+    def name(self) -> str:
+        """What its checkpoint is kept as."""
+        return f"{PREFIX}{self.at}"
 
     def state(self) -> list[Any]:
-        """What a checkpoint stores."""
         return [self.loss, self.at, self.settled]
 
     def load(self, state: list[Any]) -> None:
-        """Restore what a checkpoint stores."""
         self.loss, self.at, self.settled = state
-        self._held = None
 
     def improves(self, loss: float, at: int) -> bool:
-        """Whether the validation loss after iteration `at` is the lowest so far; if so, call `hold` next."""
+        """Whether the validation loss after iteration `at` is the lowest so far; if so, a checkpoint must be kept."""
         if self.settled or not loss < self.loss:
             return False
         self.loss, self.at = loss, at
-        self._held = None  # released first, so that memory never holds two
         return True
-
-    def hold(self, content: dict[str, Any]) -> None:
-        """Keep a copy of the state, from `Workspace.snapshot`, for the next `write`."""
-        self._held = content
 
     def settles(self, at: int, last: bool, wait: float) -> bool:
         """Whether it is final after iteration `at`: the phase is over, or `wait` iterations brought nothing lower."""
         return not self.settled and (last or (self.at > 0 and at - self.at >= wait))
 
-    def write(self, workspace: Workspace, state: dict[str, Any], keep: list[str], at: int) -> None:
-        """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too."""
-        folder = workspace.path
-        if self._held is not None and self.at == at and not self.settled:  # both are the same state
-            keep = [*keep, self._name]
-        elif self._held is not None:
-            checkpoint.save_as(folder, self._held, self._name)
+    def tidy(self, folder: Path) -> None:
+        """Keep what the state that was last saved in `folder`, or the one before, names, and drop the others; a call
+        that was killed is made good by the next."""
         if self.settled and BEST not in checkpoint.kept(folder):
-            checkpoint.keep_also(folder, self._name, BEST)
-        workspace.save(state, keep)
-        self._held = None
+            checkpoint.keep_also(folder, self.name, BEST)
         for _, name in self._on_disk(folder)[:-2]:
             checkpoint.drop(folder, name)
 
@@ -80,7 +63,8 @@ class Best:
                 checkpoint.drop(folder, name)
         if not self.settled:
             checkpoint.drop(folder, BEST)
-        expected = BEST if self.settled else self._name
+        self.tidy(folder)
+        expected = BEST if self.settled else self.name
         if self.at > 0 and expected not in checkpoint.kept(folder):
             raise UserError(
                 f"the checkpoint {expected} is missing, as in an unfinished phase of an older version; delete {folder} "
@@ -96,5 +80,5 @@ class Best:
 
     def _on_disk(self, folder: Path) -> list[tuple[int, str]]:
         """Iterations and names of those that are kept, in order."""
-        names = [name for name in checkpoint.kept(folder) if name.startswith(self.PREFIX)]
-        return sorted((int(name.removeprefix(self.PREFIX)), name) for name in names)
+        names = [name for name in checkpoint.kept(folder) if name.startswith(PREFIX)]
+        return sorted((int(name.removeprefix(PREFIX)), name) for name in names)

@@ -96,7 +96,6 @@ class Learner(ABC):
         self._graphs.forget()
 
     def new_optimizers(self) -> None:
-        """Optimisers with empty moments."""
         self.optimizers = self.make_optimizers({"fused": True, "capturable": self._captured})
         self._graphs.forget()
 
@@ -167,7 +166,6 @@ class Learner(ABC):
             self._graphs.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
         return {
             "model": self.network.state_dict(),
             "target": self.target.state_dict(),

@@ -37,7 +37,6 @@ class Meter:
         self._clock += time.perf_counter() - started
 
     def advance(self, steps: int, updates: int) -> None:
-        """Steps have been taken, with updates."""
         self._steps += steps
         self._updates += updates
 

@@ -55,7 +55,6 @@ class Schedule:
         self._log, self._eval = budget.log_every, budget.eval_every
 
     def learns(self, step: int) -> bool:
-        """Whether updates have begun at `step`."""
         return step >= self._starts
 
     def updates(self, step: int) -> int:
@@ -66,11 +65,9 @@ class Schedule:
         return int(after * self._ratio) - int(before * self._ratio)
 
     def logs(self, step: int) -> bool:
-        """Whether a row is written after `step`."""
         return step % self._log == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
-        """Whether the policy is evaluated after `step`."""
         return step % self._eval == 0 or step in self.ends
 
 
