@@ -1,6 +1,7 @@
 """The description of the humanoid domain."""
 
 import os
+import sys
 from ctypes.util import find_library
 from typing import Any
 
@@ -78,7 +79,7 @@ def choose_opengl() -> None:
     Raises:
         UserError: neither is installed.
     """
-    if "MUJOCO_GL" not in os.environ:
+    if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
         found = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if find_library(library)]
         if not found:
             raise UserError(
