@@ -37,8 +37,11 @@ CLOCK = ("speed/", "reset/seconds")
 CUDA = (pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))
 
 
+OPENGL = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
+if OPENGL:
+    os.environ.setdefault("MUJOCO_GL", OPENGL[0].lower())  # before any test imports MuJoCo
 needs_opengl = pytest.mark.skipif(
-    not any(map(ctypes.util.find_library, ("EGL", "OSMesa"))),
+    not OPENGL,
     reason="needs EGL or OSMesa (on Debian: libegl1 libopengl0 libgl1-mesa-dri), which .ci/run installs",
 )
 

@@ -7,11 +7,10 @@ from omegaconf import DictConfig
 import fire
 from experiments.atari import envs, games
 from experiments.atari.config import AtariConfig
-from experiments.common.domain import Results
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
-from experiments.rl.domain import AgentDomain
+from experiments.rl.domain import RESULTS, AgentDomain, check_multiples
 
 
 class Atari(AgentDomain):
@@ -19,22 +18,17 @@ class Atari(AgentDomain):
 
     name = "atari"
     schema = AtariConfig
-    phase_version = 2
     model = "nature_cnn"
-    results = Results(
+    benchmark_key = "game"
+    results = RESULTS(
         metric="train/return",
         title="return of training episodes",
-        step="env_step",
         steps="agent steps",
         figure="Figure 4(a)",
         panels={"asterix": "dqn_asterix", "beam_rider": "dqn_beamrider", "demon_attack": "dqn_demonattack"},
-        paper_step=1e6,
-        from_start=lambda benchmark: True,
         apart={"eval/return": ("evaluation, epsilon 0.001", "evaluation")},
-        axis="return",
         decimals=0,
         normalised=("human-normalised", games.human_normalised),
-        warning="too short to rank methods",
     )
 
     def check(self, cfg: DictConfig) -> None:
@@ -43,10 +37,7 @@ class Atari(AgentDomain):
         super().check(cfg)
         cfg.game = games.resolve(cfg.game)
         budget, count = cfg.budget, cfg.dqn.environments
-        keys = ("target_every", "log_every", "eval_every", "restart_every")
-        for name, value in [("steps", step) for step in budget.steps] + [(key, budget[key]) for key in keys]:
-            if value % count:
-                raise UserError(f"budget.{name}={value} is not a multiple of dqn.environments={count}")
+        check_multiples(budget, ("target_every", "log_every", "eval_every", "restart_every"), count, "dqn.environments")
         smallest = 2 * envs.STACK * count
         for key in ("buffer", "learning_starts"):
             if budget[key] < smallest:
@@ -58,16 +49,7 @@ class Atari(AgentDomain):
                 f"budget.learning_starts={budget.learning_starts} lies beyond the run's {sum(budget.steps)} steps"
             )
 
-    def benchmark(self, cfg: DictConfig) -> str:
-        """The game."""
-        return cfg.game
-
-    def choices(self, cfg: DictConfig) -> list[str]:
-        """The word that chooses it."""
-        return [f"game={cfg.game}"]
-
     def headline(self, cfg: DictConfig, opened: Any) -> str:
-        """Steps, replay ratio, width and buffer."""
         budget = cfg.budget
         return (
             f"{'+'.join(f'{steps:,}' for steps in budget.steps)} agent steps, replay ratio {cfg.replay_ratio:g}, "
@@ -75,11 +57,9 @@ class Atari(AgentDomain):
         )
 
     def extra_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
-        """The version of the emulator."""
         return {"environment": envs.backend()}
 
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
-        """Make the environments, the replay buffer and the network."""
         from experiments.atari.train import AtariTraining
 
         return AtariTraining(cfg, runtime, method)

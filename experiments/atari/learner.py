@@ -35,10 +35,9 @@ def huber_loss(network: nn.Module, batch: Batch, targets: Tensor, runtime: Runti
 
 
 class Learner(learner.Learner):
-    """DQN. Its totals are the loss, the mean value of the actions taken, the gradient's norm, and the updates."""
+    """DQN. `train/q` is the mean value of the actions taken."""
 
-    TOTALS = ("loss", "q", "grad_norm", "updates")
-    LOSSES = ("loss",)
+    TOTALS = ("train/loss", "train/q", "plasticity/grad_norm", "updates")
 
     def __init__(self, network: nn.Module, cfg: DictConfig, runtime: Runtime) -> None:
         super().__init__(network, runtime, cfg.dqn.batch_size)
@@ -47,11 +46,9 @@ class Learner(learner.Learner):
         self.new_optimizers()
 
     def source_of_target(self) -> nn.Module:
-        """The Q-network."""
         return self.network
 
     def make_optimizers(self, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
-        """Adam."""
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         return [torch.optim.Adam(parameters, self.settings.learning_rate, eps=self.settings.eps, **options)]
 

@@ -9,10 +9,10 @@ stored before (on a GPU while they play), store what came of the actions. The la
 results do not depend on timing.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -21,16 +21,31 @@ import fire
 from experiments.atari import envs, games, models
 from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import Learner
-from experiments.atari.schedule import Schedule
 from experiments.atari.video import episode
 from experiments.common import plasticity
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import seed_everything
-from experiments.common.workspace import Workspace
+from experiments.rl import training
 from experiments.rl.training import PROBE_STATES, AgentTraining
-from experiments.rl.video import record
+
+
+class Schedule(training.Schedule):
+    """Steps are agent steps, of all environments together; a stride is one of each."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        budget, dqn = cfg.budget, cfg.dqn
+        super().__init__(budget, dqn.environments, 1, cfg.replay_ratio, budget.learning_starts, dqn.batch_size)
+        self._epsilon, self._decay = tuple(dqn.epsilon), dqn.exploration_fraction * sum(budget.steps)
+        self._target, self.restart_every = budget.target_every, budget.restart_every
+
+    def epsilon(self, step: int) -> float:
+        first, last = self._epsilon
+        return first + (last - first) * min(step / self._decay, 1.0) if self._decay else last
+
+    def updates_target(self, step: int) -> bool:
+        return self.learns(step) and step % self._target == 0
 
 
 class AtariTraining(AgentTraining):
@@ -42,6 +57,7 @@ class AtariTraining(AgentTraining):
     """
 
     plasticity_at_evaluations = False
+    target_always_follows = True
     learner: Learner
     schedule: Schedule
 
@@ -59,19 +75,10 @@ class AtariTraining(AgentTraining):
         self.started = 0
         self.episodes = envs.Episodes(count)
 
-    def train(self, workspace: Workspace, until_phase: int) -> None:
-        """Train from the current position to the end of phase `until_phase - 1`."""
-        for phase in range(self.phase, until_phase):
-            with self.in_phase(workspace, phase) as progress:
-                while self.step < self.schedule.ends[phase]:
-                    self.take_step()
-                    progress.advance(self.schedule.stride)
-                    self.finish_step(workspace, progress)
-
     def take_step(self) -> None:
         """One step of all environments, and the updates that are due with it."""
         schedule, count = self.schedule, self.schedule.stride
-        if self.step > self.started and schedule.restarts(self.step):
+        if self.step > self.started and self.step % schedule.restart_every == 0:
             self.restart_environments()
         epsilon, updates = schedule.epsilon(self.step), schedule.updates(self.step)
         greedy = self.greedy_actions(updates, epsilon)
@@ -116,12 +123,9 @@ class AtariTraining(AgentTraining):
         else:
             self.learner.update_from(self.on_device, count)
 
-    def enter_phase(self) -> None:
-        """Start the environments again; the episodes that were played are truncated, and count in no return."""
-        self.restart_environments()
-
     def restart_environments(self) -> None:
-        """Start the environments with the seeds of this step."""
+        """Start the environments with the seeds of this step; the episodes that were played are truncated, and count in
+        no return."""
         self.started, self.played = self.step, []
         self.observations = self.first_observations()
         self.buffer.begin(self.observations[:, -1], True)
@@ -147,7 +151,6 @@ class AtariTraining(AgentTraining):
             )
 
     def environment_state(self) -> dict[str, Any]:
-        """The actions since the environments were started."""
         return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
 
     def load_environment_state(self, state: dict[str, Any]) -> None:
@@ -157,31 +160,13 @@ class AtariTraining(AgentTraining):
         if self.entered:
             self.play_again()
 
-    def final_weights(self) -> dict[str, Any]:
-        """Those of the Q-network."""
-        return self.learner.network.state_dict()
-
-    def load_final_weights(self, weights: dict[str, Any]) -> None:
-        """Take those of a finished run."""
-        self.network.load_state_dict(weights)
-
-    def record_video(self, folder: Path) -> None:
-        """Record an episode of the finished run, at the speed of play."""
-        record(episode(self.learner.act, self.cfg), 60 / envs.FRAME_SKIP, folder)
-
-    def after_reset(self) -> None:
-        """The target network follows; Adam's moments stay unless the run resets them."""
-        self.learner.follow()
-        if self.cfg.optimizer_at_boundary == "reset":
-            self.learner.new_optimizers()
-        self.learner.use(self.during)
+    def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
+        return episode(self.learner.act, self.cfg), 60 / envs.FRAME_SKIP
 
     def training_metrics(self, updated: bool) -> Row:
-        """Exploration."""
         return {"train/epsilon": self.schedule.epsilon(self.step)}
 
     def evaluate(self) -> dict[str, float]:
-        """The return of the policy in environments made for this."""
         cfg = self.cfg
         steps, epsilon = cfg.budget.eval_steps, cfg.dqn.eval_epsilon
         return envs.evaluate(self.learner.act, cfg.game, cfg.dqn.environments, steps, epsilon, cfg.seed, self.step)
@@ -195,7 +180,6 @@ class AtariTraining(AgentTraining):
         return plasticity.of_network(self.network, self.scope, activations[-1].values, activations)
 
     def sharpness_parts(self) -> tuple[nn.Module, Callable[[Any], Tensor], Sequence[Any]]:
-        """A sample of the replay buffer."""
         batch, _ = self.probe("sharpness", self.cfg.sharpness)
         return self.network, self.learner.loss, list(batch.split(self.cfg.dqn.batch_size))
 

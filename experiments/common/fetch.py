@@ -170,12 +170,6 @@ def _run_client(command: list[str], what: str, megabytes: int) -> None:
         raise UserError(f"could not fetch {what}: {' '.join(result.stderr.split()) or 'no reason given'}")
 
 
-def extract(archive: Path, members: dict[str, Path]) -> None:
-    """Unpack the named members of an archive to the given paths, each whole or not at all; errors as `read_members`."""
-    for name, content in read_members(archive, members):
-        write_atomically(members[name], content)
-
-
 def read_members(archive: Path, names: Iterable[str], prefix: str = "") -> Iterator[tuple[str, bytes]]:
     """Name and content of the members `prefix` + name of a tar or zip archive (a wheel is one), in the archive's order.
 

@@ -139,7 +139,6 @@ class Player:
         return {"physics": torch.from_numpy(physics), "taken": self.taken, "random": random}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
         env = self.env
         env.reset(seed=0)  # so that there is a generator, and nothing is left of another episode
         mujoco.mj_setState(env.model, env.data, state["physics"].numpy(), STATE)

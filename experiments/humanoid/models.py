@@ -22,7 +22,6 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, out_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product with each member's matrix, and its bias."""
         return torch.baddbmm(self.bias, x, self.weight)
 
 
@@ -35,7 +34,6 @@ class StackedLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, scale and shift."""
         return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), self.weight)
 
 
@@ -61,7 +59,6 @@ class Block(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output, of the shape of `x`."""
         return x + self.down(self.relu(self.up(self.norm(x))))
 
 

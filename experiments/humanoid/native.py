@@ -91,7 +91,6 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         return np.concatenate((self.data.qpos, self.data.qvel))
 
     def body(self) -> Body:
-        """What the reward depends on."""
         return Body(
             float(self._head[2]), float(self._torso[8]), self._velocity, self.data.actuator_force, self._imu,
             self._pelvis,

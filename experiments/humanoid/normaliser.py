@@ -58,10 +58,8 @@ class Normaliser:
         return (observations - self.shift) * self.scale
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs."""
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint."""
         self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"]
         self._copy()

@@ -11,12 +11,11 @@ timing.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -24,17 +23,14 @@ from torch import Tensor, nn
 import fire
 from experiments.common import plasticity
 from experiments.common.config import data_folder
-from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import derive, seed_everything
-from experiments.common.workspace import Workspace
 from experiments.humanoid import envs, models, tasks
 from experiments.humanoid.learner import Learner
 from experiments.humanoid.video import episode
 from experiments.rl.replay import Stored
 from experiments.rl.training import PROBE_STATES, AgentTraining, Schedule
-from experiments.rl.video import record
 
 OF_ACTOR = {  # the keys of the actor's plasticity metrics
     "plasticity/dfi": "plasticity/actor_dfi",
@@ -86,16 +82,7 @@ class HumanoidTraining(AgentTraining):
         self.observation: Tensor | None = None  # (observation,) float32; None: before the first episode
         self.episode_return = 0.0  # of the present episode
 
-    def train(self, workspace: Workspace, until_phase: int) -> None:
-        """Train from the current position to the end of phase `until_phase - 1`."""
-        for phase in range(self.phase, until_phase):
-            with self.finite(workspace), self.in_phase(workspace, phase) as progress:
-                while self.step < self.schedule.ends[phase]:
-                    self.take_action()
-                    progress.advance(self.schedule.stride)
-                    self.finish_step(workspace, progress)
-
-    def take_action(self) -> None:
+    def take_step(self) -> None:
         """One action, and the updates that are due with it."""
         if self.observation is None:
             self.begin_episode(derive(self.cfg.seed, "environment", 0) % 2**31)
@@ -148,20 +135,7 @@ class HumanoidTraining(AgentTraining):
         else:
             self.learner.update_from(self.on_device, count)
 
-    @contextmanager
-    def finite(self, workspace: Workspace) -> Iterator[None]:
-        """Raise UserError where the simulation comes to values that are not finite, in training or in an evaluation."""
-        try:
-            yield
-        except FloatingPointError as error:
-            self.means(workspace)  # if the loss is not finite either, that is the reason
-            raise UserError(
-                f"{error}, at environment step {self.step} of phase {self.phase}; the last good checkpoint, if any, is "
-                f"in {workspace.path}"
-            ) from error
-
     def environment_state(self) -> dict[str, Any]:
-        """The simulation and the present episode."""
         return {
             "player": self.player.state_dict(),
             "observation": self.observation,
@@ -169,7 +143,6 @@ class HumanoidTraining(AgentTraining):
         }
 
     def load_environment_state(self, state: dict[str, Any]) -> None:
-        """Continue in the middle of the episode."""
         self.player.load_state_dict(state["player"])
         self.observation, self.episode_return = state["observation"], state["episode_return"]
 
@@ -178,30 +151,18 @@ class HumanoidTraining(AgentTraining):
         return {"agent": self.learner.network.state_dict(), "normaliser": self.learner.normaliser.state_dict()}
 
     def load_final_weights(self, weights: dict[str, Any]) -> None:
-        """Take those of a finished run."""
         self.learner.network.load_state_dict(weights["agent"])
         self.learner.normaliser.load_state_dict(weights["normaliser"])
 
-    def record_video(self, folder: Path) -> None:
-        """Record an episode of the finished run, a picture for each action, at the speed of life."""
+    def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
+        # A picture for each action.
         rate = 1 / (envs.STEP_SECONDS * self.cfg.sac.action_repeat)
-        record(episode(self.learner.act, self.cfg), rate, folder)
-
-    def after_reset(self) -> None:
-        """The target critics follow, if the method changes something here, and optimisers and temperature start again.
-        The episode continues, and so do the observations' statistics: they are of the task, not of the network."""
-        if not isinstance(self.method, fire.NoReset | fire.TrainingMethod):
-            self.learner.follow()
-        if self.cfg.optimizer_at_boundary == "reset":
-            self.learner.new_optimizers()
-        self.learner.use(self.during)
+        return episode(self.learner.act, self.cfg), rate
 
     def training_metrics(self, updated: bool) -> Row:
-        """The temperature."""
         return {"train/temperature": math.exp(self.learner.log_temperature.item())} if updated else {}
 
     def evaluate(self) -> dict[str, float]:
-        """The return of the policy without noise, in environments made for this."""
         return envs.evaluate(self.learner.act, self.evaluators, self.pool, self.cfg.seed, self.step)
 
     @torch.no_grad()
@@ -220,7 +181,6 @@ class HumanoidTraining(AgentTraining):
         return row | {OF_ACTOR[name]: value for name, value in of_actor.items()}
 
     def sharpness_parts(self) -> tuple[nn.Module, Callable[[Any], Tensor], Sequence[Any]]:
-        """The critics' loss on a sample of the replay buffer."""
         batch, source = self.probe("sharpness", self.cfg.sharpness)
         noise = self.learner.noise(self.cfg.sharpness, source)
         return self.learner.network.critic, self.learner.critics_loss, [(*batch, noise)]

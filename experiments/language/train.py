@@ -8,7 +8,6 @@ full reset 3.057, FIRE 3.019 (3 seeds, scale=paper).
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -29,9 +28,9 @@ from experiments.language.best import BEST, Best
 from experiments.language.corpora import Corpus, Mixture
 from experiments.language.distributed import ProcessGroup
 from experiments.language.hardware import peak_rate, preferred_attention
-from experiments.language.validation import validation_loss
 
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
+EVAL_TOKENS = 16_384  # in one uncompiled forward pass
 
 
 class LanguageTraining(Experiment):
@@ -77,7 +76,6 @@ class LanguageTraining(Experiment):
         return torch.zeros(4, dtype=torch.float64, device=self.runtime.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -89,11 +87,9 @@ class LanguageTraining(Experiment):
         }
 
     def final_weights(self) -> dict[str, Any]:
-        """Those of the model."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
         self.group.announce("load_state_dict", state)
         self.load_during(state["during"])
         try:
@@ -107,7 +103,6 @@ class LanguageTraining(Experiment):
         self.totals = self.new_totals().copy_(state["totals"])
 
     def position(self) -> int:
-        """Iterations trained."""
         return self.origin + self.iteration
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
@@ -255,13 +250,30 @@ class LanguageTraining(Experiment):
 
     def evaluate(self) -> dict[str, float]:
         """Validation loss on the corpora of the phase, apart and in the proportions of its batches."""
-        size = self.cfg.budget.micro_batch
-        loss = partial(validation_loss, self.model, self.compiled, size, self.runtime, self.group)
-        first = loss(self.windows[0])
+        first = self.validation_loss(self.windows[0])
         if self.phase == 0:
             return {"val/loss": first, "val/loss_first": first}
-        second, replay = loss(self.windows[1]), self.cfg.data.replay
+        second, replay = self.validation_loss(self.windows[1]), self.cfg.data.replay
         return {"val/loss": replay * first + (1 - replay) * second, "val/loss_first": first, "val/loss_second": second}
+
+    @torch.no_grad()
+    def validation_loss(self, windows: Tensor) -> float:
+        """Mean loss of a token in windows, (count, block + 1), which the processes share out.
+
+        A compiled network takes as many windows at once as in training, because it is compiled again for every other
+        shape; those that are left over go through the network itself.
+        """
+        size, block = self.cfg.budget.micro_batch, self.cfg.budget.block
+        whole = len(windows) // size * size if self.runtime.compile == "true" else 0
+        rest = max(1, EVAL_TOKENS // block)
+        parts = [(self.compiled, windows[at : at + size]) for at in range(0, whole, size)]
+        parts += [(self.model, windows[at : at + rest]) for at in range(whole, len(windows), rest)]
+        total = torch.zeros((), dtype=torch.float64, device=windows.device)
+        for call, part in parts[self.group.rank :: self.group.world_size]:
+            with self.runtime.autocast, preferred_attention(self.runtime.device, block):
+                total += call(part.long()).double() * len(part)
+        self.group.sum_([total])
+        return float(total) / len(windows)
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

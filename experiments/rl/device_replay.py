@@ -116,7 +116,6 @@ class DeviceReplay(ReplayBuffer):
         frames.mul_(alive[(..., *(None,) * len(self.stored.frame))])
 
     def settle(self) -> None:
-        """Store the slot that waits in the parcel."""
         if self._begun:
             self.flush()
 

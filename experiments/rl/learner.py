@@ -29,8 +29,7 @@ class Learner(ABC):
     """Everything that an update changes. A subclass ends its constructor with `new_optimizers()`.
 
     Attributes:
-        TOTALS: names of the sums over updates since the last metric row; the last is `updates`, their number.
-        LOSSES: those that must be finite.
+        TOTALS: the metrics that are summed over updates since the last row; the last is `updates`, their number.
         network: what acts and learns, and what methods change.
         target: the copy of it, or of a part, that the values of next states come from.
         optimizers: of the network, and of what else is learned.
@@ -38,7 +37,6 @@ class Learner(ABC):
     """
 
     TOTALS: ClassVar[tuple[str, ...]]
-    LOSSES: ClassVar[tuple[str, ...]]
     optimizers: list[torch.optim.Optimizer]
 
     def __init__(self, network: nn.Module, runtime: Runtime, batch_size: int) -> None:
@@ -98,7 +96,6 @@ class Learner(ABC):
         self._graphs.forget()
 
     def new_optimizers(self) -> None:
-        """Optimisers with empty moments."""
         self.optimizers = self.make_optimizers({"fused": True, "capturable": self._captured})
         self._graphs.forget()
 
@@ -169,7 +166,6 @@ class Learner(ABC):
             self._graphs.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
         return {
             "model": self.network.state_dict(),
             "target": self.target.state_dict(),

@@ -4,16 +4,18 @@ A domain's `train.py` has the loop, and what one step is.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 import fire
+from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
@@ -24,6 +26,7 @@ from experiments.rl.device_replay import DeviceReplay
 from experiments.rl.learner import Learner
 from experiments.rl.meter import Meter
 from experiments.rl.replay import Batch, ReplayBuffer, Stored, place
+from experiments.rl.video import record
 
 PROBE_STATES = 512  # of the replay buffer, that the plasticity metrics look at
 
@@ -52,7 +55,6 @@ class Schedule:
         self._log, self._eval = budget.log_every, budget.eval_every
 
     def learns(self, step: int) -> bool:
-        """Whether updates have begun at `step`."""
         return step >= self._starts
 
     def updates(self, step: int) -> int:
@@ -63,11 +65,9 @@ class Schedule:
         return int(after * self._ratio) - int(before * self._ratio)
 
     def logs(self, step: int) -> bool:
-        """Whether a row is written after `step`."""
         return step % self._log == 0 or self.evaluates(step)
 
     def evaluates(self, step: int) -> bool:
-        """Whether the policy is evaluated after `step`."""
         return step % self._eval == 0 or step in self.ends
 
 
@@ -76,6 +76,7 @@ class AgentTraining(Experiment):
 
     Attributes:
         plasticity_at_evaluations: whether plasticity is measured at every evaluation, or at the end of a phase alone.
+        target_always_follows: whether the target network becomes a copy at the boundary even if nothing is reset.
         step: environment steps so far, as the domain counts them.
         entered: whether the phase has begun.
         buffer: the replay buffer.
@@ -87,6 +88,7 @@ class AgentTraining(Experiment):
 
     x_axis = "env_step"
     plasticity_at_evaluations: ClassVar[bool]
+    target_always_follows: ClassVar[bool] = False
     learner: Learner
     schedule: Schedule
 
@@ -125,11 +127,15 @@ class AgentTraining(Experiment):
         self.buffer = self.on_device or ReplayBuffer(stored, capacity, environments, runtime.device, frames_on)
         self.exploration, self.drawing = generator(cfg.seed, "exploration"), generator(cfg.seed, "replay")
         self.step, self.entered = 0, False
-        self.meter = Meter(self.learner.totals, self.learner.TOTALS, self.learner.LOSSES)
+        self.meter = Meter(self.learner.totals, self.learner.TOTALS)
         self.outputs = Path(cfg.outputs_dir)
         # The buffer of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
         self.disk_bytes = 2 * capacity * stored.bytes // stored.compression + 6 * 4 * size
+
+    @abstractmethod
+    def take_step(self) -> None:
+        """One step of training: act, learn, store; moves `step` on by the schedule's stride."""
 
     @abstractmethod
     def environment_state(self) -> dict[str, Any]:
@@ -139,39 +145,66 @@ class AgentTraining(Experiment):
     def load_environment_state(self, state: dict[str, Any]) -> None:
         """Continue from that part of a checkpoint."""
 
-    def enter_phase(self) -> None:
-        """What the domain does with its environments when a phase begins."""
+    def restart_environments(self) -> None:
+        """Called when a phase begins, for environments that are started again then."""
 
     @abstractmethod
+    def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
+        """An episode of the finished run, and pictures a second at the speed of life, as `rl.video.record` takes
+        them."""
+
+    def final_weights(self) -> dict[str, Any]:
+        return self.learner.network.state_dict()
+
     def load_final_weights(self, weights: dict[str, Any]) -> None:
         """Take what `final_weights` of a finished run has left."""
-
-    @abstractmethod
-    def record_video(self, folder: Path) -> None:
-        """Record an episode of the finished run."""
+        self.learner.network.load_state_dict(weights)
 
     def training_metrics(self, updated: bool) -> Row:
         """Further metrics of a row; `updated`: whether there have been updates since the last."""
         return {}
 
     def position(self) -> int:
-        """Environment steps."""
         return self.step
 
+    def train(self, workspace: Workspace, until_phase: int) -> None:
+        """Train from the current position to the end of phase `until_phase - 1`."""
+        try:
+            for phase in range(self.phase, until_phase):
+                with self.in_phase(workspace, phase) as progress:
+                    while self.step < self.schedule.ends[phase]:
+                        self.take_step()
+                        progress.advance(self.schedule.stride)
+                        self.finish_step(workspace, progress)
+        except FloatingPointError as error:  # of the simulation, in training or in an evaluation
+            self.means(workspace)  # if the loss is not finite either, that is the reason
+            raise UserError(
+                f"{error}, at environment step {self.step} of phase {self.phase}; the last good checkpoint, if any, is "
+                f"in {workspace.path}"
+            ) from error
+
+    def after_reset(self) -> None:
+        """The target network follows, if the method changes something here, and optimisers start again if they should.
+        Episodes continue, and so do statistics of observations: they are of the task, not of the network."""
+        if self.target_always_follows or not isinstance(self.method, fire.NoReset | fire.TrainingMethod):
+            self.learner.follow()
+        if self.cfg.optimizer_at_boundary == "reset":
+            self.learner.new_optimizers()
+        self.learner.use(self.during)
+
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs; what the replay buffer holds must have been written."""
+        """What the replay buffer holds must have been written."""
         return {
             **self.learner.state_dict(),
             **self.environment_state(),
             "during": self.during_state(),
             "position": [self.phase, self.step, self.entered],
             "generators": [self.exploration.get_state(), self.drawing.get_state()],
-            "window": self.meter.state_dict(),
+            "window": self.meter.window,
             "replay": self.buffer.state_dict(self.outputs),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
         self.phase, self.step, self.entered = state["position"]
         if self.phase == 1 and self.entered:
             self.learner.restructure(self.method, self.initial, self.scope)
@@ -180,7 +213,7 @@ class AgentTraining(Experiment):
         self.learner.load_state_dict(state)
         for rng, value in zip((self.exploration, self.drawing), state["generators"], strict=True):
             rng.set_state(value)
-        self.meter.load_state_dict(state["window"])
+        self.meter.window = dict(state["window"])
         self.buffer.load_state_dict(state["replay"], self.outputs)
         self.load_environment_state(state)
 
@@ -190,7 +223,7 @@ class AgentTraining(Experiment):
         if not self.entered:
             if phase > 0:
                 self.cross_boundary(workspace.log.append)
-            self.enter_phase()
+            self.restart_environments()
             self.entered = True
         end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
         self.meter.start_clock()
@@ -200,7 +233,7 @@ class AgentTraining(Experiment):
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # the caller saves the state next
         elif self.cfg.record_video:
-            self.record_video(workspace.path)
+            record(*self.video(), workspace.path)
 
     def finish_step(self, workspace: Workspace, progress: Progress) -> None:
         """Log, evaluate and checkpoint where that is due."""

@@ -5,6 +5,7 @@ Memory is pinned, so that a copy runs beside the CPU. On the CPU, where tests ru
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -44,18 +45,15 @@ class Parcel:
             fields: shape and type of each tensor.
             device: where they go.
         """
-        places, size = {}, 0
-        for name, (shape, dtype) in fields.items():
-            places[name] = size
-            size += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        self._bytes_here = torch.zeros(size, dtype=torch.uint8, pin_memory=device == "cuda")
-        self._bytes_there = torch.zeros(size, dtype=torch.uint8, device=device)
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in fields.values()]
+        ends = [0, *accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
+        self._bytes_here = torch.zeros(ends[-1], dtype=torch.uint8, pin_memory=device == "cuda")
+        self._bytes_there = torch.zeros(ends[-1], dtype=torch.uint8, device=device)
 
         def views(whole: Tensor) -> dict[str, Tensor]:
-            sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in fields.items()}
             return {
-                name: whole[places[name] : places[name] + sizes[name]].view(dtype).view(shape)
-                for name, (shape, dtype) in fields.items()
+                name: whole[at : at + size].view(dtype).view(shape)
+                for (name, (shape, dtype)), at, size in zip(fields.items(), ends, sizes, strict=False)
             }
 
         self.there = views(self._bytes_there)

@@ -45,8 +45,8 @@ def ours(cfg: DictConfig, _: ExitStack) -> Loop:
     """Steps as `python -m experiments.humanoid` takes them, once it has begun to learn."""
     training = HumanoidTraining(cfg, resolve_runtime(cfg, compile_on_cuda="graphs"), fire.build("none"))
     while training.step < cfg.sac.action_repeat * (cfg.budget.random_actions + 10):
-        training.take_action()
-    return repeated(training.take_action, ACTIONS[cfg.device], cfg.sac.action_repeat)
+        training.take_step()
+    return repeated(training.take_step, ACTIONS[cfg.device], cfg.sac.action_repeat)
 
 
 def plain(cfg: DictConfig, _: ExitStack) -> Loop:

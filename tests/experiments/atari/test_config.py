@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from experiments.atari.config import AtariConfig
 from experiments.atari.domain import ATARI
-from experiments.atari.schedule import Schedule
+from experiments.atari.train import Schedule
 from experiments.common.config import build_method, compose_domain
 from experiments.common.domain import describe
 from experiments.common.runtime import resolve_runtime
@@ -124,4 +124,4 @@ def test_bad_argument(atari: Atari, tmp_path: Path, argument: str) -> None:
 def test_not_finite_loss(atari: Atari, tmp_path: Path) -> None:
     status, printed = atari("method=none", "optimizer.learning_rate=1e30")
     assert status == 1
-    assert "the loss is not finite in phase 0, by step 400" in printed
+    assert "the loss or gradient is not finite in phase 0, by step 400" in printed

@@ -14,7 +14,7 @@ import pytest
 
 from experiments.common import fetch
 from experiments.common.errors import UserError
-from experiments.common.fetch import Files, extract, read_members, write_atomically
+from experiments.common.fetch import Files, read_members, write_atomically
 
 CONTENT = {"a.txt": b"first", "folder/b.txt": b"second"}
 CHECKSUMS = {"a.txt": hashlib.md5(b"first").hexdigest(), "folder/b.txt": hashlib.sha256(b"second").hexdigest()}
@@ -143,8 +143,7 @@ def test_members_of_an_archive(kind: str, tmp_path: Path) -> None:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     assert dict(read_members(archive, ["folder/b.txt", "a.txt"], "inside/")) == CONTENT
-    extract(archive, {"inside/a.txt": tmp_path / "out"})
-    assert (tmp_path / "out").read_bytes() == b"first"
+    assert list(read_members(archive, ["a.txt"], "inside/")) == [("a.txt", b"first")]
     with pytest.raises(UserError, match=rf"archive\.{kind} has no file inside/c\.txt"):
         list(read_members(archive, ["a.txt", "c.txt"], "inside/"))
     archive.write_bytes(archive.read_bytes()[:40])

@@ -20,7 +20,7 @@ from experiments.humanoid.train import HumanoidTraining
 from experiments.rl.replay import Batch
 
 EAGER = Runtime("cpu", "fp32", "false", 1)
-STEP = "take_action"  # the name of the method that is a step
+STEP = "take_step"  # the name of the method that is a step
 MOST_INSIDE = 508  # operations in the graphs of a step with 2 updates; 24 are copies of gradients, made for the tape
 SHORT = (
     "budget.steps=[160,120]", "budget.log_every=40", "budget.eval_every=80", "budget.random_actions=30",

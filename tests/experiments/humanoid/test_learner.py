@@ -98,7 +98,7 @@ def test_updates_equal_those_of_a_plain_sac() -> None:
         torch.testing.assert_close(tensor.double(), plain.target.state_dict()[name], rtol=2e-3, atol=2e-5)
     assert ours.log_temperature.item() == pytest.approx(plain.log_temperature.item(), rel=1e-4)
     assert ours.totals[-1] == 30
-    assert dict(zip(ours.TOTALS, ours.totals.tolist(), strict=True))["grad_norm"] > 0
+    assert dict(zip(ours.TOTALS, ours.totals.tolist(), strict=True))["plasticity/grad_norm"] > 0
 
 
 @pytest.mark.slow

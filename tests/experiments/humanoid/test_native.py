@@ -9,12 +9,14 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
+from experiments.common.config import compose_domain
 from experiments.common.errors import UserError
-from experiments.humanoid import assets, envs
-from experiments.humanoid.native import CAMERA, H1Env
-from experiments.humanoid.rendering import Renderer
+from experiments.humanoid import assets, envs, video
+from experiments.humanoid.config import HumanoidConfig
+from experiments.humanoid.native import H1Env
 from experiments.humanoid.tasks import TASKS, normalised, resolve, tolerance
 from tests.conftest import REPOSITORY, needs_opengl
 from tests.experiments.humanoid.golden import SAME_VERSION, episode, single_steps, whole_episode
@@ -92,18 +94,14 @@ def test_gymnasium_checker(task: str, robot_dir: Path) -> None:
 
 
 @needs_opengl
-def test_picture(robot_dir: Path) -> None:
+def test_pictures(robot_dir: Path) -> None:
     """The robot, before a lighter sky, moves as it falls."""
-    env = H1Env("h1-walk", assets.folder(robot_dir))
-    env.reset(seed=0)
-    renderer = Renderer(env.model, 96, 80)
-    first = renderer.render(env.data, CAMERA)
-    assert (first.shape, first.dtype) == ((80, 96, 3), np.uint8)
-    assert first.std() > 10
-    for _ in range(20):
-        env.step(np.ones(19, dtype=np.float32))
-    assert np.abs(renderer.render(env.data, CAMERA).astype(int) - first).mean() > 1
-    renderer.close()
+    cfg = compose_domain("humanoid", HumanoidConfig, ["env.backend=native", f"data_dir={robot_dir}"])
+    pictures = [picture for picture, _ in video.episode(lambda states: torch.ones(len(states), 19), cfg)]
+    assert len(pictures) > 5
+    assert all((picture.shape, picture.dtype) == ((360, 480, 3), np.uint8) for picture in pictures)
+    assert pictures[0].std() > 10
+    assert np.abs(pictures[-1].astype(int) - pictures[0]).mean() > 1
 
 
 @pytest.mark.parametrize("task", ["h1-walk", "h1-balance_simple"])

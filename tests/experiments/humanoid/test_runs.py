@@ -88,14 +88,32 @@ def test_video_of_an_episode(humanoid: Command, tmp_path: Path) -> None:
     assert any(np.abs(frame.astype(int) - frames[0]).mean() > 1 for frame in frames)  # something moves
 
 
-def test_without_opengl_a_run_ends_without_video(
+def test_without_opengl_a_video_is_refused_before_training(
     humanoid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctypes.util.find_library", lambda _: None)
+    monkeypatch.setattr("experiments.humanoid.domain.find_library", lambda _: None)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     status, printed = humanoid("method=none", "record_video=true")
+    assert status == 1
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: record_video=true needs EGL or OSMesa (on Debian: libegl1 and libopengl0, or libosmesa6), and neither "
+        "is installed"
+    ]
+    assert not (tmp_path / "outputs" / "humanoid").exists()
+
+
+def test_a_run_ends_without_video_where_nothing_can_be_drawn(
+    humanoid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no display\nand more")
+
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr("mujoco.Renderer", broken)
+    status, printed = humanoid("method=none", "record_video=true")
     assert status == 0, printed
-    assert "warning: no video: no offscreen OpenGL: neither EGL nor OSMesa is installed" in printed
+    assert "warning: no video: no display\n" in printed
     assert not list((tmp_path / "outputs").rglob("video.mp4"))
 
 
@@ -118,7 +136,7 @@ def test_not_finite(what: str, humanoid: Command, tmp_path: Path, monkeypatch: p
         assert f"error: the simulation has values that are not finite, at environment step {at} of phase 0" in printed
     else:
         status, printed = humanoid(*arguments, "optimizer.learning_rate=1e30")
-        assert "the loss is not finite in phase 0, by step 10" in printed
+        assert "the loss or gradient is not finite in phase 0, by step 10" in printed
     assert status == 1
     (shared,) = tmp_path.glob("phases/*")
     assert f"the last good checkpoint, if any, is in {shared}" in printed
@@ -126,7 +144,7 @@ def test_not_finite(what: str, humanoid: Command, tmp_path: Path, monkeypatch: p
     if what == "loss":  # also where nothing but the simulation has noticed
         status, printed = humanoid("method=none", f"outputs_dir={tmp_path / 'late'}", "optimizer.learning_rate=1e30")
         assert status == 1
-        assert "the loss is not finite in phase 0, by step 10" in printed
+        assert "the loss or gradient is not finite in phase 0, by step 10" in printed
     monkeypatch.undo()
     assert all(checkpoint.read(path) for path in shared.glob("checkpoint-*.pt"))
     if what == "simulation":

@@ -147,7 +147,7 @@ def test_captured_actions_of_sac_are_those_of_a_cpu(method: str, robot_dir: Path
                 built.reset(one.network, one.initial, one.scope)
                 one.learner.follow()
                 one.learner.new_optimizers()
-            one.take_action()
+            one.take_step()
         torch.testing.assert_close(captured.observation, plain.observation, rtol=1e-2, atol=1e-2)
     assert captured.learner.totals[-1] == plain.learner.totals[-1] == 28
     batches = [one.probe("probe", 128)[0] for one in (plain, captured)]
