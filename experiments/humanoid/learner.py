@@ -80,8 +80,9 @@ class Learner(learner.Learner):
         normaliser: of observations.
     """
 
-    TOTALS = ("loss", "actor_loss", "q", "entropy", "grad_norm", "updates")
-    LOSSES = ("loss", "actor_loss")
+    TOTALS = (
+        "train/loss", "train/actor_loss", "train/q", "train/entropy", "plasticity/grad_norm", "updates",
+    )  # fmt: skip
     network: Agent
     target: Critics
 
