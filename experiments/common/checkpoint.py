@@ -2,7 +2,7 @@
 
 A file is named `checkpoint-<number>-<first 16 digits of its sha256>.pt`: content and checksum appear in one rename, and
 `torch.load(path, weights_only=True)` opens it anywhere. The newest two are kept during a run, so that a damaged
-one costs an interval and not the run. One that is to stay is kept under a name of its own,
+one costs an interval and not the run. One that is to stay has a name beside its number,
 `kept-<name>-<digits>.pt`, a second link to the same file.
 """
 

@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 
 
 class UserError(Exception):
-    """Bad input or circumstances, said in one line: what, where, and what would be valid."""
+    """Bad input or circumstances, in one line: what is wrong, where, and what would be valid."""
 
 
 class Interrupted(BaseException):

@@ -282,7 +282,7 @@ def summary_of(run_dir: Path) -> dict[str, Any] | None:
 
 def keep_traceback(folder: Path, error: Exception) -> None:
     """Write where `error`, which is being handled, came from, and note in it where that can be read."""
-    with suppress(OSError):  # a full disk has been said already
+    with suppress(OSError):  # a full disk has been reported already
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.log").write_text(traceback.format_exc())
         error.add_note(f"traceback in {folder / 'error.log'}")

@@ -1,4 +1,4 @@
-"""Several jobs of a sweep at once on one machine, each in a fresh process on a device of its own."""
+"""Several jobs of a sweep at once on one machine, each in a fresh process on a device that no other uses."""
 
 import contextlib
 import json
@@ -154,7 +154,7 @@ def _relay(number: int, process: subprocess.Popen[str]) -> None:
 
 
 def _ended(job: Running) -> dict[str, Any]:
-    """How a job ended, from itself or, where it could not tell, from its exit status."""
+    """The outcome that a job has left or, where it has left none, its exit status."""
     _clean_up(job)
     if job.outcome.exists():
         return json.loads(job.outcome.read_text())
@@ -190,4 +190,4 @@ def _clean_up(job: Running) -> None:
 
 def _kill(job: Running) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a group of its own
+        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a process group

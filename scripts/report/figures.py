@@ -32,7 +32,7 @@ Panel = tuple[str, Callable[[Axes], None]]
 
 
 def curves(result: Result) -> Figure:
-    """Our curves; the paper's over them at its own scale, in a panel of their own otherwise."""
+    """Our curves; the paper's over them at scale=paper, beside them otherwise."""
     spec, scale = result.spec, result.first.scale
     panel, since = spec.panels.get(result.first.benchmark), not spec.from_start(result.first.benchmark)
     count = result.finished.seed.nunique()
