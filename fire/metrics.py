@@ -16,26 +16,26 @@ from fire.matrices import check_patterns, matches, unwrap, weight_matrices
 
 def sfe(before: Tensor, after: Tensor) -> float:
     """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
-    return float(distance(before.detach(), after.detach())) ** 2
-
-
-def distance(before: Tensor, after: Tensor) -> Tensor:
-    """Frobenius norm of the difference of two tensors of one shape, a scalar in at least float32."""
-    difference = (before - after.to(before.device)).to(compute_dtype(before.dtype))
-    if difference.ndim == 0 or difference.numel() == 0:
-        return difference.abs().sum()
-    # In parts, the ones farthest apart in memory: see `frobenius`.
-    kept = max(range(difference.ndim), key=difference.stride)
-    rest = [d for d in range(difference.ndim) if d != kept]
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(difference, dim=rest) if rest else difference)
+    return float(distances([before.detach()], [after.detach()])[0]) ** 2
 
 
 def distances(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Tensor]:
-    """`distance` of several pairs of tensors; on a GPU in few operations, where those of a list have one dtype."""
-    if not before or not on_gpu(before[0]):
-        return [distance(first, second) for first, second in zip(before, after, strict=True)]
-    differences = torch._foreach_sub(list(before), [new.to(old.device) for old, new in zip(before, after, strict=True)])
-    return list(torch._foreach_norm(differences, 2, compute_dtype(before[0].dtype)))
+    """Frobenius norms of the differences of pairs of tensors of one shape: scalars in at least float32. On a GPU in few
+    operations."""
+    after = [new.to(old.device) for old, new in zip(before, after, strict=True)]
+    if before and on_gpu(before[0]):
+        dtype = torch.float64 if any(old.dtype == torch.float64 for old in before) else torch.float32
+        return list(torch._foreach_norm(torch._foreach_sub(list(before), after), 2, dtype))
+    return [_norm((old - new).to(compute_dtype(old.dtype))) for old, new in zip(before, after, strict=True)]
+
+
+def _norm(difference: Tensor) -> Tensor:
+    """Frobenius norm of a tensor of any shape, in parts, the ones farthest apart in memory: see `frobenius`."""
+    if difference.ndim == 0 or difference.numel() == 0:
+        return difference.abs().sum()
+    kept = max(range(difference.ndim), key=difference.stride)
+    rest = [d for d in range(difference.ndim) if d != kept]
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(difference, dim=rest) if rest else difference)
 
 
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:

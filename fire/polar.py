@@ -13,12 +13,15 @@ On a GPU their operations are few and on whole stacks, on a CPU on slices that f
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fire.gram import (
     Batch,
+    Iteration,
+    by_gram,
     compute_dtype,
     double,
     full_precision,
@@ -26,10 +29,10 @@ from fire.gram import (
     normalise_,
     on_cpu,
     on_gpu,
+    product,
     slices,
     tall_side,
 )
-from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
@@ -70,7 +73,7 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     with full_precision(X.device.type):
         for rows in slices(X):
             normalise_(X[rows])
-            solve([Batch(X[rows], gram(X[rows]), original[rows].__getitem__)], solver, steps, tol)
+            solve([Batch(X[rows], gram(X[rows]), partial(original.__getitem__, rows))], solver, steps, tol)
     X = X.reshape(tall.shape)
     return (X if tall is W else X.mT).to(W.dtype)
 
@@ -117,8 +120,9 @@ def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list
     # may be rank-deficient is computed on its singular values instead.
     for batch, suspected in zip(batches, suspects, strict=True):
         found = [min(batch.X.shape[-2:])] * len(batch.X)
+        originals = batch.originals() if suspected else []
         for i in suspected:
-            W = batch.original(i).to(batch.X.dtype)
+            W = originals[i].to(batch.X.dtype)
             found[i], batch.X[i] = _through_svd(W, steps if solver == "newton_schulz" else None)
             batch.G[i] = gram(batch.X[i : i + 1])[0]
         ranks.append(found)
