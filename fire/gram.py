@@ -107,7 +107,7 @@ def deviation(G: Tensor, scale: Tensor) -> Tensor:
     """Deviation from isometry of V = W / scale, ||G / scale^2 - I||_F^2, for Gram matrices G = W^T W (batch, n, n) and
     scale (batch,): (batch,), float64."""
     square = square_of(scale)
-    return (double(distance_to_identity_(G.clone(), square)) / square).square()
+    return (double(distance_to_identity(G, square)) / square).square()
 
 
 def square_of(scale: Tensor) -> Tensor:
@@ -115,8 +115,19 @@ def square_of(scale: Tensor) -> Tensor:
     return double(scale).square().clamp(1e-300, 1e15)
 
 
+def distance_to_identity(G: Tensor, square: Tensor | None = None) -> Tensor:
+    """||G - s I||_F for s = `square` (batch,), or 1, and G (batch, n, n): (batch,)."""
+    if on_gpu(G):
+        return distance_to_identity_(G.clone(), square)
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    kept = diagonal.clone()
+    distance = distance_to_identity_(G, square)
+    diagonal.copy_(kept)  # less memory than a copy of G
+    return distance
+
+
 def distance_to_identity_(G: Tensor, square: Tensor | None = None) -> Tensor:
-    """||G - s I||_F for s = `square` (batch,), or 1: (batch,). It changes the diagonals of G (batch, n, n)."""
+    """`distance_to_identity`, which leaves s subtracted from the diagonals of G."""
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     if square is None:
         diagonal.sub_(1)

@@ -92,7 +92,7 @@ def weight_matrices(
         chosen = [place for place in where if include is None or matches(place[1], include)]
         if not chosen or (exclude and any(matches(name, exclude) for name in names)):
             continue
-        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # whichever of its names a pattern meets
+        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # its first name, also where a pattern matches another
         rules = [(place, _rule(*place[2:])) for place in chosen]
         fitting = [(place, rule) for place, rule in rules if not isinstance(rule, str)]
         if not fitting:

@@ -137,7 +137,7 @@ class Method:
             scope: which modules are concerned.
 
         Returns:
-            The report, over all weight matrices of the model, whichever the method touches.
+            The report, over all weight matrices of the model, also those that the method leaves alone.
 
         Raises:
             ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a

@@ -137,7 +137,7 @@ def dormant_ratio(activations: Iterable[Activation], tau: float = 0.025) -> floa
     Args:
         activations: each layer's outputs; all dimensions but the units' are averaged.
         tau: a unit is dormant if its mean absolute activation is at most tau times the mean of its layer. In a layer
-            that is silent altogether every unit is.
+            whose outputs are all zero every unit is dormant.
     """
     dormant = units = 0
     for layer in activations:

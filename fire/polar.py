@@ -38,7 +38,7 @@ from fire.polar_express import polar_express
 SOLVERS = ("newton_schulz", "polar_express", "svd")
 
 # A fixed number of Newton-Schulz steps up to this makes so little of a null space's rounding noise, 1.5^16 = 657 times
-# 1e-7 at most, that nobody need look for one.
+# 1e-7 at most, that it is not looked for.
 _HARMLESS_STEPS = 16
 _STEPS_ON_GRAM = 5
 
@@ -106,11 +106,10 @@ def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list
     if solver == "polar_express":
         suspects = polar_express(batches, tol)
     elif solver == "newton_schulz":
-        looked = waits(solver, steps)
-        singular = on_cpu([_nearly_singular(batch.X) for batch in batches]) if looked else []
+        singular = on_cpu([_nearly_singular(batch.X) for batch in batches]) if waits(solver, steps) else None
         for batch in batches:
             _newton_schulz(batch.X, batch.G, steps)
-        if not looked:
+        if singular is None:
             return [None] * len(batches)
         suspects = [[i for i, yes in enumerate(each.tolist()) if yes] for each in singular]
     else:
@@ -119,7 +118,7 @@ def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
     for batch, suspected in zip(batches, suspects, strict=True):
-        found = [min(batch.X.shape[-2:])] * len(batch.X)
+        found = [batch.X.shape[-1]] * len(batch.X)
         originals = batch.originals() if suspected else []
         for i in suspected:
             W = originals[i].to(batch.X.dtype)

@@ -1,7 +1,7 @@
 """Polar Express (Amsel et al. 2025, arXiv 2505.16932): the polar factor by minimax quintic steps.
 
 The published method fixes the number of steps in advance for an assumed smallest singular value. Here that is bounded
-from below by a Cholesky factor of the Gram matrix as soon as rounding lets it show, and the steps are made for it. On a
+from below by a Cholesky factor of the Gram matrix as soon as it exceeds rounding, and the steps are chosen for it. On a
 GPU, where that costs more than some steps too many, it is assumed first, and bounded only for what has not converged.
 """
 
@@ -18,7 +18,7 @@ from fire.gram import (
     Batch,
     Iteration,
     by_gram,
-    distance_to_identity_,
+    distance_to_identity,
     double,
     frobenius,
     gram,
@@ -45,7 +45,7 @@ def polar_express(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
 
     Returns:
-        For each batch, the numbers of the matrices that may be rank-deficient: so near to it that this cannot tell.
+        For each batch, the numbers of the matrices that may be rank-deficient: too near to it to decide here.
     """
     if not (batches and on_gpu(batches[0].X)):
         return [_bounding(batch.X, batch.G, tol) for batch in batches]
@@ -99,7 +99,7 @@ def _assume(batch: Batch, low: float, tol: float) -> float:
 
 def _not_converged(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """For each batch, the numbers of the matrices that are farther than `tol` from isometries."""
-    distances = on_cpu([distance_to_identity_(batch.G.clone()) for batch in batches])
+    distances = on_cpu([distance_to_identity(batch.G) for batch in batches])
     # A null direction counts as 1, so that it is left however large the tolerance.
     limits = [min(tol * math.sqrt(batch.G.shape[-1]), 0.5) for batch in batches]
     known = zip(distances, limits, strict=True)
@@ -152,7 +152,7 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> list[int]:
         for coefficients in table:
             iteration.step(*coefficients)
     for _ in range(20):
-        mean_square = double(distance_to_identity_(G.clone())).square() / n
+        mean_square = double(distance_to_identity(G)).square() / n
         if not (on_cpu([mean_square])[0][~suspects] > tol**2).any():
             break
         iteration.step(1.5, -0.5)

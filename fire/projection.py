@@ -14,6 +14,7 @@ from fire.gram import (
     GPU_MEMORY,
     Batch,
     compute_dtype,
+    distance_to_identity,
     distance_to_identity_,
     double,
     frobenius,
@@ -41,7 +42,7 @@ class Target:
         interpolation: share of the way there from W, in [0, 1].
 
     Raises:
-        ValueError: a value that is none of these.
+        ValueError: another value.
     """
 
     direction: str = "isometry"
@@ -170,7 +171,7 @@ class _Group:
         X = X[rows]
         self.norm.append(normalise_(X))
         G = gram(X)
-        self.before.append(distance_to_identity_(G.clone(), square_of(double(self.scales[rows]) / self.norm[-1])))
+        self.before.append(distance_to_identity(G, square_of(double(self.scales[rows]) / self.norm[-1])))
         return Batch(X, G, partial(self.originals, rows.start or 0))
 
     def finish(self, X: Tensor, recorder: Recorder) -> None:
@@ -245,7 +246,7 @@ def _record(recorder: Recorder, groups: Sequence[_Group], measured: Sequence[Ten
 def _check_finite(matrices: Sequence[WeightMatrix]) -> None:
     """Raise ValueError, naming it, for a weight with a non-finite entry."""
     parameters = list({id(m.parameter): m.parameter.detach() for m in matrices}.values())
-    # One wait for the device. A sum of squares may overflow where nothing is wrong, so it only acquits.
+    # One wait for the device. A sum of squares may also overflow where all entries are finite.
     if parameters and not math.isfinite(nn.utils.get_total_norm(parameters)):
         for matrix in matrices:
             if not torch.isfinite(matrix.view).all():

@@ -17,8 +17,8 @@ class Scope:
 
     Attributes:
         include, exclude: what `fire` projects; None includes every weight matrix.
-        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights altogether (DQN's
-            linear layers).
+        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights (DQN's linear
+            layers).
         fused: pattern -> row sizes of weights that stack several matrices.
         inject: modules that plasticity injection puts a second head beside.
         units: pattern of activations -> the layers around them (`unit_layers`), for methods that reset units, e.g.

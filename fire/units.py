@@ -1,7 +1,7 @@
 """The units of a network: for each activation, the layer before it and those that read it.
 
 A unit is an output feature of a linear layer or an output channel of a convolution. It is reset by drawing its incoming
-weights afresh and setting its outgoing ones to zero. Which layers those are, the scope of a model says.
+weights from initial ones and setting its outgoing ones to zero. The scope of a model names these layers.
 """
 
 import re

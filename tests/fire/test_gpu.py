@@ -1,4 +1,4 @@
-"""What a GPU is spared, counted on the CPU, and what is done on one where a factorisation fails."""
+"""Operations and waits on a GPU, counted on the CPU, and what happens on one where a factorisation fails."""
 
 import copy
 import sys
@@ -16,6 +16,7 @@ from experiments.vision import models
 from fire import gram, matrices, methods, polar_express, projection, report
 from fire.reference import reference_fire_
 from scripts.benchmark.core import linears
+from tests.fire.test_methods import perturbed
 from tests.fire.test_polar import deviation
 from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches, storage
@@ -186,7 +187,7 @@ def test_a_stack_beyond_the_memory_a_gpu_may_take_is_cut(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("tol", [1e-6, 0.01, 0.2])
-def test_a_null_direction_is_told_whatever_the_tolerance(tol: float) -> None:
+def test_a_null_direction_is_reported_at_any_tolerance(tol: float) -> None:
     W = torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(0))
     W[0, 0] = W[0, 1]
     assert fire.fire_(stacked(W), solver="polar_express", tol=tol).rank_deficient == ("weight",)
@@ -202,6 +203,12 @@ def test_other_targets_are_the_cpus(norm: str, interpolation: float, monkeypatch
         assert (a.sfe, a.dfi_before, a.dfi_after) == pytest.approx((b.sfe, b.dfi_before, b.dfi_after), rel=1e-4)
     for a, b in zip(ours.state_dict().values(), cpus.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_of_several_dtypes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).double())
+    initial = copy.deepcopy(model.state_dict())
+    assert fire.FullReset().reset(perturbed(model), initial).sfe_normalised == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
