@@ -27,11 +27,11 @@ from fire.polar import polar
 from fire.redo import ReDo
 from fire.report import MatrixReport, Recorder, ResetReport
 from fire.scope import Scope
-from fire.units import UnitLayer, Units, unit_layers
+from fire.units import UnitLayer, unit_layers
 
 __all__ = [
     "METHODS", "Activation", "During", "Fire", "FullReset", "InjectedHead", "L2Init", "MatrixReport", "Method",
     "NoReset", "PlasticityInjection", "ReDo", "Recorder", "Rescale", "ResetReport", "Scope", "ShrinkPerturb",
-    "TrainingMethod", "UnitLayer", "Units", "WeightMatrix", "build", "fire_", "metrics", "polar", "register",
+    "TrainingMethod", "UnitLayer", "WeightMatrix", "build", "fire_", "metrics", "polar", "register",
     "unit_layers", "weight_matrices",
 ]  # fmt: skip

@@ -1,7 +1,6 @@
-"""Matrices by their Gram matrices, which is what both Newton-Schulz and Polar Express work on.
+"""Matrices and their Gram matrices, on which both Newton-Schulz and Polar Express work.
 
-X is a batch (batch, m, n) of matrices, G the Gram matrices of their smaller side, (batch, k, k): X^T X where m >= n.
-Only on a GPU is a wide X, m < n, worked on as it lies, with G = X X^T.
+X is a batch (batch, m, n) of matrices with m >= n, G = X^T X their Gram matrices (batch, n, n).
 
 On a GPU launching an operation costs the CPU some 10 microseconds, more than most of these matrices take to compute. So
 there the number of operations counts, and on a CPU what fits its cache: where the two ways differ, `on_gpu` chooses.
@@ -10,6 +9,7 @@ there the number of operations counts, and on a CPU what fits its cache: where t
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -26,14 +26,9 @@ def on_gpu(X: Tensor) -> bool:
     return X.device.type in GPUS
 
 
-def is_wide(W: Tensor) -> bool:
-    """Whether matrices have more columns than rows."""
-    return W.shape[-2] < W.shape[-1]
-
-
 def tall_side(W: Tensor) -> Tensor:
     """`W` (..., m, n) itself, or its transpose where it is wider than tall."""
-    return W.mT if is_wide(W) else W
+    return W.mT if W.shape[-2] < W.shape[-1] else W
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,14 +41,14 @@ class Batch:
     """Matrices that are replaced by their polar factors, in place.
 
     Attributes:
-        X: (batch, m, n), m >= n except on a GPU, contiguous, float32 or float64, of Frobenius norms 1 or 0.
-        G: the Gram matrices of the smaller side; they become those of the factors.
-        original: gives each matrix (m, n) before normalisation, for those that need it.
+        X: (batch, m, n), m >= n, float32 or float64, of Frobenius norms 1 or 0.
+        G: their Gram matrices, which become those of the factors.
+        originals: gives the matrices (m, n) before normalisation, for the few that need it.
     """
 
     X: Tensor
     G: Tensor
-    original: Callable[[int], Tensor]
+    originals: Callable[[], Sequence[Tensor] | Tensor]
 
 
 def slices(X: Tensor) -> Iterator[slice]:
@@ -104,8 +99,8 @@ def frobenius(X: Tensor) -> Tensor:
 
 
 def gram(X: Tensor) -> Tensor:
-    """The Gram matrices of X's smaller side, (batch, k, k). To be called under `full_precision`."""
-    return torch.bmm(X, X.mT) if is_wide(X) else torch.bmm(X.mT, X)
+    """X^T X of X (batch, m, n). To be called under `full_precision`."""
+    return torch.bmm(X.mT, X)
 
 
 def deviation(G: Tensor, scale: Tensor) -> Tensor:
@@ -121,34 +116,35 @@ def square_of(scale: Tensor) -> Tensor:
 
 
 def distance_to_identity(G: Tensor, square: Tensor | None = None) -> Tensor:
-    """||G - s I||_F for s = `square` (batch,), or 1: (batch,). With `square`, G (batch, n, n) is as before afterwards;
-    without it, its diagonal is not."""
+    """||G - s I||_F for s = `square` (batch,), or 1, and G (batch, n, n): (batch,)."""
+    if on_gpu(G):
+        return distance_to_identity_(G.clone(), square)
+    diagonal = G.diagonal(dim1=-2, dim2=-1)
+    kept = diagonal.clone()
+    distance = distance_to_identity_(G, square)
+    diagonal.copy_(kept)  # less memory than a copy of G
+    return distance
+
+
+def distance_to_identity_(G: Tensor, square: Tensor | None = None) -> Tensor:
+    """`distance_to_identity`, which leaves s subtracted from the diagonals of G."""
     diagonal = G.diagonal(dim1=-2, dim2=-1)
     if square is None:
         diagonal.sub_(1)
-        return frobenius(G)
-    if on_gpu(G):  # one operation less
-        shifted = G.clone()
-        shifted.diagonal(dim1=-2, dim2=-1).sub_(square[:, None])
-        return frobenius(shifted)
-    kept = diagonal.clone()
-    diagonal.sub_(square.to(G)[:, None])
-    norm = frobenius(G)
-    diagonal.copy_(kept)  # cheaper than a copy of G
-    return norm
+    else:
+        diagonal.sub_((square if on_gpu(G) else square.to(G))[:, None])
+    return frobenius(G)
 
 
 def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors (size,) on the CPU; those of one GPU, in float64, by one transfer, so that they are waited for once."""
     known = list(tensors)
     for device in {tensor.device for tensor in tensors if tensor.device.type != "cpu"}:
-        places = [i for i, tensor in enumerate(tensors) if tensor.device == device]
-        # Those of one type first: joining different ones is an operation for each.
-        types = {tensors[i].dtype for i in places}
-        ordered = [[i for i in places if tensors[i].dtype == dtype] for dtype in types]
-        joined = [double(torch.cat([tensors[i] for i in same])) for same in ordered]
-        values = torch.cat(joined).cpu().split([tensors[i].numel() for same in ordered for i in same])
-        for i, value in zip((i for same in ordered for i in same), values, strict=True):
+        # By dtype first: joining different ones is an operation for each.
+        places = sorted((i for i, t in enumerate(tensors) if t.device == device), key=lambda i: str(tensors[i].dtype))
+        same_dtype = groupby(places, key=lambda i: tensors[i].dtype)
+        joined = torch.cat([double(torch.cat([tensors[i] for i in same])) for _, same in same_dtype]).cpu()
+        for i, value in zip(places, joined.split([tensors[i].numel() for i in places]), strict=True):
             known[i] = value
     return known
 
@@ -175,3 +171,110 @@ def full_precision(device_type: str) -> Iterator[None]:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
             torch.set_float32_matmul_precision("highest")
         yield
+
+
+# Polynomial steps.
+
+# From this many times as long a side on, several steps in a row are made on the Gram matrix before X is touched.
+TALL = 4
+# On a GPU only where a step is this many multiplications or more; the small ones cost what launching them does.
+_LARGE = 1 << 27
+
+
+def by_gram(X: Tensor) -> bool:
+    """Whether several steps in a row on the Gram matrices of X (batch, m, n) are cheaper than on X."""
+    m, n = X.shape[-2:]
+    return m >= TALL * n and (not on_gpu(X) or X.numel() * n >= _LARGE)
+
+
+class Iteration:
+    """X (batch, m, n) with its Gram matrices G, under X <- X (a I + b G + c G^2), in place.
+
+    Besides X and G it needs memory for one more X. A single matrix on a CPU, which may be as large as all others
+    together, is multiplied by blocks of rows instead.
+    """
+
+    def __init__(self, X: Tensor, G: Tensor) -> None:
+        self.X, self.G, self._result = X, G, X
+        self._spare = torch.empty_like(X) if len(X) > 1 or on_gpu(X) else None
+
+    def step(self, a: float, b: float, c: float = 0.0) -> None:
+        """Multiply X by the polynomial of its Gram matrix, and bring that up to date."""
+        if self._spare is None:
+
+            def multiplied(rows: Tensor) -> Tensor:
+                inner, factor = (rows, b) if c == 0 else (torch.addmm(rows, rows, self.G[0], beta=b, alpha=c), 1.0)
+                return torch.addmm(rows, inner, self.G[0], beta=a, alpha=factor)
+
+            self._by_rows(multiplied)
+            return
+        square = self._spare.as_strided(self.G.shape, self.G.stride())  # G is no larger than X
+        if on_gpu(self.X):
+            if c != 0:
+                self.G.add_(torch.bmm(self.G, self.G, out=square), alpha=c / b)
+            torch.baddbmm(self.X, self.X, self.G, beta=a, alpha=b, out=self._spare)
+            self._swap(self._spare)
+        else:
+            self.multiply(_polynomial_(self.G, a, b, c, square))
+
+    def multiply(self, R: Tensor) -> None:
+        """X <- X R, R (batch, n, n) symmetric, and the new Gram matrix."""
+        if self._spare is None:
+            self._by_rows(lambda rows: rows @ R[0])
+        else:
+            self._swap(torch.bmm(self.X, R, out=self._spare))
+
+    def _by_rows(self, multiplied: Callable[[Tensor], Tensor]) -> None:
+        for rows in self.X[0].split(max(1, SLICE // (4 * self.X.shape[-1]))):
+            rows.copy_(multiplied(rows))
+        torch.bmm(self.X.mT, self.X, out=self.G)
+
+    def _swap(self, new: Tensor) -> None:
+        """Let the spare memory, which holds the new X, be X."""
+        self.X, self._spare = new, self.X
+        torch.bmm(new.mT, new, out=self.G)
+
+    def finish(self) -> None:
+        """Leave the result in the memory X came in."""
+        if self.X is not self._result:
+            self._result.copy_(self.X)
+
+
+def _polynomial_(G: Tensor, a: float, b: float, c: float, square: Tensor | None = None) -> Tensor:
+    """a I + b G + c G^2 in the memory of G, (batch, n, n); `square` is memory for G^2."""
+    if c != 0:
+        square = torch.bmm(G, G, out=square)
+        G.mul_(b).add_(square, alpha=c)
+    else:
+        G.mul_(b)
+    G.diagonal(dim1=-2, dim2=-1).add_(a)
+    return G
+
+
+def product(G: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """What X is multiplied by in all, (batch, n, n), each polynomial in turn being of its Gram matrix, first G."""
+    if on_gpu(G):
+        return _product_in_few_operations(G, polynomials)
+    total = R = _polynomial_(G.clone(), *polynomials[0])
+    for coefficients in polynomials[1:]:
+        G = R @ G @ R  # all of these are polynomials of the first G, so they commute
+        R = _polynomial_(G.clone(), *coefficients)
+        total = total @ R
+    return total
+
+
+def _product_in_few_operations(G: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Tensor:
+    """`product`, with each polynomial as a I + b R, so that multiplying by it is one operation."""
+    total = None
+    for number, (a, b, c) in enumerate(polynomials):
+        R = G if c == 0 else torch.add(G, torch.bmm(G, G), alpha=c / b)
+        if total is None:
+            total = R * b
+            total.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            total = torch.baddbmm(total, total, R, beta=a, alpha=b)
+        if number + 1 < len(polynomials):
+            for _ in range(2):
+                G = torch.baddbmm(G, G, R, beta=a, alpha=b)
+    assert total is not None
+    return total

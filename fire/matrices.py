@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import accumulate
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -40,10 +41,6 @@ class WeightMatrix:
     parameter: Tensor
     layout: Callable[[Tensor], Tensor]
     scale: float
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The matrices (*stack, out, in) in a tensor shaped like `parameter`, as a view."""
-        return self.layout(tensor)
 
     @property
     def view(self) -> Tensor:
@@ -95,7 +92,7 @@ def weight_matrices(
         chosen = [place for place in where if include is None or matches(place[1], include)]
         if not chosen or (exclude and any(matches(name, exclude) for name in names)):
             continue
-        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # whichever of its names a pattern meets
+        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # its first name, also where a pattern matches another
         rules = [(place, _rule(*place[2:])) for place in chosen]
         fitting = [(place, rule) for place, rule in rules if not isinstance(rule, str)]
         if not fitting:
@@ -200,12 +197,10 @@ def _parts(name: str, parameter: Tensor, rule: _Rule, sizes: Sequence[int] | Non
         return [WeightMatrix(name, parameter, layout, math.sqrt(out / fan_in) / positions)]
     if sum(sizes) != out or min(sizes, default=0) < 1:
         raise ValueError(f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows")
-    parts, start = [], 0
-    for size in sizes:
-        rows = slice(start, start + size)
+    parts = []
+    for end, size in zip(accumulate(sizes), sizes, strict=True):
+        rows = slice(end - size, end)
         part = lambda w, rows=rows: layout(w)[..., rows, :]  # noqa: E731
-        parts.append(
-            WeightMatrix(f"{name}[{start}:{rows.stop}]", parameter, part, math.sqrt(size / fan_in) / positions)
-        )
-        start += size
+        scale = math.sqrt(size / fan_in) / positions
+        parts.append(WeightMatrix(f"{name}[{rows.start}:{end}]", parameter, part, scale))
     return parts

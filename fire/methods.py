@@ -137,7 +137,7 @@ class Method:
             scope: which modules are concerned.
 
         Returns:
-            The report, over all weight matrices of the model, whichever the method touches.
+            The report, over all weight matrices of the model, also those that the method leaves alone.
 
         Raises:
             ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a
@@ -148,9 +148,8 @@ class Method:
         self.check(model, scope)
         matrices, skipped = weight_matrices(model, fused=scope.fused)
         names = {storage_key(tensor): names[0] for tensor, names in state_of(model)}
-        recorder = Recorder(
-            self.method_name, matrices, skipped, lambda m: m.of(initial[names[storage_key(m.parameter)]])
-        )
+        full_reset = [m.layout(initial[names[storage_key(m.parameter)]]) for m in matrices]
+        recorder = Recorder(self.method_name, matrices, skipped, full_reset)
         self.change(model, initial, scope, recorder)
         return recorder.report()
 

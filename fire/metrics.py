@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,26 +17,26 @@ from fire.matrices import check_patterns, matches, unwrap, weight_matrices
 
 def sfe(before: Tensor, after: Tensor) -> float:
     """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
-    return float(distance(before.detach(), after.detach())) ** 2
-
-
-def distance(before: Tensor, after: Tensor) -> Tensor:
-    """Frobenius norm of the difference of two tensors of one shape, a scalar in at least float32."""
-    difference = (before - after.to(before.device)).to(compute_dtype(before.dtype))
-    if difference.ndim == 0 or difference.numel() == 0:
-        return difference.abs().sum()
-    # In parts, the ones farthest apart in memory: see `frobenius`.
-    kept = max(range(difference.ndim), key=difference.stride)
-    rest = [d for d in range(difference.ndim) if d != kept]
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(difference, dim=rest) if rest else difference)
+    return float(distances([before.detach()], [after.detach()])[0]) ** 2
 
 
 def distances(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Tensor]:
-    """`distance` of several pairs of tensors; on a GPU in few operations, where those of a list have one dtype."""
-    if not before or not on_gpu(before[0]):
-        return [distance(first, second) for first, second in zip(before, after, strict=True)]
-    differences = torch._foreach_sub(list(before), [new.to(old.device) for old, new in zip(before, after, strict=True)])
-    return list(torch._foreach_norm(differences, 2, compute_dtype(before[0].dtype)))
+    """Frobenius norms of the differences of pairs of tensors of one shape: scalars in at least float32. On a GPU in few
+    operations."""
+    after = [new.to(old.device) for old, new in zip(before, after, strict=True)]
+    if before and on_gpu(before[0]):
+        dtype = torch.float64 if any(old.dtype == torch.float64 for old in before) else torch.float32
+        return list(torch._foreach_norm(torch._foreach_sub(list(before), after), 2, dtype))
+    return [_norm((old - new).to(compute_dtype(old.dtype))) for old, new in zip(before, after, strict=True)]
+
+
+def _norm(difference: Tensor) -> Tensor:
+    """Frobenius norm of a tensor of any shape, in parts, the ones farthest apart in memory: see `frobenius`."""
+    if difference.ndim == 0 or difference.numel() == 0:
+        return difference.abs().sum()
+    kept = max(range(difference.ndim), key=difference.stride)
+    rest = [d for d in range(difference.ndim) if d != kept]
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(difference, dim=rest) if rest else difference)
 
 
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
@@ -112,6 +113,9 @@ def _singular_values(features: Tensor) -> Tensor:
     return torch.linalg.svdvals(features.detach().flatten(1).double())
 
 
+_NONLINEARITIES = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
+
+
 @dataclass(frozen=True, eq=False)
 class Activation:
     """The output of one nonlinearity.
@@ -127,52 +131,44 @@ class Activation:
     unit_axis: int
 
 
-def dormant_ratio(activations: Iterable[Activation | Tensor], tau: float = 0.025) -> float:
+def dormant_ratio(activations: Iterable[Activation], tau: float = 0.025) -> float:
     """Share of tau-dormant units among all layers (Sokar et al. 2023, def. 3.1 and 3.2).
 
     Args:
-        activations: each layer's outputs after its nonlinearity, as recorded or as tensors (samples, units, ...); all
-            dimensions but the units' are averaged.
+        activations: each layer's outputs; all dimensions but the units' are averaged.
         tau: a unit is dormant if its mean absolute activation is at most tau times the mean of its layer. In a layer
-            that is silent altogether every unit is.
+            whose outputs are all zero every unit is dormant.
     """
     dormant = units = 0
     for layer in activations:
-        values, axis = (layer, 1) if isinstance(layer, Tensor) else (layer.values, layer.unit_axis)
-        scores = values.detach().double().abs().movedim(axis, 0).flatten(1).mean(dim=1)
+        scores = layer.values.detach().double().abs().movedim(layer.unit_axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
     return dormant / units if units else 0.0
 
 
 @contextmanager
-def record_activations(
-    model: nn.Module,
-    types: tuple[type[nn.Module], ...] = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh),
-    unit_axis: Mapping[str, int] | None = None,
-) -> Iterator[list[Activation]]:
-    """Collect, while the block runs, the output of every module of `types` in `model`, in order of execution.
+def record_activations(model: nn.Module, unit_axis: Mapping[str, int] | None = None) -> Iterator[list[Activation]]:
+    """Collect, while the block runs, the output of every ReLU, GELU, SiLU and Tanh in `model`, in order of execution.
 
     Args:
         model: any module.
-        types: of modules to record.
         unit_axis: pattern of module names -> the axis of their units, where it is not the last of two or three
             dimensions, as after a Linear, or axis 1 of four and more, as after a Conv2d: {"encoder.*": 1} for Conv1d.
     """
     outputs: list[Activation] = []
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        given = next((axis for pattern, axis in (unit_axis or {}).items() if matches(name, [pattern])), None)
+    def record(name: str, given: int | None, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        axis = given if given is not None else -1 if output.ndim <= 3 else 1
+        outputs.append(Activation(name, output.detach(), axis))
 
-        def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            axis = given if given is not None else -1 if output.ndim <= 3 else 1
-            outputs.append(Activation(name, output.detach(), axis))
-
-        return record
-
-    modules = [(name, module) for name, module in unwrap(model).named_modules() if isinstance(module, types)]
-    check_patterns("unit_axis", unit_axis or (), [name for name, _ in modules], "module that is recorded")
-    hooks = [module.register_forward_hook(hook(name)) for name, module in modules]
+    modules = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, _NONLINEARITIES)}
+    axes = unit_axis or {}
+    check_patterns("unit_axis", axes, list(modules), "module that is recorded")
+    hooks = []
+    for name, module in modules.items():
+        given = next((axis for pattern, axis in axes.items() if matches(name, [pattern])), None)
+        hooks.append(module.register_forward_hook(partial(record, name, given)))
     try:
         yield outputs
     finally:
@@ -186,7 +182,6 @@ def sharpness(
     *,
     iterations: int = 100,
     tol: float = 1e-2,
-    seed: int = 0,
 ) -> tuple[float, float]:
     """Largest eigenvalue of the Hessian of the mean of `losses` (lambda_max of FIRE, Figure 5b), by Lanczos iteration
     on Hessian-vector products.
@@ -197,7 +192,6 @@ def sharpness(
         parameters: what the Hessian is with respect to; those that require no gradient are left out.
         iterations: Hessian-vector products over all batches at most. Each costs about five gradients.
         tol: error bound, relative to the eigenvalue, at which to stop.
-        seed: of the random start.
 
     Returns:
         The eigenvalue, and a bound on its distance to an eigenvalue of the Hessian; above `tol` where the iterations
@@ -209,30 +203,26 @@ def sharpness(
     parameters = [p for p in parameters if p.requires_grad]
     if not losses or not parameters or iterations < 1:
         raise ValueError("sharpness needs at least one batch, parameter that requires a gradient, and iteration")
-    device = parameters[0].device
-    random = torch.Generator().manual_seed(seed)
     size = sum(p.numel() for p in parameters)
-    vector = torch.randn(size, generator=random, dtype=torch.float32, device="cpu").to(device)
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    vector = vector.to(parameters[0].device)
     vector /= math.sqrt(float(vector @ vector))
     previous, beta = torch.zeros_like(vector), 0.0
-    diagonal: list[float] = []
-    beside: list[float] = []
-    eigenvalue = error = math.nan
-    for _ in range(min(iterations, size)):
+    tridiagonal = torch.zeros(min(iterations, size), min(iterations, size), dtype=torch.float64)
+    for k in range(len(tridiagonal)):
         image = _hessian_product(losses, parameters, vector)
-        diagonal.append(float(image @ vector))
-        image -= diagonal[-1] * vector + beta * previous
+        alpha = float(image @ vector)
+        image -= alpha * vector + beta * previous
         beta = math.sqrt(float(image @ image))
-        if not math.isfinite(diagonal[-1] + beta):
+        if not math.isfinite(alpha + beta):
             raise ValueError("the Hessian of the loss is not finite at these weights")
         # Lost orthogonality only repeats eigenvalues that have converged, so nothing is orthogonalised again.
-        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        tridiagonal += torch.diag(torch.tensor(beside, dtype=torch.float64), 1)
-        values, vectors = torch.linalg.eigh(tridiagonal, UPLO="U")
+        tridiagonal[k, k] = alpha
+        values, vectors = torch.linalg.eigh(tridiagonal[: k + 1, : k + 1], UPLO="U")
         eigenvalue, error = float(values[-1]), abs(beta * float(vectors[-1, -1]))
-        if error <= tol * abs(eigenvalue):
+        if error <= tol * abs(eigenvalue) or k + 1 == len(tridiagonal):
             break
-        beside.append(beta)
+        tridiagonal[k, k + 1] = beta
         previous, vector = vector, image / beta
     return eigenvalue, error
 

@@ -13,12 +13,15 @@ On a GPU their operations are few and on whole stacks, on a CPU on slices that f
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fire.gram import (
     Batch,
+    Iteration,
+    by_gram,
     compute_dtype,
     double,
     full_precision,
@@ -26,16 +29,16 @@ from fire.gram import (
     normalise_,
     on_cpu,
     on_gpu,
+    product,
     slices,
     tall_side,
 )
-from fire.iteration import Iteration, by_gram, product
 from fire.polar_express import polar_express
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
 
 # A fixed number of Newton-Schulz steps up to this makes so little of a null space's rounding noise, 1.5^16 = 657 times
-# 1e-7 at most, that nobody need look for one.
+# 1e-7 at most, that it is not looked for.
 _HARMLESS_STEPS = 16
 _STEPS_ON_GRAM = 5
 
@@ -70,7 +73,7 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     with full_precision(X.device.type):
         for rows in slices(X):
             normalise_(X[rows])
-            solve([Batch(X[rows], gram(X[rows]), original[rows].__getitem__)], solver, steps, tol)
+            solve([Batch(X[rows], gram(X[rows]), partial(original.__getitem__, rows))], solver, steps, tol)
     X = X.reshape(tall.shape)
     return (X if tall is W else X.mT).to(W.dtype)
 
@@ -103,11 +106,10 @@ def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list
     if solver == "polar_express":
         suspects = polar_express(batches, tol)
     elif solver == "newton_schulz":
-        looked = waits(solver, steps)
-        singular = on_cpu([_nearly_singular(batch.X) for batch in batches]) if looked else []
+        singular = on_cpu([_nearly_singular(batch.X) for batch in batches]) if waits(solver, steps) else None
         for batch in batches:
             _newton_schulz(batch.X, batch.G, steps)
-        if not looked:
+        if singular is None:
             return [None] * len(batches)
         suspects = [[i for i, yes in enumerate(each.tolist()) if yes] for each in singular]
     else:
@@ -116,9 +118,10 @@ def solve(batches: Sequence[Batch], solver: str, steps: int, tol: float) -> list
     # Iterating would stretch the rounding noise of a null space into directions the matrix never had, so what
     # may be rank-deficient is computed on its singular values instead.
     for batch, suspected in zip(batches, suspects, strict=True):
-        found = [min(batch.X.shape[-2:])] * len(batch.X)
+        found = [batch.X.shape[-1]] * len(batch.X)
+        originals = batch.originals() if suspected else []
         for i in suspected:
-            W = batch.original(i).to(batch.X.dtype)
+            W = originals[i].to(batch.X.dtype)
             found[i], batch.X[i] = _through_svd(W, steps if solver == "newton_schulz" else None)
             batch.G[i] = gram(batch.X[i : i + 1])[0]
         ranks.append(found)

@@ -1,7 +1,7 @@
 """Polar Express (Amsel et al. 2025, arXiv 2505.16932): the polar factor by minimax quintic steps.
 
 The published method fixes the number of steps in advance for an assumed smallest singular value. Here that is bounded
-from below by a Cholesky factor of the Gram matrix as soon as rounding lets it show, and the steps are made for it. On a
+from below by a Cholesky factor of the Gram matrix as soon as it exceeds rounding, and the steps are chosen for it. On a
 GPU, where that costs more than some steps too many, it is assumed first, and bounded only for what has not converged.
 """
 
@@ -14,18 +14,19 @@ from torch import Tensor
 
 from fire.gram import (
     SLICE,
+    TALL,
     Batch,
-    deviation,
+    Iteration,
+    by_gram,
     distance_to_identity,
+    double,
     frobenius,
     gram,
-    is_wide,
     normalise_,
     on_cpu,
     on_gpu,
-    tall_side,
+    product,
 )
-from fire.iteration import TALL, Iteration, by_gram, product
 
 # The minimax problem is solved no closer to zero than this share of the interval: steeper polynomials gain little on
 # the smallest singular values and amplify rounding on the others.
@@ -44,22 +45,24 @@ def polar_express(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """Quintic steps, then cubic ones until RMS |sigma^2 - 1| <= tol.
 
     Returns:
-        For each batch, the numbers of the matrices that may be rank-deficient: so near to it that this cannot tell.
+        For each batch, the numbers of the matrices that may be rank-deficient: too near to it to decide here.
     """
     if not (batches and on_gpu(batches[0].X)):
         return [_bounding(batch.X, batch.G, tol) for batch in batches]
-    long = [max(batch.X.shape[-2:]) >= 2 * min(batch.X.shape[-2:]) for batch in batches]
-    lows = [_ASSUMED_LONG if its_long else _ASSUMED for its_long in long]
-    gains = [_assume(batch.X, batch.G, low, tol) for batch, low in zip(batches, lows, strict=True)]
+    gains = []
+    for batch in batches:
+        _, m, n = batch.X.shape
+        _divide_by_bound_(batch.X, batch.G)
+        gains.append(_assume(batch, _ASSUMED_LONG if m >= 2 * n else _ASSUMED, tol))
     left = _not_converged(batches, tol)
     # A null space holds rounding noise of some 4e-7 of the largest singular value. Assuming no less than
     # _ASSUMED_LAST in all, the steps make no more than a third of it, which cannot pass for converged.
     # From a Gram matrix alone the smallest directions come out wrong, not only short.
     again = [i for i, batch in enumerate(batches) if left[i] and not by_gram(batch.X)]
     chosen = [batches[i].X[left[i]] for i in again]
-    parts = [Batch(X, gram(X), batches[i].original) for i, X in zip(again, chosen, strict=True)]
+    parts = [Batch(X, gram(X), batches[i].originals) for i, X in zip(again, chosen, strict=True)]
     for i, part in zip(again, parts, strict=True):
-        _assume(part.X, part.G, gains[i] * _ASSUMED_LAST, tol, bound=False)
+        _assume(part, gains[i] * _ASSUMED_LAST, tol)
     for i, part, still in zip(again, parts, _not_converged(parts, tol), strict=True):
         batches[i].X[left[i]], batches[i].G[left[i]] = part.X, part.G
         left[i] = [left[i][k] for k in still]
@@ -71,22 +74,21 @@ def _with_care(batch: Batch, numbers: list[int], tol: float) -> list[int]:
     rank-deficient."""
     if not numbers:
         return []
-    part = torch.stack([tall_side(batch.original(i)).to(batch.X.dtype) for i in numbers])
+    originals = batch.originals()
+    part = torch.stack([originals[i].to(batch.X.dtype) for i in numbers])
     normalise_(part)
     G = gram(part)
     suspects = _bounding(part, G, tol)
-    batch.X[numbers], batch.G[numbers] = part.mT if is_wide(batch.X) else part, G
+    batch.X[numbers], batch.G[numbers] = part, G
     return [numbers[i] for i in suspects]
 
 
-def _assume(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) -> float:
+def _assume(batch: Batch, low: float, tol: float) -> float:
     """The steps for singular values of at least `low` of the largest; how much the smallest ones grow by them."""
-    if bound:
-        _divide_by_bound_(X, G)
     table = polar_express_table(low, 1.0, tol)
-    iteration = Iteration(X, G)
-    if by_gram(X):
-        iteration.multiply(product(G, table))
+    iteration = Iteration(batch.X, batch.G)
+    if by_gram(batch.X):
+        iteration.multiply(product(batch.G, table))
     else:
         for coefficients in table:
             iteration.step(*coefficients)
@@ -97,14 +99,11 @@ def _assume(X: Tensor, G: Tensor, low: float, tol: float, bound: bool = True) ->
 
 def _not_converged(batches: Sequence[Batch], tol: float) -> list[list[int]]:
     """For each batch, the numbers of the matrices that are farther than `tol` from isometries."""
-    distances = []
-    for batch in batches:
-        distances.append(distance_to_identity(batch.G))
-        batch.G.diagonal(dim1=-2, dim2=-1).add_(1)  # exactly what it was, where it was near 1
+    distances = on_cpu([distance_to_identity(batch.G) for batch in batches])
     # A null direction counts as 1, so that it is left however large the tolerance.
     limits = [min(tol * math.sqrt(batch.G.shape[-1]), 0.5) for batch in batches]
-    known = zip(on_cpu(distances), limits, strict=True)
-    return [[i for i, d in enumerate(each.tolist()) if not d <= limit] for each, limit in known]  # NaN among them
+    known = zip(distances, limits, strict=True)
+    return [[i for i, d in enumerate(found.tolist()) if not d <= limit] for found, limit in known]  # NaN among them
 
 
 def _divide_by_bound_(X: Tensor, G: Tensor) -> Tensor:
@@ -153,7 +152,7 @@ def _bounding(X: Tensor, G: Tensor, tol: float) -> list[int]:
         for coefficients in table:
             iteration.step(*coefficients)
     for _ in range(20):
-        mean_square = deviation(G, torch.ones_like(G[:, 0, 0])) / n
+        mean_square = double(distance_to_identity(G)).square() / n
         if not (on_cpu([mean_square])[0][~suspects] > tol**2).any():
             break
         iteration.step(1.5, -0.5)

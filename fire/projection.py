@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from fire.gram import (
     Batch,
     compute_dtype,
     distance_to_identity,
+    distance_to_identity_,
     double,
     frobenius,
     full_precision,
@@ -39,7 +42,7 @@ class Target:
         interpolation: share of the way there from W, in [0, 1].
 
     Raises:
-        ValueError: a value that is none of these.
+        ValueError: another value.
     """
 
     direction: str = "isometry"
@@ -91,9 +94,10 @@ def project(
     _check_finite(matrices)
     members: dict[tuple, list[tuple[WeightMatrix, Tensor]]] = {}
     for matrix in matrices:
-        view = as_stored(matrix.view)
-        members.setdefault((view.shape[-2:], view.dtype, view.device), []).append((matrix, view))
-    groups = [_Group([m for m, _ in each], [view for _, view in each], target) for each in members.values()]
+        view = tall_side(matrix.view)
+        lies_wide = on_gpu(view) and view.mT.is_contiguous() and not view.is_contiguous()
+        members.setdefault((view.shape[-2:], lies_wide, view.dtype, view.device), []).append((matrix, view))
+    groups = [_Group([m for m, _ in each], [view for _, view in each], key[1], target) for key, each in members.items()]
     with ExitStack() as stack:
         for device_type in {matrix.parameter.device.type for matrix in matrices}:
             stack.enter_context(full_precision(device_type))
@@ -102,36 +106,31 @@ def project(
             # Those of a solver that waits do so at the same time; any other needs the memory of one group only.
             for part in [together] if waits(solver, steps) else [[group] for group in together]:
                 _project_groups(recorder, part, solver, steps, tol)
-    _record(recorder, groups, on_cpu([tensor for group in groups for tensor in group.measured()]))
-
-
-def as_stored(view: Tensor) -> Tensor:
-    """Matrices (..., m, n) or their transposes: the taller; on a GPU the one that is contiguous, if any, since moving
-    those of one group is a single operation then."""
-    if on_gpu(view) and (view.is_contiguous() or view.mT.is_contiguous()):
-        return view if view.is_contiguous() else view.mT
-    return tall_side(view)
+    _record(recorder, groups, on_cpu([tensor for group in groups for part in group.measured for tensor in part]))
 
 
 class _Group:
     """Matrices of one shape, up to transposition, dtype and device, and what was measured of them, on the device.
 
     Attributes:
-        matrices, views: the weights, and their matrices (*stack, m, n) as they are worked on.
+        matrices, views: the weights, and their matrices (*stack, m, n), m >= n, as they are worked on.
         counts: how many matrices each has.
+        lies_wide: whether those of a GPU are contiguous as (n, m); copying them is a single operation if X is, too.
         plain: whether the polar factors are the result, but for FIRE's factor.
         scales: FIRE's factor for each single matrix, (batch,).
         norm: parts of the Frobenius norms before, (batch,) in all.
         before, after: parts of ||G - s I||_F of the Gram matrices, whose square over s^2 is DfI. Before, G is that of
             W / norm and s = (scale / norm)^2; after, if `plain`, that of W / scale and 1, else that of W and scale^2.
-        ranks: of the matrices; `looked` is whether they were looked for.
         errors: root of the SFE of each weight, (1,).
+        ranks: of the matrices, empty where none was looked for.
     """
 
     scales: Tensor
 
-    def __init__(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], target: Target) -> None:
-        self.matrices, self.views, self.target = matrices, views, target
+    def __init__(
+        self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], lies_wide: bool, target: Target
+    ) -> None:
+        self.matrices, self.views, self.lies_wide, self.target = matrices, views, lies_wide, target
         self.counts = [view.shape[:-2].numel() for view in views]
         self.dtype, self.device = views[0].dtype, views[0].device
         self.shape = (sum(self.counts), *views[0].shape[-2:])
@@ -140,9 +139,9 @@ class _Group:
         self.norm: list[Tensor] = []
         self.before: list[Tensor] = []
         self.after: list[Tensor] = []
-        self.ranks: list[int] = []
-        self.looked = True
         self.errors: list[Tensor] = []
+        self.measured = (self.norm, self.before, self.after, self.errors)
+        self.ranks: list[int] = []
 
     @property
     def bytes(self) -> int:
@@ -151,7 +150,10 @@ class _Group:
 
     def gather(self) -> Tensor:
         """The matrices, (batch, m, n)."""
-        X = torch.empty(self.shape, dtype=self.compute, device=self.device)
+        batch, m, n = self.shape
+        shape = (batch, n, m) if self.lies_wide else (batch, m, n)
+        X = torch.empty(shape, dtype=self.compute, device=self.device)
+        X = X.mT if self.lies_wide else X
         torch._foreach_copy_(self.parts(X), list(self.views))
         return X
 
@@ -159,21 +161,18 @@ class _Group:
         """Those of X (batch, m, n) that belong to each weight, of the shape of its view."""
         return [part.view(view.shape) for part, view in zip(X.split(self.counts), self.views, strict=True)]
 
-    def original(self, number: int) -> Tensor:
-        """A single matrix (m, n) as it is in its parameter."""
-        for view, count in zip(self.views, self.counts, strict=True):
-            if number < count:
-                return view[torch.unravel_index(torch.tensor(number), view.shape[:-2])] if view.ndim > 2 else view
-            number -= count
-        raise IndexError(number)
+    def originals(self, first: int) -> list[Tensor]:
+        """Single matrices (m, n) as they are in their parameters, from number `first` on."""
+        every = [view[place] for view in self.views for place in product(*map(range, view.shape[:-2]))]
+        return every[first:]
 
     def start(self, X: Tensor, rows: slice) -> Batch:
         """Normalise some of the matrices, in place, for the solver."""
-        X, first = X[rows], rows.start or 0
+        X = X[rows]
         self.norm.append(normalise_(X))
         G = gram(X)
         self.before.append(distance_to_identity(G, square_of(double(self.scales[rows]) / self.norm[-1])))
-        return Batch(X, G, lambda i: self.original(first + i))
+        return Batch(X, G, partial(self.originals, rows.start or 0))
 
     def finish(self, X: Tensor, recorder: Recorder) -> None:
         """Write what the target makes of the polar factors X into the parameters."""
@@ -182,12 +181,8 @@ class _Group:
             if X.dtype != self.dtype:
                 X.copy_(X.to(self.dtype))  # as a parameter will hold it
             squares = square_of(self.scales)
-            self.after = [distance_to_identity(gram(X[rows]), squares[rows]) for rows in slices(X)]
-        self.errors = [error.view(1) for error in recorder.copy(self.matrices, self.views, self.parts(X))]
-
-    def measured(self) -> list[Tensor]:
-        """All that was measured, to be fetched from the device."""
-        return [*self.norm, *self.before, *self.after, *self.errors]
+            self.after += [distance_to_identity_(gram(X[rows]), squares[rows]) for rows in slices(X)]
+        self.errors += [error.view(1) for error in recorder.copy(self.matrices, self.views, self.parts(X))]
 
 
 def _together(groups: Sequence[_Group]) -> Iterator[list[_Group]]:
@@ -221,9 +216,8 @@ def _project_groups(recorder: Recorder, groups: Sequence[_Group], solver: str, s
         batches = [group.start(X, rows) for group, X in zip(groups, stacks, strict=True)]
         for group, batch, ranks in zip(groups, batches, solve(batches, solver, steps, tol), strict=True):
             group.ranks += ranks or []
-            group.looked = ranks is not None
             if group.plain:
-                group.after.append(distance_to_identity(batch.G))
+                group.after.append(distance_to_identity_(batch.G))
         del batches, batch  # and their Gram matrices
     for group, X in zip(groups, stacks, strict=True):
         group.finish(X, recorder)
@@ -233,9 +227,8 @@ def _record(recorder: Recorder, groups: Sequence[_Group], measured: Sequence[Ten
     """Give the recorder what was measured of each weight, which is on the CPU now."""
     known = iter(measured)
     for group in groups:
-        columns = (group.norm, group.before, group.after, group.errors)
-        norm, before, after, errors = (torch.cat([next(known) for _ in column]) for column in columns)
-        smaller, start = min(group.shape[-2:]), 0
+        norm, before, after, errors = (torch.cat([next(known) for _ in part]) for part in group.measured)
+        start = 0
         for matrix, count, error in zip(group.matrices, group.counts, errors, strict=True):
             stack = slice(start, start + count)
             scale = double(torch.tensor(matrix.scale, dtype=group.compute, device="cpu"))
@@ -245,7 +238,7 @@ def _record(recorder: Recorder, groups: Sequence[_Group], measured: Sequence[Ten
                 (before[stack].double() / square_of(scale / norm[stack])).square().sum(),
                 (after[stack].double() / (1 if group.plain else square_of(scale))).square().sum(),
                 int((norm[stack] == 0).sum()),
-                sum(0 < rank < smaller for rank in group.ranks[stack]) if group.looked else None,
+                sum(0 < rank < group.shape[-1] for rank in group.ranks[stack]) if group.ranks else None,
             )
             start += count
 
@@ -253,7 +246,7 @@ def _record(recorder: Recorder, groups: Sequence[_Group], measured: Sequence[Ten
 def _check_finite(matrices: Sequence[WeightMatrix]) -> None:
     """Raise ValueError, naming it, for a weight with a non-finite entry."""
     parameters = list({id(m.parameter): m.parameter.detach() for m in matrices}.values())
-    # One wait for the device. A sum of squares may overflow where nothing is wrong, so it only acquits.
+    # One wait for the device. A sum of squares may also overflow where all entries are finite.
     if parameters and not math.isfinite(nn.utils.get_total_norm(parameters)):
         for matrix in matrices:
             if not torch.isfinite(matrix.view).all():

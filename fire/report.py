@@ -1,7 +1,7 @@
 """What a reset did: a record per weight matrix, and the totals a training log keeps."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,11 +34,6 @@ class MatrixReport:
     dfi_after: float
     zero: int = 0
     rank_deficient: int | None = None
-
-    @property
-    def matrices(self) -> int:
-        """How many matrices the stack holds."""
-        return int(torch.Size(self.shape[:-2]).numel())
 
 
 @dataclass(frozen=True)
@@ -117,26 +112,35 @@ class Recorder:
 
     def __init__(
         self, method: str, matrices: Sequence[WeightMatrix], skipped: Mapping[str, str],
-        initial: Callable[[WeightMatrix], Tensor] | None = None,
+        initial: Sequence[Tensor] | None = None,
     ) -> None:  # fmt: skip
         self._method, self._skipped = method, skipped
         self._unwritten = {matrix.name: matrix for matrix in matrices}
-        self._added: list[tuple[WeightMatrix, tuple[Tensor, Tensor, Tensor], int, int | None]] = []
+        self._measured: list[tuple[WeightMatrix, tuple[Tensor, Tensor, Tensor], int, int | None]] = []
         self._touched: set[tuple] = set()
-        device = matrices[0].parameter.device if matrices else torch.device("cpu")
-        self._cuda = device if device.type == "cuda" else None
-        if self._cuda:
-            torch.cuda.synchronize(self._cuda)
-        self._start = time.perf_counter()
-        self._full = None
-        if initial is not None:
-            self._full = metrics.distances([m.view for m in matrices], [initial(m) for m in matrices])
+        self._cuda = [m.parameter.device for m in matrices[:1] if m.parameter.device.type == "cuda"]
+        self._start = self._now()
+        self._full = None if initial is None else metrics.distances([m.view for m in matrices], initial)
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        for device in self._cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     def write(self, matrix: WeightMatrix, new: Tensor) -> None:
         """Copy `new` (*stack, out, in) into the matrix and measure it before and after."""
         before = metrics.dfi(matrix.view, matrix.scale).sum()
         (error,) = self.copy([matrix], [matrix.view], [new.to(matrix.view)])
         self.add(matrix, error, before, metrics.dfi(matrix.view, matrix.scale).sum())
+
+    def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
+        """Copy `new` into a whole parameter or buffer, and measure the matrices that lie in it."""
+        key = storage_key(tensor)
+        for matrix in [m for m in self._unwritten.values() if storage_key(m.parameter) == key]:
+            self.write(matrix, matrix.layout(new.to(tensor)))
+        tensor.detach().copy_(new)
+        self._touched.add(key)
 
     def copy(self, matrices: Sequence[WeightMatrix], views: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
         """Copy `new` into `views` of several matrices, of the same shapes, and return the root of each one's SFE. The
@@ -154,31 +158,20 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Keep what was measured of a matrix: the root of its SFE, its DfI before and after, of one element each, and
         how many of its stack are zero and rank-deficient."""
-        self._added.append((matrix, (error, before, after), zero, rank_deficient))
-
-    def write_tensor(self, tensor: Tensor, new: Tensor) -> None:
-        """Copy `new` into a whole parameter or buffer, and measure the matrices that lie in it."""
-        key = storage_key(tensor)
-        for matrix in [m for m in self._unwritten.values() if storage_key(m.parameter) == key]:
-            self.write(matrix, matrix.of(new.to(tensor)))
-        tensor.detach().copy_(new)
-        self._touched.add(key)
+        self._measured.append((matrix, (error, before, after), zero, rank_deficient))
 
     def report(self) -> ResetReport:
         """The finished report; matrices never written count with an SFE of zero."""
         for matrix in self._unwritten.values():
             dfi = metrics.dfi(matrix.view, matrix.scale).sum()
             self.add(matrix, torch.zeros_like(dfi), dfi, dfi)
-        scalars = [number for _, numbers, _, _ in self._added for number in numbers] + (self._full or [])
-        known = iter([float(number) for number in on_cpu([scalar.reshape(1) for scalar in scalars])])
-        reports = tuple(
-            MatrixReport(
-                m.name, tuple(m.view.shape), m.scale, next(known) ** 2, next(known), next(known), zero, rank_deficient
-            )
-            for m, _, zero, rank_deficient in self._added
-        )
-        full = None if self._full is None else sum(error * error for error in known)
-        if self._cuda:
-            torch.cuda.synchronize(self._cuda)
-        seconds = time.perf_counter() - self._start
-        return ResetReport(self._method, len(self._touched), reports, full, self._skipped, seconds)
+        scalars = [number for _, numbers, _, _ in self._measured for number in numbers] + (self._full or [])
+        known = [float(number) for number in on_cpu([scalar.reshape(1) for scalar in scalars])]
+        reports = []
+        for i, (m, _, zero, rank_deficient) in enumerate(self._measured):
+            error, before, after = known[3 * i : 3 * i + 3]
+            shape = tuple(m.view.shape)
+            reports.append(MatrixReport(m.name, shape, m.scale, error**2, before, after, zero, rank_deficient))
+        full = None if self._full is None else sum(error * error for error in known[3 * len(reports) :])
+        seconds = self._now() - self._start
+        return ResetReport(self._method, len(self._touched), tuple(reports), full, self._skipped, seconds)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fire.matrices import check_patterns, matches, unwrap, weight_matrices
-from fire.units import Units, unit_layers
+from fire.units import unit_layers
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Scope:
 
     Attributes:
         include, exclude: what `fire` projects; None includes every weight matrix.
-        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights altogether (DQN's
-            linear layers).
+        reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights (DQN's linear
+            layers).
         fused: pattern -> row sizes of weights that stack several matrices.
         inject: modules that plasticity injection puts a second head beside.
-        units: pattern of activations -> the layers around them, for methods that reset units, e.g.
+        units: pattern of activations -> the layers around them (`unit_layers`), for methods that reset units, e.g.
             {"blocks.*.relu1": {"incoming": "blocks.*.conv1", "norm": "blocks.*.bn1", "outgoing": ["blocks.*.conv2"]}}.
     """
 
@@ -30,7 +30,7 @@ class Scope:
     reset: Sequence[str] = ()
     inject: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    units: Mapping[str, Units | Mapping[str, Any]] = field(default_factory=dict)
+    units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it."""

@@ -1,7 +1,7 @@
 """The units of a network: for each activation, the layer before it and those that read it.
 
 A unit is an output feature of a linear layer or an output channel of a convolution. It is reset by drawing its incoming
-weights afresh and setting its outgoing ones to zero. Which layers those are, the scope of a model says.
+weights from initial ones and setting its outgoing ones to zero. The scope of a model names these layers.
 """
 
 import re
@@ -17,26 +17,6 @@ from fire.matrices import unwrap
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """Names under which optimisers keep running means of a parameter's gradient."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass(frozen=True)
-class Units:
-    """Names of the layers around an activation; each `*` stands for what the same-numbered `*` of the activation's
-    pattern matched.
-
-    Attributes:
-        incoming: the Linear or Conv whose outputs are the units.
-        outgoing: every Linear or Conv that reads the units.
-        norm: the normalisation layer between `incoming` and the activation, if any.
-    """
-
-    incoming: str
-    outgoing: Sequence[str]
-    norm: str | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.outgoing, str) or not self.outgoing:
-            raise TypeError(f"outgoing must be a list of names, got {self.outgoing!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +76,16 @@ class UnitLayer:
                     moment.index_fill_(axis, places.to(moment.device), 0)
 
 
-def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]) -> list[UnitLayer]:
-    """The units that a scope's `units` names in `model`, in its order.
+def unit_layers(model: nn.Module, units: Mapping[str, Mapping[str, Any]]) -> list[UnitLayer]:
+    """The units of the activations that `units` names in `model`, in its order.
+
+    Args:
+        model: any module.
+        units: pattern of activations -> names of the layers around them. Each `*` in a name stands for what the
+            same-numbered `*` of the pattern matched.
+            incoming: the Linear or Conv whose outputs are the units.
+            outgoing: list of every Linear or Conv that reads the units.
+            norm: the normalisation layer between `incoming` and the activation, if any.
 
     Raises:
         ValueError: a pattern that matches no module, a name that is none or not of a layer with a rule, sizes that do
@@ -106,11 +94,7 @@ def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]
     model = unwrap(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     layers: dict[nn.Module, UnitLayer] = {}
-    for pattern, given in units.items():
-        try:
-            around = given if isinstance(given, Units) else Units(**given)
-        except TypeError as error:
-            raise ValueError(f"units of {pattern!r}: {error}") from error
+    for pattern, around in units.items():
         # As in the other patterns of a scope, * matches any text, dots included.
         expression = re.compile(re.escape(pattern).replace(r"\*", "(.*)"))
         found = [(name, match.groups()) for name in modules if name and (match := expression.fullmatch(name))]
@@ -120,36 +104,41 @@ def unit_layers(model: nn.Module, units: Mapping[str, Units | Mapping[str, Any]]
             if modules[name] in layers:
                 raise ValueError(f"units: {name} is {layers[modules[name]].name}, which has its units already")
             try:
-                layers[modules[name]] = _layer(modules, name, texts, around)
-            except ValueError as error:
+                layers[modules[name]] = _layer(modules, name, texts, **around)
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"units of {name}: {error}") from error
     return list(layers.values())
 
 
-def _layer(modules: Mapping[str, nn.Module], activation: str, texts: Sequence[str], around: Units) -> UnitLayer:
+def _layer(
+    modules: Mapping[str, nn.Module], activation: str, texts: Sequence[str], incoming: str, outgoing: Sequence[str],
+    norm: str | None = None,
+) -> UnitLayer:  # fmt: skip
     """The units of an activation, for whose pattern's `*` stand `texts`."""
-    incoming, layer = _find(modules, "incoming", around.incoming, texts)
+    if isinstance(outgoing, str) or not outgoing:
+        raise ValueError(f"outgoing must be a list of names, got {outgoing!r}")
+    incoming, layer = _find(modules, "incoming", incoming, texts)
     size = layer.weight.shape[0]
     restored: dict[str, Tensor] = {}
-    if around.norm is not None:
-        name, norm = _find(modules, "norm", around.norm, texts)
-        state = norm.state_dict(keep_vars=True).items()
-        restored = {f"{name}.{key}": tensor for key, tensor in state if tensor.ndim}  # not the count of batches
+    if norm is not None:
+        norm, module = _find(modules, "norm", norm, texts)
+        state = module.state_dict(keep_vars=True).items()
+        restored = {f"{norm}.{key}": tensor for key, tensor in state if tensor.ndim}  # not the count of batches
         for key, tensor in restored.items():
             if tensor.shape != (size,):
                 raise ValueError(f"{key} has shape {tuple(tensor.shape)}, but {incoming} has {size} units")
-    outgoing = []
-    for pattern in around.outgoing:
+    weights = []
+    for pattern in outgoing:
         name, reader = _find(modules, "outgoing", pattern, texts)
         if getattr(reader, "groups", 1) != 1:
             raise ValueError(f"outgoing {name} is a grouped convolution, whose columns are not of one unit each")
         inputs = reader.weight.shape[1]
         if inputs % size or (inputs != size and not isinstance(reader, nn.Linear)):
             raise ValueError(f"outgoing {name} reads {inputs} features, but {incoming} has {size} units")
-        outgoing.append(reader.weight)
+        weights.append(reader.weight)
     drawn = {f"{incoming}.{key}": tensor for key, tensor in layer.named_parameters(recurse=False)}
     axis = 1 if isinstance(layer, _CONVOLUTIONS) else -1
-    return UnitLayer(activation, modules[activation], size, axis, drawn, restored, outgoing)
+    return UnitLayer(activation, modules[activation], size, axis, drawn, restored, weights)
 
 
 def _find(modules: Mapping[str, nn.Module], role: str, pattern: str, texts: Sequence[str]) -> tuple[str, Any]:

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @dataclass
 class UnitsConfig:
-    """The layers around the units of one activation (`fire.Units`).
+    """The layers around the units of one activation (`fire.unit_layers`).
 
     Attributes:
         incoming, outgoing, norm: names of the layer before, of those after, and of the normalisation between.

@@ -41,7 +41,7 @@ class ConvNet(nn.Module):
 
 
 CONVS = {
-    "relu1": fire.Units(incoming="conv1", norm="bn1", outgoing=["conv2"]),
+    "relu1": {"incoming": "conv1", "norm": "bn1", "outgoing": ["conv2"]},
     "relu2": {"incoming": "conv2", "norm": "bn2", "outgoing": ["head"]},
 }
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict, tuple[int, ...]]] = {
@@ -162,7 +162,6 @@ def slow_redo(
     written = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.items()}
     generator, count = torch.Generator().manual_seed(seed), 0
     for name, around in units.items():
-        around = vars(around) if isinstance(around, fire.Units) else around
         output = outputs[name].movedim(-1 if isinstance(model, MLP) else 1, 0)
         scores = [float(unit.abs().mean()) for unit in output]
         dormant = [i for i, score in enumerate(scores) if score <= tau * sum(scores) / len(scores)]

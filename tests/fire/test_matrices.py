@@ -56,7 +56,7 @@ def test_stacked_ensemble_is_many_matrices() -> None:
     model = Ensemble()
     expected = exact(model.weight) * (6 / 4) ** 0.5
     (record,) = fire.fire_(model, solver="svd").matrices
-    assert record.matrices == 5
+    assert record.shape == (5, 6, 4)
     assert torch.allclose(model.weight.double(), expected, atol=1e-6)
 
 

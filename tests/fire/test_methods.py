@@ -63,7 +63,7 @@ def test_in_place_and_only_weight_matrices(device: str) -> None:
     conv = exact(before["0.weight"].permute(2, 3, 0, 1)).permute(2, 3, 0, 1) * (8 / 3) ** 0.5 / 9
     assert torch.allclose(model[0].weight.double(), conv, atol=1e-6)
     assert report.touched == 2
-    assert [m.matrices for m in report.matrices] == [9, 1]
+    assert [m.shape for m in report.matrices] == [(1, 3, 3, 8, 3), (4, 8)]
     sfe = sum(float((before[n] - model.state_dict()[n]).double().square().sum()) for n in ("0.weight", "4.weight"))
     assert report.sfe == pytest.approx(sfe, rel=1e-5)
     assert report.dfi_after < 1e-9 < report.dfi_before

@@ -54,13 +54,15 @@ def test_ranks_of_known_spectra() -> None:
 
 
 def test_dormant_ratio_counts_units_over_samples_and_positions() -> None:
-    dense = torch.tensor([[1.0, 0.0, 0.01], [3.0, 0.0, 0.01]])  # scores relative to the mean .67: 2.99, 0, .015
+    # Scores relative to the mean .67: 2.99, 0, .015
+    dense = metrics.Activation("dense", torch.tensor([[1.0, 0.0, 0.01], [3.0, 0.0, 0.01]]), -1)
     assert metrics.dormant_ratio([dense], tau=0.0) == pytest.approx(1 / 3)
     assert metrics.dormant_ratio([dense], tau=0.025) == pytest.approx(2 / 3)
-    conv = torch.zeros(2, 2, 3, 3)
-    conv[:, 0, 1, 1] = 1
+    values = torch.zeros(2, 2, 3, 3)
+    values[:, 0, 1, 1] = 1
+    conv = metrics.Activation("conv", values, 1)
     assert metrics.dormant_ratio([conv]) == pytest.approx(1 / 2)
-    assert metrics.dormant_ratio([torch.zeros(4, 3)]) == 1
+    assert metrics.dormant_ratio([metrics.Activation("silent", torch.zeros(4, 3), -1)]) == 1
     assert metrics.dormant_ratio([dense, conv], tau=0.0) == pytest.approx(2 / 5)
 
 
@@ -78,7 +80,6 @@ def test_dormant_ratio_of_tokens_and_of_a_convolution_over_time() -> None:
         ("3", (5, 4, 4), 1),
     ]
     assert [metrics.dormant_ratio([a]) for a in recorded] == [0.5, 0.5]
-    assert metrics.dormant_ratio([a.values.flatten(0, 1) for a in recorded[:1]]) == 0.5
     with pytest.raises(ValueError, match="unit_axis pattern 'conv' matches no module that is recorded"):
         metrics.record_activations(model, unit_axis={"conv": 1}).__enter__()
 
