@@ -9,9 +9,10 @@ Columns = Mapping[str, tuple[str, str, float]]
 
 
 def table(rows: pd.DataFrame, columns: Columns) -> str:
-    """A row for each loop. The first column's range and the number of turns follow it; what is not known is empty."""
+    """A row for each loop. The first column's range and the number of turns follow it; what is not known is left out."""
     shown = {"": rows.case.where(~rows.case.duplicated(), ""), "loop": rows.loop}
-    for number, (title, (name, form, factor)) in enumerate(columns.items()):
+    known = {title: column for title, column in columns.items() if column[0] in rows}
+    for number, (title, (name, form, factor)) in enumerate(known.items()):
         shown[title] = cells(rows[name] * factor, form)
         if number == 0:
             low, high = (cells(rows[f"{name}_{end}"] * factor, form) for end in ("min", "max"))

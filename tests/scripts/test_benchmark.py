@@ -14,6 +14,7 @@ import torch
 import fire
 from experiments.common import config
 from experiments.common.provenance import git_revision
+from experiments.common.runtime import resolve_runtime
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import atari, core, humanoid, language, vision
@@ -135,7 +136,7 @@ def test_plain_atari_loop_is_the_same_learner() -> None:
     cfg = config.compose_domain("atari", atari.AtariConfig, [*SMALL_ATARI, "device=cpu"])
     cfg.optimizer.learning_rate = 1e-3
     plain = atari.PlainLoop(cfg, "sync")
-    network = atari.AtariTraining(cfg, config.resolve_runtime(cfg), fire.build("none")).learner.online
+    network = atari.AtariTraining(cfg, resolve_runtime(cfg), fire.build("none")).learner.network
     weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with torch.no_grad():
         for mine, theirs in zip(plain.q.parameters(), weights, strict=True):
@@ -170,7 +171,7 @@ def test_plain_humanoid_loop_is_the_same_learner(robot_dir: Path) -> None:
     settings = ["scale=smoke", *small_humanoid(robot_dir), "device=cpu"]
     cfg = config.compose_domain("humanoid", humanoid.HumanoidConfig, settings)
     plain = humanoid.PlainLoop(cfg)
-    agent = humanoid.HumanoidTraining(cfg, config.resolve_runtime(cfg), fire.build("none")).learner.agent
+    agent = humanoid.HumanoidTraining(cfg, resolve_runtime(cfg), fire.build("none")).learner.network
 
     def size(network: torch.nn.Module) -> int:
         return sum(p.numel() for p in network.parameters())

@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY, run_dirs, start
 Vision = Callable[..., tuple[int, str]]
 
 CASES = {
-    "method=dash": "Could not find 'method/dash' Available options in 'method': fire full_reset none plasticity",
+    "method=dash": "Could not find 'method/dash' Available options in 'method': fire fire_exact",
     "benchmark=foo": "Could not find 'benchmark/foo' Available options in 'benchmark': continual warm_start",
     "method=plasticity_injection": "plasticity_injection needs a scope whose `inject` names",
     "scale=huge": "Could not find 'scale/huge' Available options in 'scale': laptop paper smoke",

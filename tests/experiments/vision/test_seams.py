@@ -164,7 +164,7 @@ def test_penultimate_activations() -> None:
     resnet = models.build("resnet18", 4, (1, 8, 8), 2, seed=0)
     features, outputs = models.activations(resnet, images)
     assert features.shape == (6, 16)
-    assert torch.equal(features, outputs[-1])
+    assert torch.equal(features, outputs[-1].values)
     sequential = plain(4, (1, 8, 8), 5)
     features, outputs = models.activations(sequential, images)
     assert torch.equal(features, sequential[:3](images))
@@ -173,7 +173,7 @@ def test_penultimate_activations() -> None:
         vit = Tokens(4, (1, 8, 8), 8)
         features, outputs = models.activations(vit, images)
         assert torch.equal(vit.head(features), vit(images))
-        assert [output.shape for output in outputs] == [(6, 5, 32)] * 2
+        assert [(output.values.shape, output.unit_axis) for output in outputs] == [((6, 5, 32), 2)] * 2
     with pytest.raises(ValueError, match=r"no module such as nn\.ReLU"):
         models.activations(nn.Flatten(), images)
 
