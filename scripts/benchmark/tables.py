@@ -9,7 +9,7 @@ Columns = Mapping[str, tuple[str, str, float]]
 
 
 def table(rows: pd.DataFrame, columns: Columns) -> str:
-    """A row for each loop. The first column's range and the number of turns follow it; what is not known is left out."""
+    """A row for each loop. The first column's range and number of turns follow it; what is not known is left out."""
     shown = {"": rows.case.where(~rows.case.duplicated(), ""), "loop": rows.loop}
     known = {title: column for title, column in columns.items() if column[0] in rows}
     for number, (title, (name, form, factor)) in enumerate(known.items()):

@@ -88,9 +88,10 @@ def test_blocking_blocks(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_an_error_of_its_domains_tests_alone() -> None:
     files = [f"tests/experiments/{folder}/test_cuda.py" for folder in ("vision", "language", "rl")]
+    files.append("tests/experiments/humanoid/test_native.py")
     arguments = ("--collect-only", "-q", "-p", "no:cacheprovider", *files)
     printed = run_without(OPTIONAL - {"transformers"}, "pytest", *arguments).stdout
     for file in files:
-        assert (f"{file}::" in printed) == ("rl" not in file), printed
-        assert (f"ERROR {file}" in printed) == ("rl" in file), printed
+        assert (f"{file}::" in printed) == ("native" not in file), printed
+        assert (f"ERROR {file}" in printed) == ("native" in file), printed
     assert "ModuleNotFoundError: No module named 'gymnasium'" in printed

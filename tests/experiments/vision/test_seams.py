@@ -173,7 +173,7 @@ def test_penultimate_activations() -> None:
         vit = Tokens(4, (1, 8, 8), 8)
         features, outputs = models.activations(vit, images)
         assert torch.equal(vit.head(features), vit(images))
-        assert [(output.values.shape, output.unit_axis) for output in outputs] == [((6, 5, 32), 2)] * 2
+        assert [(output.values.shape, output.unit_axis) for output in outputs] == [((6, 5, 32), -1)] * 2
     with pytest.raises(ValueError, match=r"no module such as nn\.ReLU"):
         models.activations(nn.Flatten(), images)
 
