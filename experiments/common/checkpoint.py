@@ -6,7 +6,6 @@ one costs an interval and not the run. One that is to stay has a name beside its
 `kept-<name>-<digits>.pt`, a second link to the same file.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from experiments.common.errors import UserError
+from experiments.common.files import checksum, sync_folder
 
 logger = logging.getLogger("fire")
 FINAL = "final"  # name of the weights a finished run leaves behind, in the domains that keep them
@@ -72,7 +72,7 @@ def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path,
             dump(file)
             file.flush()
             os.fsync(file.fileno())
-        return temporary, _sha256(temporary)[:16]
+        return temporary, checksum(temporary)[:16]
     except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write a checkpoint to {folder}: {str(error).splitlines()[0]}") from error
@@ -144,7 +144,7 @@ def final_weights(run_dir: Path) -> dict[str, Any]:
 
 def intact(path: Path) -> bool:
     """Whether a file's content is what the digits in its name say."""
-    return _sha256(path)[:16] == path.stem.rpartition("-")[2]
+    return checksum(path)[:16] == path.stem.rpartition("-")[2]
 
 
 def kept(folder: Path) -> dict[str, Path]:
@@ -165,36 +165,6 @@ def remove(folder: Path, but: int = 0) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _listed(folder: Path) -> list[tuple[int, Path]]:
     named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*.pt"))
     return sorted((int(match[1]), path) for match, path in named if match)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

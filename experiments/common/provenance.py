@@ -15,8 +15,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from experiments.common import checkpoint
 from experiments.common.config import method_settings
+from experiments.common.files import write_text
 
 PARTS = ("git", "versions", "machine")  # what can differ between parts of a job's training
 PACKAGES = ("torch", "numpy", "hydra-core", "fire-reinit")
@@ -73,7 +73,7 @@ def note_recipe(run_dir: Path) -> None:
     if recipe and recipe != "null":
         sweep: Any = OmegaConf.to_container(hydra.sweeper.params or OmegaConf.create())
         (run_dir / "recipes").mkdir(exist_ok=True)
-        checkpoint.write_text(run_dir / "recipes" / f"{recipe}.json", json.dumps(sweep) + "\n")
+        write_text(run_dir / "recipes" / f"{recipe}.json", json.dumps(sweep) + "\n")
 
 
 def _version(package: str) -> str | None:

@@ -126,15 +126,6 @@ def later_keys(schema: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def keys(schema: Any, prefix: str = "") -> Iterator[tuple[str, Field]]:
-    """All settings, with their dotted keys."""
-    for key, item, kind in _fields(schema):
-        if is_dataclass(kind):
-            yield from keys(kind, f"{prefix}{key}.")
-        else:
-            yield prefix + key, item
-
-
 def _fields(schema: Any) -> Iterator[tuple[str, Field, Any]]:
     hints = get_type_hints(schema)
     return ((item.name, item, hints[item.name]) for item in fields(schema))

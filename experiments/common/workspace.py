@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import checkpoint, metric_log
 from experiments.common.errors import StopSignals, UserError
+from experiments.common.files import write_text
 from experiments.common.provenance import PARTS, circumstances
 from experiments.common.schema import digest
 from experiments.common.seeding import rng_state, set_rng_state
@@ -74,7 +75,7 @@ class Workspace:
             self._acquire()
             for left_over in self.path.glob(".*.tmp"):  # of a process that died while writing
                 left_over.unlink()
-            checkpoint.write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
+            write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._describe()
         except OSError as error:
             self._lock.release()
@@ -111,7 +112,7 @@ class Workspace:
         """Write what this is; on a later opening make sure that it still is."""
         if not self._description.exists():
             self._new = True
-            checkpoint.write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
             known = {"identity": self.identity, "values": self._values, "choices": self._choices}
             known |= {**circumstances(self._values["device"]), "continued": [], "branched_from": []}
             self._write_description(known)
@@ -126,7 +127,7 @@ class Workspace:
         return json.loads(self._description.read_text())
 
     def _write_description(self, description: dict[str, Any]) -> None:
-        checkpoint.write_text(self._description, json.dumps(description, indent=1) + "\n")
+        write_text(self._description, json.dumps(description, indent=1) + "\n")
 
     def _note_continuation(self) -> None:
         """Add to the description what has changed around the job since it was last trained."""
@@ -231,14 +232,14 @@ class Workspace:
         if weights is not None:
             content = {"identity": self.identity, "state": {"model": weights}}
             checkpoint.save_as(self.path, content, checkpoint.FINAL)
-        checkpoint.write_text(self.path / "done", json.dumps(summary, indent=1) + "\n")
+        write_text(self.path / "done", json.dumps(summary, indent=1) + "\n")
         checkpoint.remove(self.path)
 
     def erase(self) -> None:
         """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
-        checkpoint.write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
+        write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
         for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", "recipes", VIDEO):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)

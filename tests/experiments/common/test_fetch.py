@@ -14,7 +14,8 @@ import pytest
 
 from experiments.common import fetch
 from experiments.common.errors import UserError
-from experiments.common.fetch import Files, read_members, write_atomically
+from experiments.common.fetch import Files, read_members
+from experiments.common.files import ABANDONED_SECONDS, write_bytes
 
 CONTENT = {"a.txt": b"first", "folder/b.txt": b"second"}
 CHECKSUMS = {"a.txt": hashlib.md5(b"first").hexdigest(), "folder/b.txt": hashlib.sha256(b"second").hexdigest()}
@@ -93,7 +94,7 @@ def test_leftovers_of_killed_processes_are_deleted(tmp_path: Path) -> None:
     abandoned, in_use = tmp_path / "two/.a.txt.0123.tmp", tmp_path / "two/.a.txt.4567.tmp"
     for leftover in (abandoned, in_use):
         leftover.write_bytes(b"fir")
-    hours_ago = time.time() - 2 * fetch.ABANDONED_SECONDS
+    hours_ago = time.time() - 2 * ABANDONED_SECONDS
     os.utime(abandoned, (hours_ago, hours_ago))
     files(good=right).prepare(tmp_path)
     assert everything(tmp_path / "two") == {**CONTENT, in_use.name: b"fir"}
@@ -105,12 +106,12 @@ def test_temporary_file_follows_no_link(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
     (tmp_path / ".target.guessed.tmp").symlink_to(tmp_path / "victim")
     with pytest.raises(UserError, match=r"cannot write .*target"):
-        write_atomically(tmp_path / "target", b"new")
+        write_bytes(tmp_path / "target", b"new")
     assert (tmp_path / "victim").read_bytes() == b"precious"
     monkeypatch.undo()
     umask = os.umask(0o022)
     try:
-        write_atomically(tmp_path / "target", b"new")
+        write_bytes(tmp_path / "target", b"new")
     finally:
         os.umask(umask)
     assert (tmp_path / "target").read_bytes() == b"new"
@@ -125,7 +126,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "target").write_bytes(b"old")
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*target: .*No space left on device"):
-        write_atomically(tmp_path / "target", b"new")
+        write_bytes(tmp_path / "target", b"new")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"target": b"old"}
 
 

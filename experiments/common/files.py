@@ -1,0 +1,57 @@
+"""Files written whole or not at all, and their checksums."""
+
+import glob
+import hashlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+from experiments.common.errors import UserError
+
+ABANDONED_SECONDS = 3600.0  # no file takes this long to write
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write a file by renaming a finished temporary one, to survive a crash and a power cut.
+
+    The temporary file is in the target's folder and has a random name. Those that killed processes have left there are
+    deleted when the same target is written again.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+            if leftover.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
+                leftover.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # x: a file that is there, or a link to one, is never written to
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {target}: {error}") from error
+
+
+def write_text(target: Path, text: str) -> None:
+    """The same for text."""
+    write_bytes(target, text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file in 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
