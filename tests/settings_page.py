@@ -14,8 +14,9 @@ from experiments.domains import NAMES, domain
 
 HEAD = """# Settings
 
-`python -m experiments.<domain> key=value ...`. A wrong key or value is refused in one line before anything starts; in a
-sweep it fails its own job, and the others run. `python -m experiments.vision --cfg job` prints the whole configuration.
+`python -m experiments.<domain> key=value ...`. A wrong key, name or value is refused in one line before anything
+starts; in a sweep a value out of range fails its own job alone. `python -m experiments.vision --cfg job` prints the
+whole configuration.
 Defaults are those of `scale=laptop`. *Decides*: settings that can change a number of the whole run are part of its
 identity; those of later phases leave phase 0 shared between runs; the others change no number.
 
@@ -36,7 +37,9 @@ def descriptions(kind: type) -> dict[str, str]:
     return found
 
 
-def rows(kind: type, values: Any, prefix: str = "", leave_out: frozenset[str] = frozenset()) -> list[str]:
+def rows(
+    kind: Any, values: Any, prefix: str = "", leave_out: frozenset[str] = frozenset(), around: str = schema.EVERYTHING
+) -> list[str]:
     """A line of the table for each setting."""
     lines, meaning, hints = [], descriptions(kind), get_type_hints(kind)
     for item in fields(kind):
@@ -44,11 +47,12 @@ def rows(kind: type, values: Any, prefix: str = "", leave_out: frozenset[str] = 
             continue
         value = values[item.name] if not OmegaConf.is_missing(values, item.name) else "???"
         if is_dataclass(hints[item.name]):
-            lines += rows(hints[item.name], value, f"{prefix}{item.name}.")
+            decides = item.metadata.get("decides", around)
+            lines += rows(hints[item.name], value, f"{prefix}{item.name}.", around=decides)
             continue
         data = item.metadata
         valid = " ".join(f"`{one}`" for one in data.get("choices") or ()) or allowed(data)
-        decides = data.get("decides", schema.EVERYTHING)
+        decides = data.get("decides", around) if around == schema.EVERYTHING else around
         decides = {schema.EVERYTHING: "the run", schema.EACH_PHASE: "the run"}.get(decides, decides)
         value = value.get("name", value) if item.name == "method" else value
         default = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

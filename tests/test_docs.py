@@ -105,6 +105,7 @@ def test_extending(clone: Path, data_dir: Path) -> None:
         ("vision/model/small_cnn.yaml", "name: small_cnn"), ("vision/data/stripes.yaml", "name: stripes"),
     ):  # fmt: skip
         (clone / "configs" / file).write_text(block(marker))
+    run(clone, "mypy", "--config-file", str(REPOSITORY / "pyproject.toml"), "-p", "fire")
     settings = ("scale=smoke", "threads=1", "device=cpu", f"data_dir={data_dir}", "wandb.mode=disabled")
     commands = re.findall(r"`python -m experiments\.vision (.*?)`", DOCS["extending"])
     assert len(commands) == 4

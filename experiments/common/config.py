@@ -38,7 +38,8 @@ class ScopeConfig:
     """Which modules of a model a method concerns (`fire.Scope`): glob patterns over module names.
 
     Attributes:
-        include, exclude: whose weight matrices FIRE projects; null: all, and none.
+        include: modules whose weight matrices FIRE projects; null: all.
+        exclude: modules whose weight matrices it leaves alone.
         reset: modules that resets send to their initial weights altogether.
         inject: heads that plasticity injection puts a second one beside.
         units: for each activation, the layers around its units.
@@ -102,7 +103,8 @@ class BaseConfig:
         phase_cache: whether phase 0 is shared between runs.
         overwrite: do a finished run again.
         checkpoint_seconds: between checkpoints.
-        data_dir, outputs_dir: where data and runs are kept.
+        data_dir: where data are kept.
+        outputs_dir: where runs are kept.
         debug: show tracebacks.
     """
 
@@ -161,7 +163,7 @@ def build_method(cfg: DictConfig) -> fire.Method:
         UserError: a setting out of range.
     """
     if missing := sorted(OmegaConf.missing_keys(cfg.method)):
-        raise UserError(f"method={cfg.method.name} needs a value: method.{missing[0]}=...")
+        raise UserError(f"method={cfg.method.name} needs a value: method.{missing[0].removeprefix('method.')}=...")
     settings: Any = OmegaConf.to_container(cfg.method, resolve=True)
     name, kind = settings.pop("name"), settings.pop("kind")
     try:
@@ -171,6 +173,21 @@ def build_method(cfg: DictConfig) -> fire.Method:
     if method.resets_optimizer:  # it makes no sense without a new one
         cfg.optimizer_at_boundary = "reset"
     return method
+
+
+def check_names(cfg: DictConfig) -> None:
+    """Raise UserError for a word of the command line by which a choice would not be what its name says."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    for group, chosen in hydra.runtime.choices.items():
+        if OmegaConf.is_dict(section := cfg.get(group)) and section.get("name", chosen) != chosen:
+            raise UserError(f"{group}.name={section.name} is not the name of the chosen file, {group}={chosen}")
+    for word in hydra.overrides.task:
+        if word.startswith("method.kind="):
+            raise UserError(f"{word} cannot be set; choose a method with method=...")
+        if word.endswith("={}"):
+            raise UserError(f"{word} would change nothing: Hydra merges it into what is there")
 
 
 def method_words(cfg: DictConfig) -> str:

@@ -155,7 +155,7 @@ def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Met
         found |= runtime.identity() | {"phase_version": domain.phase_version}
     whole |= domain.extra_identity(cfg, opened)
     first |= domain.extra_phase_0_identity(cfg, opened)
-    if method.acts_in(0):  # phase 0 is this method's own
-        first["method"] = whole["method"]
+    if method.acts_in(0):  # phase 0 is this method's own, and its units are in the model's scope
+        first |= {"method": whole["method"], "model": whole["model"]}
     group, name = f"{domain.benchmark(cfg)}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"
     return Job(domain.name, group, name, domain.choices(cfg), cfg, whole, first)

@@ -35,6 +35,7 @@ class Experiment(ABC):
         phases: how many there are.
         phase: the one that the state is in.
         during: what the method does during training in this phase.
+        was_reset: whether the method has changed the network at the last boundary.
         initial: the network's first weights, which resets go back to: a function of the seed, in no checkpoint.
         branch: the kept checkpoint of phase 0 that the methods continue from. If it is END, the end of the phase, it is
             kept by the caller; any other the domain keeps itself, and trains phase 0 no further than it must.
@@ -60,9 +61,12 @@ class Experiment(ABC):
             method.check(network, self.scope)
         except ValueError as error:
             raise UserError(f"model.scope: {error}") from error
+        if isinstance(method, fire.TrainingMethod) and method.first_phase >= self.phases:
+            raise UserError(f"method.first_phase={method.first_phase} lies beyond the run's {self.phases} phases")
         self.initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.phase = self._phase_of_during = 0
         self.during = fire.During()
+        self.was_reset = False
 
     @abstractmethod
     def position(self) -> int:
@@ -131,6 +135,7 @@ class Experiment(ABC):
             "reset %s: SFE %.4g, DfI %.4g -> %.4g, %d tensors, %.2f s",
             self.cfg.method.name, report.sfe, report.dfi_before, report.dfi_after, report.touched, report.seconds,
         )  # fmt: skip
+        self.was_reset = report.touched > 0 or self.method.resets_optimizer
         row |= plasticity.of_reset(report)
         self.begin_during(self.phase)
         self.after_reset()

@@ -191,6 +191,8 @@ def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
         close = difflib.get_close_matches(key, valid, n=1)
         known = f"did you mean {prefix + close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
         return f"unknown key {cause.full_key or key!r}; {known}"
+    if "Ambiguous value for argument" in text:
+        return "several values for one key make a sweep, which needs -m before all else"
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         return f"{text}: {_one_line(str(cause).split('full_key:')[0])}"
     return text

@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.common import checkpoint, metric_log, schema, sweep_job
-from experiments.common.config import build_method, method_words
+from experiments.common.config import build_method, check_names, method_words
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
@@ -35,6 +35,7 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     if cfg.until == "phase0" and not cfg.phase_cache:
         raise UserError("until=phase0 trains the shared phase, which phase_cache=false does without; choose one")
     domain.check(cfg)
+    check_names(cfg)
     method = build_method(cfg)
     runtime = resolve_runtime(cfg, domain.compile_on_cuda)
     opened = domain.open(cfg, runtime)
@@ -79,7 +80,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
     check_disk(job, experiment)
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)
-        logger.info("phase 0 is in %s; any method continues from it", job.phase_dir)
+        logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(
         job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()

@@ -240,7 +240,7 @@ class Workspace:
         counter = self.path / "overwrites"
         count = (int(counter.read_text()) if counter.exists() else 0) + 1
         write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
-        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", "recipes", VIDEO):
+        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", VIDEO):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)

@@ -186,7 +186,7 @@ class AgentTraining(Experiment):
     def after_reset(self) -> None:
         """The target network follows, if the method changes something here, and optimisers start again if they should.
         Episodes continue, and so do statistics of observations: they are of the task, not of the network."""
-        if self.target_always_follows or not isinstance(self.method, fire.NoReset | fire.TrainingMethod):
+        if self.target_always_follows or self.was_reset:
             self.learner.follow()
         if self.cfg.optimizer_at_boundary == "reset":
             self.learner.new_optimizers()

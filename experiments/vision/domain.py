@@ -9,6 +9,7 @@ from experiments.common.domain import Domain, Results
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
+from experiments.common.schema import digest
 from experiments.vision.config import VisionConfig
 from experiments.vision.datasets import DATA_SETS
 from experiments.vision.models import MODELS
@@ -69,6 +70,12 @@ class Vision(Domain):
         """Images, width and epochs."""
         images, epochs = DATA_SETS[cfg.data.name].used(cfg.budget)[0], "+".join(map(str, cfg.budget.epochs))
         return f"{images:,} images, width {cfg.budget.width}, {epochs} epochs"
+
+    def extra_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
+        """What the data set's name stands for."""
+        data_set = DATA_SETS[cfg.data.name]
+        facts = [dict(data_set.files.checksums), data_set.mean, data_set.std, data_set.classes, data_set.shape]
+        return {"data_set": digest({"facts": facts})[:16]}
 
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
         """Load the images and build the network."""

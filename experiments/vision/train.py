@@ -65,7 +65,7 @@ class VisionTraining(Experiment):
         self.model = model
         self.begin_during(0)
         self.learner = Learner(model, self.train_set, self.test_set, cfg, runtime)
-        self.learner.begin_phase(self.during, new_optimizer=True)
+        self.learner.begin_phase(self.during, new_optimizer=False)
         self.epoch, self.batch = 0, 0
         # Weights and Adam's moments; two checkpoints kept and one being written, in the run and in the shared phase.
         self.disk_bytes = 6 * 3 * sum(t.numel() * t.element_size() for t in self.initial.values())

@@ -41,9 +41,10 @@ class LocalLauncher(Launcher):
         setup_globals()
         schema.check(BaseConfig, self.config)
         task: Any = self.task
+        earlier, task.outcomes = task.outcomes, []  # of earlier batches, with hydra.sweeper.max_batch_size
         try:
             if self.jobs == 1:
-                return [self._run_here(overrides, number) for number, overrides in enumerate(job_overrides)]
+                return [self._run_here(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
             outcomes = self._run_elsewhere(job_overrides)
             return [
                 JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcome)
@@ -54,7 +55,8 @@ class LocalLauncher(Launcher):
             missing = {"run": "", "status": "not finished", "result": "", "minutes": "", "path": ""}
             known = [ended.get(number, missing) for number in range(len(job_overrides))]
             names = differing_words(job_overrides)
-            task.outcomes = [{**one, "run": name or one["run"]} for one, name in zip(known, names, strict=True)]
+            named = [{**one, "run": name or one["run"]} for one, name in zip(known, names, strict=True)]
+            task.outcomes = earlier + named
 
     def _run_here(self, overrides: Sequence[str], number: int) -> JobReturn:
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))

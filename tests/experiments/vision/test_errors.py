@@ -51,13 +51,20 @@ CASES = {
     "data=mnist": "Could not find 'data/mnist' Available options in 'data': cifar10",
     "data.name=mnist": "data.name=mnist is unknown; valid: cifar10",
     "model.name=vgg": "model.name=vgg is unknown; valid: resnet18",
+    "method=l2_init": "method=l2_init needs a value: method.coefficient=...",
+    "method.name=redo": "method.name=redo is not the name of the chosen file, method=fire",
+    "method.kind=redo": "method.kind=redo cannot be set; choose a method with method=...",
+    "benchmark.name=../x": "benchmark.name=../x is not the name of the chosen file, benchmark=warm_start",
+    "model.scope.units={}": "model.scope.units={} would change nothing",
+    "method=none,fire": "several values for one key make a sweep, which needs -m before all else",
+    "benchmark.methods_from=2 method=redo": "method.first_phase=2 lies beyond the run's 2 phases",
     "until=phase9": "until=phase9 is unknown; valid: end, phase0",
 }
 
 
 @pytest.mark.parametrize("argument", CASES)
 def test_bad_argument(vision: Vision, tmp_path: Path, argument: str) -> None:
-    status, printed = vision("device=cpu", argument)
+    status, printed = vision("device=cpu", *argument.split())
     assert status != 0
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
