@@ -84,3 +84,8 @@ def test_a_method_that_acts_in_phase_0_has_its_own() -> None:
     acting = [directories("benchmark=continual", *words, f"method.first_phase={phase}")[1] for phase in (0, 1)]
     assert directories("benchmark=continual", *words)[1] == acting[0] != acting[1]
     assert acting[1] == directories("benchmark=continual")[1]
+    redo = ("benchmark=continual", "method=redo", "method.tau=0.1", "method.period=100")
+    units = "+model.scope.units={relu: {incoming: conv1, outgoing: [conv2]}}"
+    for first_phase, shares in ((0, False), (1, True)):  # the units that it resets decide its own phase 0
+        one, other = (directories(*redo, f"method.first_phase={first_phase}", *w)[1] for w in ((), (units,)))
+        assert (one == other) == shares

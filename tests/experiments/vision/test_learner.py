@@ -146,6 +146,15 @@ def test_compiled_network_is_measured_by_hooks_that_came_later() -> None:
     torch.compiler.reset()
 
 
+def test_each_phase_takes_the_hooks_of_the_last_with_it() -> None:
+    settings = ("benchmark.fractions=[0.2,0.4,0.6,1.0]", "budget.epochs=[1,1,1,1]", *REDO, "method.first_phase=0")
+    run = training("false", *settings)
+    trained(run, Storage())
+    hooks = {name: len(module._forward_hooks) for name, module in run.model.named_modules() if module._forward_hooks}
+    assert len(hooks) > 8
+    assert set(hooks.values()) == {1}
+
+
 def test_l2_init_keeps_the_weights_near_their_initial_values() -> None:
     runs = [training("false", *L2_INIT[:1], f"method.coefficient={c}", "method.first_phase=0") for c in (0, 10)]
     far, near = (

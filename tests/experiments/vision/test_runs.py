@@ -73,7 +73,7 @@ def test_branched_equals_uninterrupted(vision: Vision, tmp_path: Path) -> None:
 def test_phase_0_alone_then_any_method(vision: Vision, tmp_path: Path) -> None:
     status, printed = vision("until=phase0")
     assert status == 0
-    assert "any method continues from it" in printed
+    assert "phase 0 is in " in printed
     assert not run_dirs(tmp_path / "outputs")
     status, printed = vision("method=shrink_perturb")
     assert "phase 0 was trained before" in printed
@@ -106,8 +106,26 @@ def test_overwrite_redoes_the_run_but_not_the_phase(vision: Vision, tmp_path: Pa
     assert (directory / "overwrites").read_text() == "1\n"
 
 
-def test_bad_job_in_the_middle_of_a_sweep(vision: Vision, tmp_path: Path) -> None:
-    status, printed = vision("-m", "method=shrink_perturb", "method.coefficient=0.2,7,0.8")
+def test_a_recipe_of_ones_own(vision: Vision, tmp_path: Path) -> None:
+    """It sets what the scale and the benchmark set too, and the run belongs to it also when done over again."""
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "fast.yaml").write_text(
+        "# @package _global_\noptimizer:\n  learning_rate: 0.005\nbudget:\n  epochs: [1, 1]\n"
+    )
+    recipe = (f"hydra.searchpath=[pkg://configs.shared,file://{tmp_path / 'mine'}]", "experiment=fast")
+    for words in (recipe, ("optimizer.learning_rate=0.005", "budget.epochs=[1,1]", "overwrite=true")):
+        status, printed = vision(*words)
+        assert status == 0, printed
+    (directory,) = run_dirs(tmp_path / "outputs")
+    values = json.loads((directory / "run.json").read_text())["values"]
+    assert values["optimizer"]["learning_rate"] == 0.005
+    assert numbers(directory)[-1]["epoch"] == 2
+    assert [path.stem for path in (directory / "recipes").iterdir()] == ["fast"]
+
+
+@pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["together", "in batches"])
+def test_bad_job_in_the_middle_of_a_sweep(vision: Vision, tmp_path: Path, batches: tuple[str, ...]) -> None:
+    status, printed = vision("-m", "method=shrink_perturb", "method.coefficient=0.2,7,0.8", *batches)
     assert status == 1
     assert "error: method=shrink_perturb: coefficient must lie in [0, 1], got 7.0" in printed
     assert "1 of 3 runs failed" in printed
