@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments.common.errors import UserError
 from experiments.domains import NAMES
+from experiments.domains import domain as described
 from scripts import command
 from scripts.report.figures import save
 from scripts.report.page import figure, headline, markdown, page
@@ -26,7 +27,10 @@ from scripts.report.runs import find_runs
 
 def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     """Write and print the results of the runs below `roots`."""
-    runs = find_runs(roots)
+    runs, step = find_runs(roots), described(domain).results.step
+    for run in runs:
+        if any(step not in row for row in run.rows):
+            raise UserError(f"{run.path} is not a run of {domain}")
     elsewhere = sorted({str(run.path.parents[2]) for run in runs} - {"outputs"})
     for result in results(domain, runs):
         result.write(out)

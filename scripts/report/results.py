@@ -75,7 +75,7 @@ class Result:
     @property
     def has_all_methods(self) -> bool:
         """Whether every method of the recipe has finished in some seed."""
-        return len(self.finished) > 0 and self.about.missing.keys() <= set(self.finished.method)
+        return len(self.finished) > 0 and self.about.missing.keys() <= set(self.finished.method.map(base))
 
     @property
     def compares(self) -> bool:
@@ -177,15 +177,15 @@ def _result(domain: str, recipe: str, difference: list[str], pool: Sequence[Run]
         recipe, choices, settings, difference,
         {words: pool[0].circumstances[key] for key, words in RAN_WITH.items() if key in pool[0].circumstances},
         sorted({part["versions"]["torch"] for part in parts}), sorted({part["git"] for part in parts}),
-        _missing(recipe, pool, labels) if recipe else {}, unfinished,
+        _missing(recipe, pool) if recipe else {}, unfinished,
     )  # fmt: skip
     # A benchmark that the recipe does not name itself is part of the title.
     named = "-".join([*filter(None, [recipe]), *([benchmark] if choices or not recipe else []), scale])
     return Result(named + file_label(difference), _tidy(domain, pool, labels), about)
 
 
-def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> SeedsOf:
-    """Which seeds of which methods the recipe lists and have not finished."""
+def _missing(recipe: str, pool: Sequence[Run]) -> SeedsOf:
+    """Which seeds of which methods the recipe lists and have not finished, with whatever settings."""
     listed: dict[str, list[str]] = {"method": [], "seed": []}
     parser = OverridesParser.create()
     for sweep in {json.dumps(run.recipes[recipe]): run.recipes[recipe] for run in pool}.values():
@@ -193,7 +193,7 @@ def _missing(recipe: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> Se
             values = parser.parse_override(f"{key}={sweep[key]}")
             words = values.sweep_string_iterator() if values.is_sweep_override() else [str(sweep[key])]
             listed[key] += [word for word in words if word not in listed[key]]
-    finished = {(labels[run.path], run.values["seed"]) for run in pool if run.finished}
+    finished = {(run.values["method"]["name"], run.values["seed"]) for run in pool if run.finished}
     seeds = [int(seed) for seed in listed["seed"]]
     missing = {method: [seed for seed in seeds if (method, seed) not in finished] for method in listed["method"]}
     return {method: lacking for method, lacking in missing.items() if lacking}

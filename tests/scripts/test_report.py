@@ -77,11 +77,18 @@ def test_one_label_never_stands_for_two_settings(vision: Vision, tmp_path: Path)
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
     data = pd.read_csv(tmp_path / "report" / f"{GROUP}.csv")
     assert {*zip(data.method, data.seed, strict=True)} == {("fire (steps=10)", 0), ("fire (steps=7)", 1)}
+    for directory in run_dirs(tmp_path / "outputs"):  # a recipe that asked for them has them, by whatever label
+        (directory / "recipes").mkdir()
+        (directory / "recipes" / "mine.json").write_text(json.dumps({"seed": "0,1,2", "method": "fire"}))
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    assert load(tmp_path / "report" / "mine-smoke.csv").about.missing == {"fire": [2]}
 
 
 def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path: Path, capsys) -> None:
     vision("method=fire")
     (directory,) = run_dirs(tmp_path / "outputs")
+    with pytest.raises(UserError, match="is not a run of language"):
+        report("language", [tmp_path / "outputs"], tmp_path / "report")
     (directory / "done").unlink()
     with pytest.raises(UserError, match="no finished run below"):
         report("vision", [tmp_path / "outputs"], tmp_path / "report")
