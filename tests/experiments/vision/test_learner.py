@@ -158,7 +158,7 @@ def test_each_phase_takes_the_hooks_of_the_last_with_it() -> None:
 def test_l2_init_keeps_the_weights_near_their_initial_values() -> None:
     runs = [training("false", *L2_INIT[:1], f"method.coefficient={c}", "method.first_phase=0") for c in (0, 10)]
     far, near = (
-        sum(float((p.cpu() - run.initial[name]).square().sum()) for name, p in run.model.named_parameters())
+        sum(float((p.detach() - run.initial[name]).square().sum()) for name, p in run.model.named_parameters())
         for run in runs
         if trained(run, Storage())
     )
