@@ -17,7 +17,6 @@ from experiments.common.seeding import generator
 
 Split = tuple[np.ndarray, np.ndarray]
 """Images, (count, channels, height, width) in uint8, and their labels, (count,) whole numbers from 0."""
-ORDERS = ("images", "classes")
 
 
 @dataclass(frozen=True)

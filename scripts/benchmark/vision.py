@@ -52,7 +52,7 @@ def images(cfg: DictConfig, synthetic: bool) -> list[data.Images]:
 def ours(cfg: DictConfig, synthetic: bool, _: ExitStack) -> Loop:
     """An epoch as `python -m experiments.vision` trains it."""
     runtime = resolve_runtime(cfg, compile_on_cuda="graphs")
-    with patch.object(data, "load", lambda *_: images(cfg, synthetic)):
+    with patch.object(data, "load", return_value=images(cfg, synthetic)):
         training = VisionTraining(cfg, runtime, fire.build("none"))
     learner, count = training.learner, len(training.train_set)
 
