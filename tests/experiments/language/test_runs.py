@@ -226,7 +226,7 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("checkpoint=45k",), "Could not find 'checkpoint/45k' Available options in 'checkpoint': 30k 60k best"),
+        (("checkpoint=45k",), "Could not find 'checkpoint/45k' Available options in 'checkpoint': 10k 20k 30k"),
         (("data=files",), "error: data=files needs data.first=[...] and data.second=[...]"),
         (("data=files", "data.first=[nowhere.txt]", "data.second=[imdb]"),
          "error: no corpus or file 'nowhere.txt'; known corpora: wikitext2, wikitext103, openwebtext, imdb"),
