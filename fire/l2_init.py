@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fire.checks import check_number
 from fire.during import During
 from fire.matrices import unwrap
 from fire.methods import TrainingMethod, check_initial, register, state_of
@@ -27,8 +28,7 @@ class L2Init(TrainingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.coefficient >= 0:
-            raise ValueError(f"coefficient must be at least 0, got {self.coefficient!r}")
+        check_number("coefficient", self.coefficient, 0)
 
     def during(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, seed: int = 0) -> During:
         """The penalty. It keeps a copy of the initial weights beside the parameters."""

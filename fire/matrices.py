@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from fire.checks import check_fused, check_module, check_patterns_type
+
 
 @dataclass(frozen=True, eq=False)
 class WeightMatrix:
@@ -66,12 +68,12 @@ def weight_matrices(
     Raises:
         ValueError: a pattern matches no module with weights, one of `include` selects nothing but refused or excluded
             tensors, or the sizes of a fused weight do not add up.
+        TypeError: an argument of another type.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for option, given in (("include", include), ("exclude", exclude)):
-        if isinstance(given, str):
-            raise TypeError(f"{option} must be a list of patterns, got the string {given!r}")
+    check_module(model)
+    check_patterns_type("include", include)
+    check_patterns_type("exclude", exclude)
+    check_fused(fused)
     model = unwrap(model)
     modules = list(model.named_modules(remove_duplicate=False))
     holders = [name for name, module in modules if any(True for _ in _tensors(module))]

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fire.checks import check_module, check_number, check_type, check_whole
 from fire.during import During
 from fire.gram import compute_dtype
 from fire.matrices import storage_key, unwrap, weight_matrices
@@ -55,15 +56,21 @@ def fire_(
     Raises:
         ValueError: arguments out of range, a pattern that matches nothing, a model in which nothing can be projected
             (an LSTM alone), or a weight with a non-finite entry; the model has not changed then.
-        TypeError: `model` is not a module, or a list of patterns is a string.
+        TypeError: `model` is not a module, a list of patterns is a string, or another wrong type.
     """
     target = Target(norm=norm, interpolation=interpolation)
     matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
     if not matrices:
-        raise ValueError(f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {dict(skipped)}")
+        raise ValueError(nothing_to_project(model, skipped))
     recorder = Recorder("fire", matrices, skipped)
     project(recorder, matrices, solver, steps, tol, target)
     return recorder.report()
+
+
+def nothing_to_project(model: nn.Module, skipped: Mapping[str, str]) -> str:
+    """The message for a model in which nothing can be projected."""
+    why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "no tensor has two dimensions"
+    return f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {why}"
 
 
 METHODS: dict[str, type["Method"]] = {}
@@ -141,8 +148,11 @@ class Method:
 
         Raises:
             ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a
-                non-finite weight.
+                non-finite weight, no weight that a method of weights could change.
+            TypeError: an argument of another type.
         """
+        check_module(model)
+        check_type("scope", scope, Scope, "a fire.Scope")
         model = unwrap(model)
         check_initial(model, initial)
         self.check(model, scope)
@@ -174,8 +184,7 @@ class TrainingMethod(Method):
     first_phase: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        if isinstance(self.first_phase, bool) or not isinstance(self.first_phase, int) or self.first_phase < 0:
-            raise ValueError(f"first_phase must be a whole number of at least 0, got {self.first_phase!r}")
+        check_whole("first_phase", self.first_phase, 0)
 
     def acts_in(self, phase: int) -> bool:
         return phase >= self.first_phase
@@ -204,8 +213,7 @@ class ShrinkPerturb(Method):
     coefficient: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coefficient <= 1:
-            raise ValueError(f"coefficient must lie in [0, 1], got {self.coefficient!r}")
+        check_number("coefficient", self.coefficient, 0, 1)
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         _reset_modules(model, initial, scope, recorder)
@@ -237,7 +245,9 @@ class Projection(Method):
         return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        matrices, _ = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
+        matrices, skipped = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
+        if not matrices and not scope.reset:
+            raise ValueError(nothing_to_project(model, skipped))
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
         project(recorder, projected, self.solver, self.steps, self.tol, self.target())
@@ -271,8 +281,12 @@ class Rescale(Projection):
 
 
 def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for initial weights that do not belong to `model`, or are its own tensors."""
+    """Raise ValueError for initial weights that do not belong to `model`, or are its own tensors; TypeError for weights
+    that are no tensors."""
+    check_type("initial", initial, Mapping, "a state_dict")
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    for name in state:
+        check_type(f"initial[{name!r}]", initial.get(name, state[name]), Tensor, "a torch.Tensor")
     if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
         raise ValueError("the initial weights are not of this model: other names or shapes")
     if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):

@@ -11,12 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fire.checks import check_finite, check_module, check_number, check_tensor, check_whole
 from fire.gram import compute_dtype, deviation, full_precision, gram, normalise_, on_gpu, tall_side
 from fire.matrices import check_patterns, matches, unwrap, weight_matrices
 
 
 def sfe(before: Tensor, after: Tensor) -> float:
-    """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights."""
+    """Squared Frobenius Error ||before - after||_F^2 (FIRE, eq. 1): how far a reset moved the weights.
+
+    Raises:
+        ValueError: two shapes. TypeError: no real floating-point tensor.
+    """
+    check_tensor("before", before)
+    check_tensor("after", after)
+    if before.shape != after.shape:
+        raise ValueError(f"before and after must have one shape, got {tuple(before.shape)} and {tuple(after.shape)}")
     return float(distances([before.detach()], [after.detach()])[0]) ** 2
 
 
@@ -44,7 +53,15 @@ def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
 
     Measured on the smaller side, since an expanding matrix cannot be an isometry on the larger one, and in float32
     unless W is float64: of an exact isometry its rounding remains, about 1e-13 a column.
+
+    Raises:
+        ValueError: fewer than two dimensions, or a scale that is not positive.
+        TypeError: no real floating-point tensor.
     """
+    check_tensor("W", W, 2)
+    check_number("scale", scale, 0)
+    if scale == 0:
+        raise ValueError("scale must be positive, got 0")
     G, norm = _normalised_gram(W)
     return deviation(G, scale / norm).reshape(W.shape[:-2])
 
@@ -66,8 +83,13 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
     Returns:
         `dfi`, their sum; `dfi_normalised`, the mean over matrices of DfI / min(m, n), so 0 for an isometry and 1 for
         a zero matrix; `dfi_raw`, the sum of eq. 2 on the weights as they are.
+
+    Raises:
+        ValueError: the model has no weight matrix.
     """
     matrices, _ = weight_matrices(model, fused=fused)
+    if not matrices:
+        raise ValueError(f"{type(unwrap(model)).__name__} has no weight matrix")
     total, normalised, raw = 0.0, [], 0.0
     for matrix in matrices:
         G, norm = _normalised_gram(matrix.view)
@@ -75,18 +97,22 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
         total += float(deviations.sum())
         normalised.append(deviations.cpu() / G.shape[-1])
         raw += float(deviation(G, 1 / norm).sum())
-    mean = float(torch.cat(normalised).mean()) if normalised else 0.0
-    return {"dfi": total, "dfi_normalised": mean, "dfi_raw": raw}
+    return {"dfi": total, "dfi_normalised": float(torch.cat(normalised).mean()), "dfi_raw": raw}
 
 
 @torch.no_grad()
 def weight_norm(model: nn.Module) -> float:
     """L2 norm of all parameters together (its growth as a sign of plasticity loss: Lyle et al. 2024, section 3)."""
+    check_module(model)
     return math.sqrt(sum(float(p.double().square().sum()) for p in model.parameters()))
 
 
 def stable_rank(features: Tensor) -> float:
-    """||A||_F^2 / ||A||_2^2 of A (samples, units) (Rudelson and Vershynin 2007, section 1); 0 for A = 0."""
+    """||A||_F^2 / ||A||_2^2 of A (samples, units) (Rudelson and Vershynin 2007, section 1); 0 for A = 0.
+
+    Raises:
+        ValueError: fewer than two dimensions, no entry, or a non-finite one; so of the other ranks.
+    """
     squares = _singular_values(features).square()
     return float(squares.sum() / squares[0]) if squares[0] > 0 else 0.0
 
@@ -102,7 +128,10 @@ def effective_rank(features: Tensor) -> float:
 
 def srank(features: Tensor, delta: float = 0.01) -> int:
     """The fewest singular values of (samples, units) whose sum reaches 1 - delta of the total (Kumar et al. 2021,
-    section 3; the srank of FIRE's Theorem 3); 0 for an all-zero matrix."""
+    section 3; the srank of FIRE's Theorem 3); 0 for an all-zero matrix. `delta` is in [0, 1)."""
+    check_number("delta", delta, 0, 1)
+    if delta == 1:
+        raise ValueError("delta must be below 1")
     sigma = _singular_values(features)
     if sigma[0] <= 0:
         return 0
@@ -110,6 +139,10 @@ def srank(features: Tensor, delta: float = 0.01) -> int:
 
 
 def _singular_values(features: Tensor) -> Tensor:
+    check_tensor("features", features, 2)
+    if features.numel() == 0:
+        raise ValueError(f"features of shape {tuple(features.shape)} are empty")
+    check_finite("features", features)
     return torch.linalg.svdvals(features.detach().flatten(1).double())
 
 
@@ -138,13 +171,20 @@ def dormant_ratio(activations: Iterable[Activation], tau: float = 0.025) -> floa
         activations: each layer's outputs; all dimensions but the units' are averaged.
         tau: a unit is dormant if its mean absolute activation is at most tau times the mean of its layer. In a layer
             whose outputs are all zero every unit is dormant.
+
+    Raises:
+        ValueError: no layer, an empty or non-finite output, a negative tau.
     """
+    check_number("tau", tau, 0)
     dormant = units = 0
     for layer in activations:
+        check_finite(f"the activation {layer.name}", layer.values)
         scores = layer.values.detach().double().abs().movedim(layer.unit_axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
-    return dormant / units if units else 0.0
+    if not units:
+        raise ValueError("there is no activation to count units in")
+    return dormant / units
 
 
 @contextmanager
@@ -156,6 +196,7 @@ def record_activations(model: nn.Module, unit_axis: Mapping[str, int] | None = N
         unit_axis: pattern of module names -> the axis of their units, where it is not the last of two or three
             dimensions, as after a Linear, or axis 1 of four and more, as after a Conv2d: {"encoder.*": 1} for Conv1d.
     """
+    check_module(model)
     outputs: list[Activation] = []
 
     def record(name: str, given: int | None, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -200,9 +241,11 @@ def sharpness(
     Raises:
         ValueError: no batch, no parameter, or a curvature that is not finite.
     """
+    check_whole("iterations", iterations, 1)
+    check_number("tol", tol, 0)
     parameters = [p for p in parameters if p.requires_grad]
-    if not losses or not parameters or iterations < 1:
-        raise ValueError("sharpness needs at least one batch, parameter that requires a gradient, and iteration")
+    if not losses or not parameters:
+        raise ValueError("sharpness needs at least one batch, and a parameter that requires a gradient")
     size = sum(p.numel() for p in parameters)
     vector = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     vector = vector.to(parameters[0].device)

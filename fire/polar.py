@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fire.checks import check_finite, check_number, check_tensor, check_whole
 from fire.gram import (
     Batch,
     Iteration,
@@ -36,6 +37,9 @@ from fire.gram import (
 from fire.polar_express import polar_express
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
+MAX_STEPS = 1000
+"""Most Newton-Schulz steps. Each multiplies a small singular value by 1.5, and none of a matrix is so small that
+1.5^1000 would not bring it to 1: further steps change nothing."""
 
 # A fixed number of Newton-Schulz steps up to this makes so little of a null space's rounding noise, 1.5^16 = 657 times
 # 1e-7 at most, that it is not looked for.
@@ -50,7 +54,7 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     Args:
         W: (..., m, n), any floating dtype; half precisions are computed in float32.
         solver: `newton_schulz` (the paper), `polar_express` or `svd`.
-        steps: cubic Newton-Schulz steps; the other solvers ignore it.
+        steps: cubic Newton-Schulz steps, 1 to 1000; the other solvers ignore it.
         tol: `polar_express` runs until the root mean square of |sigma^2 - 1| is at most this; others ignore it.
 
     Returns:
@@ -58,15 +62,13 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
 
     Raises:
         ValueError: unknown solver, steps or tol out of range, fewer than two dimensions, a non-finite entry.
-        TypeError: `W` is not real floating point.
+        TypeError: `W` is not a tensor of real floating point, steps or tol no number.
     """
+    check_tensor("W", W, 2)
     check_solver(solver, steps, tol, W.dtype)
-    if W.ndim < 2:
-        raise ValueError(f"a matrix is needed, (..., m, n); got shape {tuple(W.shape)}")
     if W.numel() == 0:
         return W.clone()
-    if not torch.isfinite(W).all():
-        raise ValueError(f"the matrix of shape {tuple(W.shape)} holds a non-finite entry")
+    check_finite("W", W)
     tall = tall_side(W)
     original = tall.reshape(-1, *tall.shape[-2:])
     X = torch.empty(original.shape, dtype=compute_dtype(W.dtype), device=W.device).copy_(original)
@@ -82,10 +84,8 @@ def check_solver(solver: str, steps: int, tol: float, dtype: torch.dtype = torch
     """Raise ValueError or TypeError for arguments no solver accepts."""
     if solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; valid: {', '.join(SOLVERS)}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-    if not dtype.is_floating_point:
-        raise TypeError(f"a real floating-point tensor is needed, got {dtype}")
+    check_whole("steps", steps, 1, MAX_STEPS)
+    check_number("tol", tol, 0)
     reachable = 4 * torch.finfo(compute_dtype(dtype)).eps
     if not reachable <= tol < 1:
         raise ValueError(f"tol must lie in [{reachable:.1e}, 1) for {compute_dtype(dtype)}, got {tol!r}")

@@ -10,6 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from fire.checks import check_number
 from fire.gram import (
     GPU_MEMORY,
     Batch,
@@ -42,7 +43,7 @@ class Target:
         interpolation: share of the way there from W, in [0, 1].
 
     Raises:
-        ValueError: another value.
+        ValueError: another value. TypeError: an interpolation that is no number.
     """
 
     direction: str = "isometry"
@@ -53,8 +54,7 @@ class Target:
         for name, valid in (("direction", ("isometry", "own")), ("norm", ("fire", "own"))):
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
-        if not isinstance(self.interpolation, int | float) or not 0 <= self.interpolation <= 1:
-            raise ValueError(f"interpolation must lie in [0, 1], got {self.interpolation!r}")
+        check_number("interpolation", self.interpolation, 0, 1)
 
     def reach_(self, X: Tensor, norm: Tensor, scale: Tensor, originals: Sequence[Tensor]) -> None:
         """Move X (batch, m, n) from the polar factors to the target, in place.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fire.checks import check_number, check_whole
 from fire.during import During
 from fire.gram import on_cpu
 from fire.matrices import unwrap
@@ -34,10 +35,8 @@ class ReDo(TrainingMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.tau >= 0:
-            raise ValueError(f"tau must be at least 0, got {self.tau!r}")
-        if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
-            raise ValueError(f"period must be a whole number of at least 1, got {self.period!r}")
+        check_number("tau", self.tau, 0)
+        check_whole("period", self.period, 1)
 
     def check(self, model: nn.Module, scope: Scope) -> None:
         """Raise ValueError where the scope names no units."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fire.checks import check_fused, check_patterns_type, check_type
 from fire.matrices import check_patterns, matches, unwrap, weight_matrices
 from fire.units import unit_layers
 
@@ -23,6 +24,9 @@ class Scope:
         inject: modules that plasticity injection puts a second head beside.
         units: pattern of activations -> the layers around them (`unit_layers`), for methods that reset units, e.g.
             {"blocks.*.relu1": {"incoming": "blocks.*.conv1", "norm": "blocks.*.bn1", "outgoing": ["blocks.*.conv2"]}}.
+
+    Raises:
+        TypeError: a string where a list belongs, or another wrong type.
     """
 
     include: Sequence[str] | None = None
@@ -31,6 +35,14 @@ class Scope:
     inject: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
     units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "reset", "inject"):
+            check_patterns_type(name, getattr(self, name))
+        check_fused(self.fused)
+        check_type("units", self.units, Mapping, "a mapping of patterns to the layers around them")
+        for pattern, around in self.units.items():
+            check_type(f"units[{pattern!r}]", around, Mapping, "a mapping with incoming, outgoing and norm")
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it."""

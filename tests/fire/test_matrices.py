@@ -145,10 +145,3 @@ def test_include_exclude() -> None:
             fire.fire_(model, **{option: ["tail"]})
     with pytest.raises(ValueError, match="fused pattern 'qkv'"):
         fire.fire_(model, fused={"qkv": [2, 2]})
-
-
-def test_wrong_types_are_named() -> None:
-    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got OrderedDict"):
-        fire.fire_(nn.Linear(2, 2).state_dict())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="include must be a list of patterns, got the string 'head'"):
-        fire.fire_(nn.Linear(2, 2), include="head")

@@ -217,36 +217,3 @@ def test_polar_express_table_is_the_published_one() -> None:
     for ours, theirs in zip(polar_express_table(1e-3, 1.0, 1e-6), published, strict=False):
         unsafe = (ours[0] * 1.01, ours[1] * 1.01**3, ours[2] * 1.01**5)
         assert unsafe == pytest.approx(theirs, rel=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"solver": "muon"}, "unknown solver 'muon'; valid: newton_schulz, polar_express, svd"),
-        ({"steps": 0}, "steps must be a whole number of at least 1"),
-        ({"steps": 2.5}, "steps must be a whole number"),
-        ({"tol": 1e-9}, "tol must lie in"),
-        ({"tol": 2.0}, "tol must lie in"),
-    ],
-)
-def test_bad_arguments(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        fire.polar(torch.eye(3), **arguments)
-
-
-def test_bad_tensors() -> None:
-    with pytest.raises(ValueError, match="non-finite"):
-        fire.polar(torch.full((2, 2), float("nan")))
-    with pytest.raises(ValueError, match="a matrix is needed"):
-        fire.polar(torch.ones(3))
-    with pytest.raises(TypeError, match="floating-point"):
-        fire.polar(torch.ones(3, 3, dtype=torch.int64))
-
-
-def test_polar_leaves_its_argument_alone(rng: torch.Generator) -> None:
-    W = torch.randn(6, 6, generator=rng)
-    before = W.clone()
-    for solver in ("newton_schulz", "polar_express", "svd"):
-        fire.polar(W, solver=solver)
-    assert torch.equal(W, before)
-    assert fire.polar(torch.empty(0, 4, 3)).shape == (0, 4, 3)

@@ -57,17 +57,3 @@ def test_rescale_keeps_the_direction_and_takes_fires_norm(steps: int) -> None:
         assert torch.allclose(new, W * (length(fired) / length(W))[:, None, None], rtol=1e-5, atol=1e-7)
     assert not model[2].weight.any()
     assert torch.equal(model[0].bias, before["0.bias"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"norm": "frobenius"}, "norm must be one of fire, own"), ({"interpolation": 1.1}, r"must lie in \[0, 1\]")],
-)
-def test_no_such_target(settings: dict, message: str) -> None:
-    model = nn.Linear(3, 3)
-    before = initial_of(model)
-    with pytest.raises(ValueError, match=message):
-        fire.fire_(model, **settings)
-    with pytest.raises(ValueError, match=message):
-        fire.build("fire", **settings)
-    assert torch.equal(model.weight, before["weight"])
