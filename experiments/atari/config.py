@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import NOTHING, setting
+from experiments.common.schema import COUNT, NOTHING, setting
 
 
 @dataclass
@@ -25,17 +25,17 @@ class BudgetConfig:
             that continues from a checkpoint has to play again.
     """
 
-    steps: list[int] = setting(low=1, length=2)
-    width: int = setting(low=1, high=1e6)
-    hidden: int = setting(low=1, high=1e6)
-    buffer: int = setting()
-    learning_starts: int = setting()
+    steps: list[int] = setting(low=1, high=COUNT, length=2)
+    width: int = setting(low=1, high=4096)
+    hidden: int = setting(low=1, high=65_536)
+    buffer: int = setting(low=0, high=COUNT)
+    learning_starts: int = setting(low=0, high=COUNT)
     replay_ratio: float = setting(above=0, high=1024)
-    target_every: int = setting(low=1)
-    log_every: int = setting(low=1)
-    eval_every: int = setting(low=1)
-    eval_steps: int = setting(low=1)
-    restart_every: int = setting(low=1)
+    target_every: int = setting(low=1, high=COUNT)
+    log_every: int = setting(low=1, high=COUNT)
+    eval_every: int = setting(low=1, high=COUNT)
+    eval_steps: int = setting(low=1, high=COUNT)
+    restart_every: int = setting(low=1, high=COUNT)
 
 
 @dataclass
@@ -46,8 +46,8 @@ class OptimizerConfig:
         learning_rate, eps: of Adam.
     """
 
-    learning_rate: float = setting(above=0)
-    eps: float = setting(low=0)
+    learning_rate: float = setting(above=0, high=1000)
+    eps: float = setting(low=0, high=1)
 
 
 @dataclass

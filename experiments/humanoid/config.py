@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import NOTHING, setting
+from experiments.common.schema import COUNT, NOTHING, setting
 from experiments.humanoid.tasks import MAX_STEPS
 
 
@@ -36,17 +36,17 @@ class BudgetConfig:
         eval_episodes: of an evaluation.
     """
 
-    steps: list[int] = setting(low=1, length=2)
-    actor_width: int = setting(low=1, high=1e6)
+    steps: list[int] = setting(low=1, high=COUNT, length=2)
+    actor_width: int = setting(low=1, high=65_536)
     actor_blocks: int = setting(low=1, high=1000)
-    critic_width: int = setting(low=1, high=1e6)
+    critic_width: int = setting(low=1, high=65_536)
     critic_blocks: int = setting(low=1, high=1000)
     batch_size: int = setting(low=1, high=1e6)
-    learning_rate: float = setting(above=0)
-    buffer: int = setting(low=2)
-    random_actions: int = setting(low=2)
-    log_every: int = setting(low=1)
-    eval_every: int = setting(low=1)
+    learning_rate: float = setting(above=0, high=1000)
+    buffer: int = setting(low=2, high=COUNT)
+    random_actions: int = setting(low=2, high=COUNT)
+    log_every: int = setting(low=1, high=COUNT)
+    eval_every: int = setting(low=1, high=COUNT)
     eval_episodes: int = setting(low=1, high=1e6)
 
 
@@ -59,8 +59,8 @@ class OptimizerConfig:
         weight_decay: of the networks.
     """
 
-    learning_rate: float = setting(above=0)
-    weight_decay: float = setting(low=0)
+    learning_rate: float = setting(above=0, high=1000)
+    weight_decay: float = setting(low=0, high=1000)
 
 
 @dataclass
@@ -79,8 +79,8 @@ class SacConfig:
     action_repeat: int = setting(low=1, high=MAX_STEPS)
     replay_ratio: float = setting(above=0, high=1024)
     discount: float = setting(low=0, high=1)
-    temperature: float = setting(above=0)
-    target_entropy: float = setting()
+    temperature: float = setting(above=0, high=1e6)
+    target_entropy: float = setting(low=-1000, high=1000)
     tau: float = setting(low=0, high=1)
 
 

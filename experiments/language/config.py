@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import EACH_PHASE, LATER_PHASES, NOTHING, setting
+from experiments.common.schema import COUNT, EACH_PHASE, LATER_PHASES, NOTHING, setting
 from experiments.language.best import BEST
 from experiments.language.protocol import PERIODIC
 from experiments.language.tokenizers import NAMES
@@ -44,18 +44,18 @@ class BudgetConfig:
         learning_rate: after the warm-up; it falls to a tenth.
     """
 
-    layers: int = setting(low=1)
-    heads: int = setting(low=1)
-    width: int = setting(low=1)
-    block: int = setting(low=1)
-    first_tokens: int | None = setting(None, low=1)
-    sequences: int = setting(low=1)
-    micro_batch: int = setting(low=1)
-    iterations: list[int] = setting(low=1, length=2, decides=EACH_PHASE)
-    eval_every: list[int] = setting(low=1, length=2, decides=EACH_PHASE)
-    eval_windows: int = setting(low=1)
-    log_every: int = setting(low=1)
-    learning_rate: float = setting(above=0)
+    layers: int = setting(low=1, high=1000)
+    heads: int = setting(low=1, high=65_536)
+    width: int = setting(low=1, high=65_536)
+    block: int = setting(low=1, high=1e6)
+    first_tokens: int | None = setting(None, low=1, high=COUNT)
+    sequences: int = setting(low=1, high=1e6)
+    micro_batch: int = setting(low=1, high=65_536)
+    iterations: list[int] = setting(low=1, high=COUNT, length=2, decides=EACH_PHASE)
+    eval_every: list[int] = setting(low=1, high=COUNT, length=2, decides=EACH_PHASE)
+    eval_windows: int = setting(low=1, high=COUNT)
+    log_every: int = setting(low=1, high=COUNT)
+    learning_rate: float = setting(above=0, high=1000)
 
 
 @dataclass
@@ -70,10 +70,10 @@ class OptimizerConfig:
     """
 
     betas: list[float] = setting(low=0, high=1, length=2)
-    weight_decay: float = setting(low=0)
-    clip_norm: float = setting(above=0)
+    weight_decay: float = setting(low=0, high=1000)
+    clip_norm: float = setting(above=0, high=1e9)
     warmup_fraction: float = setting(low=0, high=1)
-    warmup_limit: int = setting(low=0)
+    warmup_limit: int = setting(low=0, high=COUNT)
 
 
 @dataclass

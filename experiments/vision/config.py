@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import EACH_PHASE, LATER_PHASES, setting
+from experiments.common.schema import COUNT, EACH_PHASE, LATER_PHASES, setting
 
 
 @dataclass
@@ -33,7 +33,7 @@ class BenchmarkConfig:
     name: str = setting(decides=LATER_PHASES)
     order: str = setting(choices=("images", "classes"))
     fractions: list[float] = setting(above=0, high=1, decides=EACH_PHASE)
-    methods_from: int = setting(low=0, decides=LATER_PHASES)
+    methods_from: int = setting(low=0, high=1000, decides=LATER_PHASES)
 
 
 @dataclass
@@ -49,12 +49,12 @@ class BudgetConfig:
         test_every: epochs between tests, for each phase; its last epoch is always tested.
     """
 
-    train_images: int | None = setting(low=2)
-    test_images: int | None = setting(low=1)
+    train_images: int | None = setting(low=2, high=COUNT)
+    test_images: int | None = setting(low=1, high=COUNT)
     width: int = setting(low=1, high=4096)
-    batch_size: int = setting(low=1)
-    epochs: list[int] = setting(low=1, decides=EACH_PHASE)
-    test_every: list[int] = setting(low=1, decides=EACH_PHASE)
+    batch_size: int = setting(low=1, high=65_536)
+    epochs: list[int] = setting(low=1, high=COUNT, decides=EACH_PHASE)
+    test_every: list[int] = setting(low=1, high=COUNT, decides=EACH_PHASE)
 
 
 @dataclass
@@ -67,9 +67,9 @@ class OptimizerConfig:
         clip_norm: largest norm of the whole gradient.
     """
 
-    learning_rate: float = setting(above=0)
+    learning_rate: float = setting(above=0, high=1000)
     warmup_fraction: float = setting(low=0, high=1)
-    clip_norm: float = setting(above=0)
+    clip_norm: float = setting(above=0, high=1e9)
 
 
 @dataclass

@@ -1,0 +1,83 @@
+"""The words of a command line, checked before Hydra reads them: what Hydra would answer in its own terms, or with a
+traceback, is refused here in one line."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from experiments.common.config import CONFIGS
+from experiments.common.errors import UserError
+
+LONGEST = 4096  # characters of a word: as long as a path may be
+MULTIRUN = ("-m", "--multirun")
+FLAGS = (*MULTIRUN, "-r", "--run", "-h", "--help", "--hydra-help", "--version", "--resolve")
+# With a word after them.
+CFG = ("-c", "--cfg")
+WITH_VALUE = (
+    *CFG, "-i", "--info", "-p", "--package", "-sc", "--shell-completion", "-cp", "--config-path", "-cn",
+    "--config-name", "-cd", "--config-dir", "--experimental-rerun",
+)  # fmt: skip
+FOLDERS = ("outputs_dir", "data_dir")
+
+
+def checked(domain: str, words: Sequence[str]) -> list[str]:
+    """The words as Hydra takes them: -m comes first, wherever it stood.
+
+    Raises:
+        UserError: a word that cannot be read, or that is no valid option, choice or folder.
+    """
+    rest = iter(words)
+    for word in rest:
+        if len(word) > LONGEST:
+            raise UserError(f"a word of {len(word)} characters is too long: {word[:60]}...")
+        name, _, value = word.partition("=")
+        if not word.startswith("-"):
+            _check_override(domain, word)
+        elif name in WITH_VALUE:
+            value = value or next(rest, "")
+            if name in CFG and value not in ("job", "hydra", "all"):
+                raise UserError(f"{name} {value} is unknown; valid: job, hydra, all")
+        elif name not in FLAGS:
+            raise UserError(f"unknown option {word}; there are: -m, --cfg job, --info, --help; settings are key=value")
+    if "--resolve" in words and not any(word.partition("=")[0] in CFG for word in words):
+        raise UserError("--resolve belongs to --cfg job, which prints the configuration")
+    return sorted(words, key=lambda word: word not in MULTIRUN)
+
+
+def _check_override(domain: str, word: str) -> None:
+    """Raise UserError unless Hydra can take a word such as seed=1."""
+    if word.startswith("~"):
+        raise UserError(f"{word} would delete what every run needs; give it a value instead")
+    key, equals, _ = word.partition("=")
+    if not equals:
+        raise UserError(f"{word} has no value: {word}=...")
+    if not key.strip("+"):
+        raise UserError(f"{word} has no key: key=value")
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise UserError(f"{word} cannot be read; quote it: {quoted(word)}") from error
+    if override.is_sweep_override():
+        return
+    value: Any = override.value()
+    if override.key_or_group in FOLDERS and str(value or "").strip() == "":
+        raise UserError(f"{word} names no folder")
+    if (files := _choices(domain, override.key_or_group)) and not isinstance(value, str | list):
+        raise UserError(f"{word} chooses nothing; {override.key_or_group} is one of: {', '.join(files)}")
+
+
+def quoted(word: str) -> str:
+    """A word with its value quoted, for Hydra and for the shell."""
+    key, _, value = word.partition("=")
+    inner = f'{key}="{value}"' if "'" in value and '"' not in value else key + "='" + value.replace("'", "\\'") + "'"
+    return shlex.quote(inner) if '"' in inner or "\\" in inner or "$" in inner else f'"{inner}"'
+
+
+def _choices(domain: str, group: str) -> list[str]:
+    """The names of the files of a group; none if it is no group."""
+    folders = [CONFIGS / root / group for root in (domain, "shared")] if group else []
+    return sorted({path.stem for folder in folders for path in Path(folder).glob("*.yaml")})
