@@ -2,6 +2,7 @@
 
 import sys
 
+import experiments.interrupt  # noqa: F401 - first
 from experiments.common.launch import launch
 from experiments.vision.domain import VISION
 
