@@ -1,18 +1,22 @@
 """The words of a command line, checked before Hydra reads them: what Hydra would answer in its own terms, or with a
 traceback, is refused here in one line."""
 
+import itertools
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 
 from experiments.common.config import CONFIGS
 from experiments.common.errors import UserError
 
 LONGEST = 4096  # characters of a word: as long as a path may be
+MOST_JOBS = 1000  # of a sweep; before the first begins, Hydra composes them all, about ten a second
 MULTIRUN = ("-m", "--multirun")
 FLAGS = (*MULTIRUN, "-r", "--run", "-h", "--help", "--hydra-help", "--version", "--resolve")
 # With a word after them.
@@ -28,15 +32,16 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
     """The words as Hydra takes them: -m comes first, wherever it stood.
 
     Raises:
-        UserError: a word that cannot be read, or that is no valid option, choice or folder.
+        UserError: a word that cannot be read, or that is no valid option, choice or folder; a sweep of no jobs, or of
+            too many.
     """
-    rest = iter(words)
+    rest, values = iter(words), dict[str, int]()
     for word in rest:
         if len(word) > LONGEST:
             raise UserError(f"a word of {len(word)} characters is too long: {word[:60]}...")
         name, _, value = word.partition("=")
         if not word.startswith("-"):
-            _check_override(domain, word)
+            values[name] = _check_override(domain, word)
         elif name in WITH_VALUE:
             value = value or next(rest, "")
             if name in CFG and value not in ("job", "hydra", "all"):
@@ -45,11 +50,13 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
             raise UserError(f"unknown option {word}; there are: -m, --cfg job, --info, --help; settings are key=value")
     if "--resolve" in words and not any(word.partition("=")[0] in CFG for word in words):
         raise UserError("--resolve belongs to --cfg job, which prints the configuration")
+    if (jobs := math.prod(values.values())) > MOST_JOBS:
+        raise UserError(f"the sweep has {jobs} jobs or more, and {MOST_JOBS} is the most; split it")
     return sorted(words, key=lambda word: word not in MULTIRUN)
 
 
-def _check_override(domain: str, word: str) -> None:
-    """Raise UserError unless Hydra can take a word such as seed=1."""
+def _check_override(domain: str, word: str) -> int:
+    """How many values a word such as seed=0,1 has. UserError unless Hydra can take it."""
     if word.startswith("~"):
         raise UserError(f"{word} would delete what every run needs; give it a value instead")
     key, equals, _ = word.partition("=")
@@ -60,14 +67,21 @@ def _check_override(domain: str, word: str) -> None:
     try:
         override = OverridesParser.create().parse_override(word)
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise UserError(f"{word} cannot be read; quote it: {quoted(word)}") from error
-    if override.is_sweep_override():
-        return
+        raise UserError(f"{word} cannot be read; if it is text, quote it: {quoted(word)}") from error
     value: Any = override.value()
+    if override.is_sweep_override():
+        if not override.is_discrete_sweep():
+            raise UserError(f"{word} has no single values; use a list, choice() or range()")
+        each = value.filter(_choices(domain, key)) if isinstance(value, Glob) else override.sweep_iterator()
+        count = sum(1 for _ in itertools.islice(each, MOST_JOBS + 1))
+        if count == 0:
+            raise UserError(f"the sweep has no jobs: {word}")
+        return count
     if override.key_or_group in FOLDERS and str(value or "").strip() == "":
         raise UserError(f"{word} names no folder")
     if (files := _choices(domain, override.key_or_group)) and not isinstance(value, str | list):
         raise UserError(f"{word} chooses nothing; {override.key_or_group} is one of: {', '.join(files)}")
+    return 1
 
 
 def quoted(word: str) -> str:
