@@ -128,7 +128,7 @@ def test_scripts(
         "tmp": tmp_path, "file": tmp_path / "file", "binary": tmp_path / "binary.txt", "runs": outputs / "vision",
         "run": next(path for path in run_dirs(outputs) if "vision" in path.parts), "text": text,
     }  # fmt: skip
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     found, printed = script(name, *(word.format(**places) for word in arguments.split()))
     assert said.format(**places) in printed
     assert found == status, printed

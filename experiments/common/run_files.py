@@ -1,0 +1,96 @@
+"""The files of a run directory, read in one way by all: what is damaged is named, never a traceback.
+
+run.json       what the run is: identity, settings, commit, versions, machine
+config.yaml    its whole configuration
+metrics.jsonl  its numbers (`metric_log`)
+recipes/       the recipes that asked for it
+done           the summary of a finished run, with the checksum of its metric log
+"""
+
+import json
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.common.errors import UserError
+from experiments.common.files import checksum, write_text
+
+LOG_CHECKSUM = "metrics_sha256"  # in `done`
+_NEEDED = ("identity", "values", "command", "machine", "git", "versions", "continued", "branched_from")
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """What `run.json` says.
+
+    Raises:
+        UserError: it is missing or damaged; so of the other files.
+    """
+    return _read_object(folder / "run.json", _NEEDED)
+
+
+def configuration(folder: Path) -> DictConfig:
+    """The configuration of a run."""
+    path = folder / "config.yaml"
+    try:
+        found = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(found, DictConfig):
+        raise _damaged(path, "it holds no settings")
+    return found
+
+
+def summary(folder: Path) -> dict[str, Any] | None:
+    """What a finished run has left in `done`; None if it has not finished."""
+    path = folder / "done"
+    return _read_object(path) if path.exists() else None
+
+
+def finish(folder: Path, found: dict[str, Any]) -> None:
+    """Mark a run finished."""
+    write_text(
+        folder / "done", json.dumps({**found, LOG_CHECKSUM: checksum(folder / "metrics.jsonl")}, indent=1) + "\n"
+    )
+
+
+def check_finished_log(folder: Path, found: dict[str, Any]) -> None:
+    """Raise UserError unless the metric log of a finished run is as it was when the run finished."""
+    path = folder / "metrics.jsonl"
+    if LOG_CHECKSUM in found and (not path.exists() or checksum(path) != found[LOG_CHECKSUM]):
+        raise _damaged(path, "it has changed since the run finished")
+
+
+def recipes(folder: Path) -> dict[str, dict[str, Any]]:
+    """The recipes that asked for a run, by name, with the sweep each makes."""
+    return {path.stem: _read_object(path) for path in sorted(folder.glob("recipes/*.json"))}
+
+
+def run_directories(folders: Iterable[Path]) -> list[Path]:
+    """All run directories, finished or not, below some folders."""
+    described = {file.parent for folder in folders for file in folder.rglob("run.json")}
+    return sorted(path for path in described if not is_shared_phase(path))
+
+
+def is_shared_phase(path: Path) -> bool:
+    """Whether a workspace is an entry of the phase cache."""
+    return path.parent.name == "phases"
+
+
+def _read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise _damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "it holds no object")
+    if missing := [key for key in needed if key not in found]:
+        raise _damaged(path, f"it has no {missing[0]!r}")
+    return found
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"damaged {path}: {' '.join(str(why).split())}; delete {path.parent} to start over")
