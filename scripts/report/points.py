@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scripts.report.figures import Panel, legend_below, on_canvas
-from scripts.report.methods import base, colour, name
+from scripts.report.methods import AFTER_RESET, View, base, colour, name
 from scripts.report.results import Result
 from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals, sample
-from scripts.report.views import AFTER_RESET, View
 
 JITTER = 0.12  # of the seeds, so that equal ones show
 MAGNITUDES = 50  # between the smallest and the largest value, from which on the axis is logarithmic

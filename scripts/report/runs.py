@@ -10,6 +10,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row, read_rows
 from experiments.common.workspace import run_directories
@@ -55,6 +57,11 @@ class Run:
         return [self.info, *self.info.get("continued", []), *self.info.get("branched_from", [])]
 
     @property
+    def shows(self) -> bool:
+        """Whether it says something of its method: it has finished or crossed a boundary."""
+        return self.finished or any("reset/sfe" in row for row in self.rows)
+
+    @cached_property
     def machine(self) -> str:
         """Where it was computed; several machines if it was interrupted and resumed elsewhere."""
         return " and ".join(sorted({part["machine"] for part in self.parts}))
@@ -85,37 +92,23 @@ class Run:
 
 
 def find_runs(roots: Sequence[Path]) -> list[Run]:
-    """The runs below `roots` that have finished or crossed a boundary; the others are printed and left out.
+    """The runs below `roots`, each once, the finished ones first.
 
     Raises:
-        UserError: none has finished, or one is damaged.
+        UserError: a run is damaged.
     """
     runs: dict[tuple[str, str], Run] = {}
-    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):  # finished ones first
+    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):
         try:
             info = json.loads((path / "run.json").read_text())
-            key = (info["identity"], info["machine"])
             recipes = {file.stem: json.loads(file.read_text()) for file in sorted(path.glob("recipes/*.json"))}
+            run = Run(path, info, read_rows(path / "metrics.jsonl"), recipes, (path / "done").exists())
+            first = runs.setdefault((info["identity"], info["machine"]), run)
         except (json.JSONDecodeError, KeyError) as error:
             raise UserError(f"damaged {path}: {error!r}; delete it to do the run again") from error
-        run = Run(path, info, read_rows(path / "metrics.jsonl"), recipes, (path / "done").exists())
-        if key in runs:
-            print(f"left out, the same run as {runs[key].path}: {path}")
-        elif run.finished or any("reset/sfe" in row for row in run.rows):
-            runs[key] = run
-        else:
-            leave_out(path)
-    found = list(runs.values())
-    if not any(run.finished for run in found):
-        for run in found:
-            leave_out(run.path)
-        raise UserError(f"no finished run below {', '.join(map(str, roots))}")
-    return found
-
-
-def leave_out(path: Path) -> None:
-    """Print an unfinished run that no result shows."""
-    print(f"left out, not finished: {path}")
+        if first is not run:
+            print(f"left out, the same run as {first.path}: {path}")
+    return list(runs.values())
 
 
 def poolable(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
@@ -151,12 +144,7 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{key}={one.get(key)}" for key in varying] for one in settings]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings by dotted keys, values as the command line has them."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = json.dumps(value, separators=(",", ":")).strip('"')
-    return found
+    (settings,) = pd.json_normalize([values]).to_dict("records")
+    return {str(key): json.dumps(value, separators=(",", ":")).strip('"') for key, value in settings.items()}

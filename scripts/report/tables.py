@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.methods import base, name, order
+from scripts.report.methods import AFTER_RESET, VIEWS, base, name, order
 from scripts.report.results import Result
-from scripts.report.views import AFTER_RESET, VIEWS
 
 RESAMPLES = 10_000
 OPTIMIZER = re.compile(r"(?:, )?optimizer_at_boundary=\w+")
@@ -27,7 +26,7 @@ PAPER = Path(__file__).parents[2] / "results" / "paper"
 def by_method(result: Result) -> pd.DataFrame:
     """Final value of the domain's metric and its mean over the last phase, with differences to `none` paired by seed;
     then its further metrics, what a view measures after the reset, and the paper's final value."""
-    spec, data, view = result.spec, result.finished, VIEWS.get(result.about.recipe)
+    spec, data, view = result.spec, result.finished, VIEWS.get(result.recipe)
     final, mean = by_seed(data, spec.metric)
     gaps, published = minus_none(final), paper_finals(result)
     theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
@@ -181,15 +180,19 @@ def iqm(line: pd.Series, decimals: int) -> str:
 
 
 def paper_finals(result: Result) -> pd.DataFrame:
-    """The paper's final values by method, as numbers and, with ~ where its figure shows them only a little earlier, as
-    text."""
+    """The paper's final values by method as numbers; and, with ~ where its figure shows them only a little earlier, they
+    and the gains over no reset as text."""
     known, panel = pd.read_csv(PAPER / "final.csv"), result.spec.panels.get(result.first.benchmark)
-    view = VIEWS.get(result.about.recipe)
+    view = VIEWS.get(result.recipe)
     panels = [panel, f"{panel}/{view.finals}" if view else None]  # the values of a figure of its own come last
     known = known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
     decimals = result.spec.decimals if result.spec.decimals > 1 else 0
-    values = zip(known.approximate, known.final, strict=True)
-    return known.assign(text=[f"{'~' if about == 'yes' else ''}{value:.{decimals}f}" for about, value in values])
+    rough = known.approximate == "yes"
+    gains = known.final - known.final.get("none", math.nan)
+    return known.assign(
+        text=rough.map({True: "~", False: ""}) + known.final.map(f"{{:.{decimals}f}}".format),
+        gain=(rough | rough.get("none", False)).map({True: "~", False: ""}) + gains.map(f"{{:+.{decimals}f}}".format),
+    )
 
 
 def plain(label: str) -> str:
