@@ -56,20 +56,11 @@ def curves(result: Result) -> Figure:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 1M
         if axes.get_xlim()[1] < 10:  # a few steps have no fractions
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(canvas, panels[0])
     return canvas
 
 
-def legend_below(canvas: Figure, axes: Axes) -> None:
-    """One legend for all panels, of what `axes` has labels for."""
-    lines, labels = axes.get_legend_handles_labels()
-    if lines:
-        columns = 3 if len(canvas.axes) == 1 else 5
-        canvas.legend(lines, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-
-
 def on_canvas(drawn: Sequence[Panel], width: float = 5.2, height: float = 3.4) -> tuple[Figure, list[Axes]]:
-    """Panels with their titles, three in a row, or two where that leaves no gap."""
+    """Panels with their titles, three in a row, or two where that leaves no gap, and the legend of the first below."""
     columns = 2 if len(drawn) == 4 else min(len(drawn), 3)
     rows = -(-len(drawn) // columns)
     canvas = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
@@ -79,6 +70,10 @@ def on_canvas(drawn: Sequence[Panel], width: float = 5.2, height: float = 3.4) -
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+    lines, labels = panels[0].get_legend_handles_labels()
+    if lines:
+        across = 3 if len(panels) == 1 else 5
+        canvas.legend(lines, labels, loc="outside lower center", ncols=across, frameon=False, fontsize=9)
     return canvas, panels
 
 

@@ -46,23 +46,20 @@ def markdown(result: Result) -> str:
 
 def missing(result: Result) -> str:
     """What of the recipe has not finished, in a few sentences; empty if all has."""
-
-    def numbered(seeds: Sequence[int]) -> str:
-        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
     methods: dict[str, list[str]] = {}  # by the seeds that they lack
     for method, seeds in result.missing.items():
-        methods.setdefault(numbered(seeds), []).append(name(method))
+        words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        methods.setdefault(words, []).append(name(method))
     groups = "; ".join(f"{seeds} of {' and '.join(lacking)}" for seeds, lacking in methods.items())
-    begun = [
-        f"{name(method)}, {numbered([seed])} ({result.progress(method, seed)})"
+    begun = "; ".join(
+        f"{name(method)}, seed {seed} ({result.progress(method, seed)})"
         for method, seeds in result.unfinished.items()
         for seed in seeds
-    ]
+    )
     sentences = [
         "This recipe is not complete." if groups and not result.is_complete else "",
         f"Missing: {groups}." if groups else "",
-        f"Not finished, so drawn and in no table: {'; '.join(begun)}." if begun else "",
+        f"Not finished, so drawn and in no table: {begun}." if begun else "",
     ]
     return " ".join(filter(None, sentences))
 

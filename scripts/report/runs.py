@@ -146,5 +146,5 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 def flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings by dotted keys, values as the command line has them."""
-    (settings,) = pd.json_normalize([values]).to_dict("records")
+    (settings,) = pd.json_normalize([dict(values)]).to_dict("records")
     return {str(key): json.dumps(value, separators=(",", ":")).strip('"') for key, value in settings.items()}
