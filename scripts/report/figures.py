@@ -101,17 +101,16 @@ def draw(result: Result, metric: str, axes: Axes) -> None:
             axes.plot(one.x, one.value, alpha=0.25, linewidth=0.8, **look)
         mean = seeds.groupby(["x", "at_boundary"]).value.mean().reset_index()
         axes.plot(mean.x, mean.value, marker=marker, markevery=0.1, label=name(method), linewidth=2, **look)
-    for method, numbers in result.unfinished.items():
-        for seed in numbers:
-            one = data[(data.method == method) & (data.seed == seed)]
-            if shared is not None:
-                one = one[(one.x > shared) | one.at_boundary]
-            several = f", seed {seed}" if data.seed.nunique() > 1 else ""
-            label = f"{name(method)}{several} ({result.progress(method, seed)})"
-            axes.plot(
-                one.x, one.value, linestyle=(0, (4, 1.5)), marker="o", markevery=[-1], markerfacecolor="white",
-                markersize=7, color=colour(method), linewidth=1.6, label=label,
-            )  # fmt: skip
+    for method, seed in result.under_way:
+        one = data[(data.method == method) & (data.seed == seed)]
+        if shared is not None:
+            one = one[(one.x > shared) | one.at_boundary]
+        several = f", seed {seed}" if data.seed.nunique() > 1 else ""
+        axes.plot(
+            one.x, one.value, linestyle=(0, (4, 1.5)), marker="o", markevery=[-1], markerfacecolor="white",
+            markersize=7, color=colour(method), linewidth=1.6,
+            label=f"{name(method)}{several} ({result.progress(method, seed)})",
+        )  # fmt: skip
     if shared is not None:
         axes.axvline(shared, color="#888888", linewidth=1, linestyle=":")
         axes.annotate(" reset", (shared, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8)

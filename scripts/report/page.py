@@ -2,8 +2,8 @@
 
 import base64
 import io
-import re
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +28,7 @@ TEMPLATES = Environment(
 
 def figure(result: Result) -> Figure:
     """The picture of a result."""
-    view = VIEWS.get(result.recipe)
-    return points(result, view) if view else curves(result)
+    return points(result) if result.recipe in VIEWS else curves(result)
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -51,15 +50,11 @@ def missing(result: Result) -> str:
         words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         methods.setdefault(words, []).append(name(method))
     groups = "; ".join(f"{seeds} of {' and '.join(lacking)}" for seeds, lacking in methods.items())
-    begun = "; ".join(
-        f"{name(method)}, seed {seed} ({result.progress(method, seed)})"
-        for method, seeds in result.unfinished.items()
-        for seed in seeds
-    )
+    begun = [f"{name(method)}, seed {seed} ({result.progress(method, seed)})" for method, seed in result.under_way]
     sentences = [
         "This recipe is not complete." if groups and not result.is_complete else "",
         f"Missing: {groups}." if groups else "",
-        f"Not finished, so drawn and in no table: {begun}." if begun else "",
+        f"Not finished, so drawn and in no table: {'; '.join(begun)}." if begun else "",
     ]
     return " ".join(filter(None, sentences))
 
@@ -127,6 +122,6 @@ def description(domain: str, recipe: str) -> str:
     for root in (domain, "shared"):
         file = CONFIGS / root / "experiment" / f"{recipe}.yaml"
         if file.exists():
-            comment = file.read_text().split("\n\n")[0].split("\nhydra:")[0]
-            return " ".join(re.findall(r"^# (?!@)(.*)$", comment, re.MULTILINE))
+            comment = takewhile(lambda line: line.startswith("# "), file.read_text().splitlines()[1:])  # after @package
+            return " ".join(line.removeprefix("# ") for line in comment)
     return ""

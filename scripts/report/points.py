@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scripts.report.figures import Panel, on_canvas
-from scripts.report.methods import AFTER_RESET, View, base, colour, name
+from scripts.report.methods import AFTER_RESET, VIEWS, View, base, colour, name
 from scripts.report.results import Result
 from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals
 
@@ -18,9 +18,9 @@ LOGARITHMIC = "logarithmic, without intervals"  # a symmetric interval would mis
 PAPERS_PANEL = "warm_cifar10_resnet18"  # whose ablations are in results/paper
 
 
-def points(result: Result, view: View) -> Figure:
-    """Final value, mean over the last phase and what the view measures after the reset; then the paper's values."""
-    spec, scale = result.spec, result.first.scale
+def points(result: Result) -> Figure:
+    """Final value, mean over the last phase and what its view measures after the reset; then the paper's values."""
+    spec, scale, view = result.spec, result.first.scale, VIEWS[result.recipe]
     final, mean = by_seed(result.finished, spec.metric)
     panels = {f"ours, scale={scale}: final {spec.title}": final, f"ours: mean {spec.title} of the last phase": mean}
     panels |= {f"ours: {AFTER_RESET[metric]}": after_reset(result.finished, metric) for metric in view.measured}

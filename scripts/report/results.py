@@ -60,11 +60,15 @@ class Result:
         """How results of its domain are reported."""
         return domains.domain(self.first.domain).results
 
+    @property
+    def under_way(self) -> list[tuple[str, int]]:
+        """Method and seed of each unfinished run."""
+        return [(method, seed) for method, seeds in self.unfinished.items() for seed in seeds]
+
     @cached_property
     def finished(self) -> pd.DataFrame:
         """The lines of finished runs."""
-        unfinished = [(method, seed) for method, seeds in self.unfinished.items() for seed in seeds]
-        return self.data[~pd.MultiIndex.from_frame(self.data[["method", "seed"]]).isin(unfinished)]
+        return self.data[~pd.MultiIndex.from_frame(self.data[["method", "seed"]]).isin(self.under_way)]
 
     @property
     def has_all_methods(self) -> bool:

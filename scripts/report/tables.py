@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.methods import AFTER_RESET, VIEWS, base, name, order
+from scripts.report.methods import AFTER_RESET, VIEWS, View, base, name, order
 from scripts.report.results import Result
 
 RESAMPLES = 10_000
@@ -27,7 +27,7 @@ PAPER = Path(__file__).parents[2] / "results" / "paper"
 def by_method(result: Result) -> pd.DataFrame:
     """Final value of the domain's metric and its mean over the last phase, with differences to `none` paired by seed;
     then its further metrics, what a view measures after the reset, and the paper's final value."""
-    spec, data, view = result.spec, result.finished, VIEWS.get(result.recipe)
+    spec, data, view = result.spec, result.finished, VIEWS.get(result.recipe, View(measured=()))
     final, mean = by_seed(data, spec.metric)
     gaps, published = minus_none(final), paper_finals(result)
     theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
@@ -53,9 +53,9 @@ def by_method(result: Result) -> pd.DataFrame:
         columns[f"final, {column}"] = cells(apart, spec.decimals)
         columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
     known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
-    for metric in view.measured if view else ():
+    for metric in view.measured:
         columns[AFTER_RESET[metric]] = cells(after_reset(data, metric), decimals=None)
-        if view and view.figure and not view.axis:
+        if view.figure and not view.axis:
             columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
     enough = final[final.count(axis=1) >= 5]
     columns["IQM of final"] = pd.Series(
