@@ -31,6 +31,7 @@ def by_method(result: Result) -> pd.DataFrame:
     final, mean = by_seed(data, spec.metric)
     gaps, published = minus_none(final), paper_finals(result)
     theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
+    against = {m: compared(gaps.loc[m].to_numpy(), theirs.final[m], published.final.get("none")) for m in final.index}
     columns = {
         "method": pd.Series(map(name, final.index), final.index),
         "seeds": data.groupby("method").seed.nunique().astype(str),
@@ -38,12 +39,7 @@ def by_method(result: Result) -> pd.DataFrame:
         "mean of last phase": cells(mean, spec.decimals),
         "final minus no reset": cells(gaps, spec.decimals, sign=True),
         "paper's final (scale=paper)": theirs.text,
-        "against the paper": pd.Series(
-            {
-                m: compared(gaps.loc[m].dropna().to_numpy(), theirs.final[m], published.final.get("none"))
-                for m in final.index
-            }
-        ),
+        "against the paper": pd.Series(against),
         "mean minus no reset": cells(minus_none(mean), spec.decimals, sign=True),
     }
     if spec.normalised:
@@ -57,10 +53,9 @@ def by_method(result: Result) -> pd.DataFrame:
         columns[AFTER_RESET[metric]] = cells(after_reset(data, metric), decimals=None)
         if view.figure and not view.axis:
             columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
-    enough = final[final.count(axis=1) >= 5]
-    columns["IQM of final"] = pd.Series(
-        {method: iqm([line.dropna().to_numpy()], spec.decimals) for method, line in enough.iterrows()}, dtype=object
-    )
+    finals = {method: line.dropna().to_numpy() for method, line in final.iterrows()}
+    iqms = {method: iqm([seeds], spec.decimals) for method, seeds in finals.items() if len(seeds) >= 5}
+    columns["IQM of final"] = pd.Series(iqms, dtype=object)
     return without_empty(pd.DataFrame(columns, index=final.index))
 
 
@@ -194,6 +189,7 @@ def plain(label: str) -> str:
 
 def compared(ours: np.ndarray, theirs: float, nothing: float | None) -> str:
     """Whether our difference to `none` has the direction of the paper's. Sizes cannot be compared between scales."""
+    ours = ours[~np.isnan(ours)]
     if nothing is None or math.isnan(theirs) or not len(ours):
         return ""
     if abs(theirs - nothing) <= (READING if abs(nothing) < RETURNS else READING_OF_RETURNS * abs(nothing)):
