@@ -143,7 +143,7 @@ def results(domain: str, runs: Sequence[Run]) -> list[Result]:
     found = []
     for group in sorted({run.group for run in runs}):
         members = [run for run in runs if run.group == group]
-        begun, shown = [run for run in members if run.shows], set[Path]()
+        begun, shown = [run for run in members if run.depends_on_method], set[Path]()
         for recipe in sorted({recipe for run in begun for recipe in run.recipes}):
             for difference, pool in poolable([run for run in begun if recipe in run.recipes]):
                 result = _result(domain, recipe, difference, pool)

@@ -51,8 +51,8 @@ class Run:
         return self.path.parent.name
 
     @property
-    def shows(self) -> bool:
-        """Whether it says something of its method: it has finished or crossed a boundary."""
+    def depends_on_method(self) -> bool:
+        """Whether it has finished or crossed a boundary; before that, runs of all methods are the same."""
         return self.finished or any("reset/sfe" in row for row in self.rows)
 
     @cached_property
