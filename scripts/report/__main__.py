@@ -19,20 +19,26 @@ from experiments.common.errors import UserError
 from experiments.domains import NAMES
 from experiments.domains import domain as described
 from scripts import command
-from scripts.report.figures import save
-from scripts.report.page import figure, headline, markdown, page
+from scripts.report.page import figure, headline, markdown, page, table
 from scripts.report.results import Result, load, results
 from scripts.report.runs import find_runs
 
 
 def report(domain: str, roots: Sequence[Path], out: Path) -> None:
-    """Write and print the results of the runs below `roots`."""
+    """Write and print the results of the runs below `roots`.
+
+    Raises:
+        UserError: no run has finished, or one is damaged or of another domain.
+    """
     runs, step = find_runs(roots), described(domain).results.step
     for run in runs:
         if any(step not in row for row in run.rows):
             raise UserError(f"{run.path} is not a run of {domain}")
     elsewhere = sorted({str(run.path.parents[2]) for run in runs} - {"outputs"})
-    for result in results(domain, runs):
+    found = results(domain, runs)
+    if not found:
+        raise UserError(f"no finished run below {', '.join(map(str, roots))}")
+    for result in found:
         result.write(out)
         print(show(result, out))
         if result.command and elsewhere:  # not in the files, which may be read on another machine
@@ -42,20 +48,19 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
 
 def report_all(folder: Path) -> None:
     """Make everything in the folder of results from its CSVs."""
-    paths = [path for name in NAMES for path in sorted((folder / name).glob("*.json"))]
-    if not paths:
+    found = [load(path.with_suffix(".csv")) for name in NAMES for path in sorted((folder / name).glob("*.json"))]
+    if not found:
         raise UserError(f"no results in {folder}")
-    found = [load(path.with_suffix(".csv")) for path in paths]
-    for path, result in zip(paths, found, strict=True):
-        show(result, path.parent)
+    for result in found:
+        show(result, folder / result.first.domain)
     (folder / "index.html").write_text(page(found, folder))
-    (folder / "summary.md").write_text(headline(found).to_markdown(index=False, disable_numparse=True) + "\n")
+    (folder / "summary.md").write_text(table(headline(found)) + "\n")
     print(f"{folder / 'index.html'}, summary.md: {len(found)} results")
 
 
 def show(result: Result, out: Path) -> str:
     """Write a result's figure and tables; returns the tables."""
-    save(figure(result), out / f"{result.title}.png")
+    figure(result).savefig(out / f"{result.title}.png", dpi=130)
     text = f"# {result.first.domain}: {result.title}\n\n{markdown(result)}"
     (out / f"{result.title}.md").write_text(text)
     return text

@@ -1,46 +1,38 @@
-"""Names, colours and order of the methods in every table and figure."""
+"""How methods and recipes are shown in every table and figure; shown.yaml has the names and explains the fields."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-RED = "#D55E00"  # of FIRE and its variants
+from omegaconf import OmegaConf
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How a method is shown.
-
-    Attributes:
-        name: for readers.
-        colour: in every figure, of Okabe and Ito's palette, which is safe for colour-blind readers.
-        published: its names in results/paper/figures.csv.
-    """
+    """A method."""
 
     name: str
     colour: str
-    published: tuple[str, ...] = ()
+    published: Sequence[str] = ()
 
 
-METHODS = {  # in the order of tables and legends
-    "none": Shown("No reset", "#000000", ("Base",)),
-    "shrink_perturb": Shown("Shrink & perturb", "#E69F00", ("S&P",)),
-    "full_reset": Shown("Full reset", "#56B4E9", ("Full", "Reset")),
-    "plasticity_injection": Shown("Plasticity injection", "#CC79A7", ("PI",)),
-    "l2_init": Shown("L2 init", "#009E73", ("L2init",)),
-    "redo": Shown("ReDo", "#882255", ("ReDo",)),
-    "rescale": Shown("Rescale to FIRE's norm", "#0072B2"),
-    "fire_steps5": Shown("FIRE, 5 steps", RED),
-    "fire": Shown("FIRE", RED, ("FIRE",)),
-    "fire_steps10": Shown("FIRE, 10 steps", RED),
-    "fire_steps20": Shown("FIRE, 20 steps", RED),
-    "fire_steps30": Shown("FIRE, 30 steps", RED),
-    "fire_steps40": Shown("FIRE, 40 steps", RED),
-    "fire_exact": Shown("FIRE, exact", RED),
-    "fire_own_norm": Shown("FIRE, own norms", RED),
-    "fire_part25": Shown("FIRE, 25 % of the way", RED),
-    "fire_part50": Shown("FIRE, 50 % of the way", RED),
-    "fire_part75": Shown("FIRE, 75 % of the way", RED),
-}
+@dataclass(frozen=True)
+class View:
+    """A recipe that shows one number a run instead of curves."""
+
+    measured: Sequence[str]
+    axis: str = ""
+    places: dict[str, str] = field(default_factory=dict)
+    figure: str = ""
+    finals: str = ""
+
+
+_shown: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("shown.yaml")))
+METHODS = {method: Shown(**fields) for method, fields in _shown["methods"].items()}
+AFTER_RESET: dict[str, str] = _shown["after_reset"]  # metric -> words
+VIEWS = {recipe: View(**fields) for recipe, fields in _shown["views"].items()}
 
 
 def base(label: str) -> str:

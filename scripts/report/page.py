@@ -1,79 +1,60 @@
 """A result as Markdown, and all results as one page that needs nothing but itself."""
 
 import base64
-import re
+import io
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
 import fire
 from experiments.common.config import CONFIGS, recipes
 from experiments.domains import NAMES
-from scripts.report.figures import curves, svg
-from scripts.report.methods import METHODS, name
+from scripts.report.figures import curves
+from scripts.report.methods import METHODS, VIEWS, name
 from scripts.report.points import points
 from scripts.report.results import Result
 from scripts.report.tables import by_method, pairs, paper_finals, pooled, without_empty
-from scripts.report.views import VIEWS
 
-ANY_BENCHMARK = ("fig3", "fig4a", "fig4b")  # recipes of which others choose the checkpoint, the game or the task
-SCALES = ("laptop", "workstation", "paper")
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=select_autoescape(["html"]),
+    trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
 
 
 def figure(result: Result) -> Figure:
     """The picture of a result."""
-    view = VIEWS.get(result.about.recipe)
-    return points(result, view) if view else curves(result)
+    return points(result) if result.recipe in VIEWS else curves(result)
 
 
 def table(frame: pd.DataFrame) -> str:
-    """A table as Markdown."""
-    return frame.to_markdown(index=False, disable_numparse=True)
+    """A table as Markdown; empty for an empty one."""
+    return frame.to_markdown(index=False, disable_numparse=True) if len(frame) else ""
 
 
 def markdown(result: Result) -> str:
     """Tables and circumstances of a result."""
-    lacks, gaps, warning = missing(result), pairs(result), result.spec.warning
-    alone = result.seeds == "1" and result.finished.method.nunique() > 1
-    paragraphs = [
-        f"**{warning.capitalize()}; for the paper's protocol add scale=paper.**"
-        if warning and result.first.scale != "paper"
-        else "",
-        "**One seed: there is no interval, so no difference here is a claim.**" * alone,
-        lacks,
-        table(by_method(result)),
-        f"{result.spec.title.capitalize()}: mean over seeds ± half width of the 95 % t-interval. Differences are "
-        "paired by seed: methods that do not act in phase 0 continue from the same one.",
-        table(gaps) if len(gaps) else "",
-        "**Methods have different numbers of seeds**: compare by the paired differences." * ("to" in result.seeds),
-        f"Settings: {result.settings}." if result.settings else "",
-        f"Command{', which also runs what is missing' if lacks else ''}: `{result.command}`" if result.command else "",
-        ", ".join(f"{key}: {value}" for key, value in result.circumstances.items()) + ".",
-        f"Commits: {', '.join(result.about.commits)}.",
-    ]
-    return "\n\n".join(filter(None, paragraphs)) + "\n"
+    return TEMPLATES.get_template("result.md").render(
+        result=result, missing=missing(result), numbers=table(by_method(result)), pairs=table(pairs(result))
+    )
 
 
 def missing(result: Result) -> str:
     """What of the recipe has not finished, in a few sentences; empty if all has."""
-
-    def numbered(seeds: Sequence[int]) -> str:
-        return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-    by_seeds: dict[str, list[str]] = {}
-    for method, seeds in result.about.missing.items():
-        by_seeds.setdefault(numbered(seeds), []).append(name(method))
-    groups = "; ".join(f"{seeds} of {' and '.join(methods)}" for seeds, methods in by_seeds.items())
-    begun = [(method, seed) for method, seeds in result.about.unfinished.items() for seed in seeds]
-    curves = [f"{name(method)}, {numbered([seed])} ({result.progress(method, seed)})" for method, seed in begun]
+    methods: dict[str, list[str]] = {}  # by the seeds that they lack
+    for method, seeds in result.missing.items():
+        words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        methods.setdefault(words, []).append(name(method))
+    groups = "; ".join(f"{seeds} of {' and '.join(lacking)}" for seeds, lacking in methods.items())
+    begun = [f"{name(method)}, seed {seed} ({result.progress(method, seed)})" for method, seed in result.under_way]
     sentences = [
         "This recipe is not complete." if groups and not result.is_complete else "",
         f"Missing: {groups}." if groups else "",
-        f"Not finished, so drawn and in no table: {'; '.join(curves)}." if curves else "",
+        f"Not finished, so drawn and in no table: {'; '.join(begun)}." if begun else "",
     ]
     return " ".join(filter(None, sentences))
 
@@ -83,32 +64,36 @@ def page(results: Sequence[Result], folder: Path) -> str:
     html = MarkdownIt().enable("table").render
     domains = []
     for domain in NAMES:
-        sections = []
-        own = [result for result in results if result.first.domain == domain]
+        own, sections = [result for result in results if result.first.domain == domain], []
         for result in own:
             findings = folder / domain / f"{result.title}.findings.md"
-            text = findings.read_text() if findings.exists() else ""
-            picture = base64.b64encode(svg(figure(result)).encode()).decode()
-            about = description(domain, result.about.recipe)
-            sections.append((result.title, about, picture, html(text), html(markdown(result))))
-        domains.append((domain, sections, [(where, html(table(numbers))) for where, numbers in together(own)]))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("page.html").render(
-        methods=[METHODS[method] for method in METHODS if method in fire.METHODS],  # no variants
-        domains=domains, headline=html(table(headline(results))), coverage=html(table(coverage(results))),
-    )  # fmt: skip
+            text = html(findings.read_text()) if findings.exists() else ""
+            about = description(domain, result.recipe)
+            sections.append((result.title, about, svg(figure(result)), text, html(markdown(result))))
+        ran = [result.recipe for result in own]
+        # Recipes such as fig4a only hold what fig4a_asterix and others share.
+        absent = [r for r in recipes(domain) if r not in ran and not any(other.startswith(f"{r}_") for other in ran)]
+        together = [(where, html(table(numbers))) for where, numbers in pooled_tables(own)]
+        domains.append((domain, sections, together, absent))
+    methods = [METHODS[method] for method in METHODS if method in fire.METHODS]  # no variants
+    overview = html(table(headline(results)))
+    return TEMPLATES.get_template("page.html").render(methods=methods, domains=domains, headline=overview)
 
 
-def together(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
+def svg(canvas: Figure) -> str:
+    """A figure as base64, for an HTML page."""
+    file = io.BytesIO()
+    canvas.savefig(file, format="svg", metadata={"Date": None})
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def pooled_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
     """Pooled numbers of a domain's games or tasks, for each scale, machine and choice of settings that has several."""
     alike: dict[str, list[Result]] = {}
     for result in results:
-        if result.spec.normalised and result.about.recipe not in ("", *VIEWS):
+        if result.spec.normalised and result.recipe not in ("", *VIEWS):
             where = f"scale={result.first.scale}, {result.first.machine}"
-            alike.setdefault(where + (f", {result.settings}" if result.settings else ""), []).append(result)
+            alike.setdefault(where + (f", {result.changed}" if result.changed else ""), []).append(result)
     tables = {where: pooled(tasks) for where, tasks in sorted(alike.items())}
     return [(where, numbers) for where, numbers in tables.items() if len(numbers)]
 
@@ -116,44 +101,20 @@ def together(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
 def headline(results: Sequence[Result]) -> pd.DataFrame:
     """The final values in the recipes that are about methods alone, and FIRE's gain beside the paper's."""
     lines = []
-    for result in (result for result in results if result.about.recipe not in VIEWS):
+    for result in (result for result in results if result.recipe not in VIEWS):
         numbers, published = by_method(result).set_index("method"), paper_finals(result)
-        line = {"": f"{result.first.domain}: {result.about.recipe or result.title}", "scale": result.first.scale}
-        line[""] += "" if result.is_complete else " (in part)"
-        line["seeds"] = result.seeds
-        line |= {shown.name: numbers.final.get(shown.name, "") for shown in METHODS.values()}
+        in_part = "" if result.is_complete else " (in part)"
+        line = {
+            "": f"{result.first.domain}: {result.recipe or result.title}{in_part}",
+            "scale": result.first.scale,
+            "seeds": result.seeds,
+            **{shown.name: numbers.final.get(shown.name, "") for shown in METHODS.values()},
+        }
         if "final minus no reset" in numbers:  # there are runs without a reset, of the same seeds
             line["FIRE minus no reset"] = numbers["final minus no reset"].get("FIRE", "")
-        if "fire" in published.index:
-            ours, none = published.loc["fire"], published.loc["none"]
-            about = "~" if "yes" in (ours.approximate, none.approximate) else ""
-            decimals = result.spec.decimals if result.spec.decimals > 1 else 0
-            line["in the paper"] = f"{about}{ours.final - none.final:+.{decimals}f}"
+        line["in the paper"] = published.gain.get("fire", "")
         lines.append(line)
     return without_empty(pd.DataFrame(lines))
-
-
-def coverage(results: Sequence[Result]) -> pd.DataFrame:
-    """Which recipes were run at which scale, with how many seeds, and which were not."""
-    known: dict[tuple[str, str, str], list[str]] = {}
-    for result in results:
-        known.setdefault((result.first.domain, result.about.recipe, result.first.scale), []).append(amount(result))
-    lines = []
-    for domain in NAMES:
-        for recipe in (recipe for recipe in recipes(domain) if recipe not in ANY_BENCHMARK):
-            line = {"domain": domain, "recipe": recipe, "what": description(domain, recipe)}
-            for scale in SCALES:
-                exists = (CONFIGS / domain / "scale" / f"{scale}.yaml").exists()
-                line[scale] = " / ".join(known.get((domain, recipe, scale), ["not run"] if exists else []))
-            lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def amount(result: Result) -> str:
-    """How much of a recipe was run."""
-    seeds = f"{result.seeds} seed{'' if result.seeds == '1' else 's'}"
-    of = len({*result.about.missing, *result.data.method})
-    return seeds if result.is_complete else f"{result.finished.method.nunique()} of {of} methods, {seeds}"
 
 
 def description(domain: str, recipe: str) -> str:
@@ -161,6 +122,6 @@ def description(domain: str, recipe: str) -> str:
     for root in (domain, "shared"):
         file = CONFIGS / root / "experiment" / f"{recipe}.yaml"
         if file.exists():
-            comment = file.read_text().split("\n\n")[0].split("\nhydra:")[0]
-            return " ".join(re.findall(r"^# (?!@)(.*)$", comment, re.MULTILINE))
+            comment = takewhile(lambda line: line.startswith("# "), file.read_text().splitlines()[1:])  # after @package
+            return " ".join(line.removeprefix("# ") for line in comment)
     return ""

@@ -1,18 +1,16 @@
 """One number a run, by method or over a setting of it, where a recipe's point is not the way its curves go."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.report.figures import Panel, legend_below, on_canvas
-from scripts.report.methods import base, colour, name
+from scripts.report.figures import Panel, on_canvas
+from scripts.report.methods import AFTER_RESET, VIEWS, View, base, colour, name
 from scripts.report.results import Result
-from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals, sample
-from scripts.report.views import AFTER_RESET, View
+from scripts.report.tables import PAPER, after_reset, by_seed, interval, paper_finals
 
 JITTER = 0.12  # of the seeds, so that equal ones show
 MAGNITUDES = 50  # between the smallest and the largest value, from which on the axis is logarithmic
@@ -20,9 +18,9 @@ LOGARITHMIC = "logarithmic, without intervals"  # a symmetric interval would mis
 PAPERS_PANEL = "warm_cifar10_resnet18"  # whose ablations are in results/paper
 
 
-def points(result: Result, view: View) -> Figure:
-    """Final value, mean over the last phase and what the view measures after the reset; then the paper's values."""
-    spec, scale = result.spec, result.first.scale
+def points(result: Result) -> Figure:
+    """Final value, mean over the last phase and what its view measures after the reset; then the paper's values."""
+    spec, scale, view = result.spec, result.first.scale, VIEWS[result.recipe]
     final, mean = by_seed(result.finished, spec.metric)
     panels = {f"ours, scale={scale}: final {spec.title}": final, f"ours: mean {spec.title} of the last phase": mean}
     panels |= {f"ours: {AFTER_RESET[metric]}": after_reset(result.finished, metric) for metric in view.measured}
@@ -38,7 +36,6 @@ def points(result: Result, view: View) -> Figure:
     if not view.axis:  # the methods' names once a row
         for axes in shown:
             axes.tick_params(labelleft=axes.get_subplotspec().is_first_col())  # type: ignore[union-attr]
-    legend_below(canvas, shown[0])
     return canvas
 
 
@@ -56,7 +53,7 @@ def over_setting(view: View, values: pd.DataFrame, axes: Axes) -> None:
     """Methods over a setting of theirs; those without it are lines across with their intervals, and so is `none`."""
     ticks = {method: tick for method, tick in view.places.items() if method in values.index}
     for method in (method for method in values.index if method not in ticks or base(method) == "none"):
-        seeds = sample(values, method)
+        seeds = values.loc[method].dropna().to_numpy()
         if len(seeds):
             axes.axhline(seeds.mean(), color=colour(method), linestyle="--", linewidth=1.2, label=name(method))
         if len(seeds) > 1:
@@ -75,29 +72,26 @@ def over_setting(view: View, values: pd.DataFrame, axes: Axes) -> None:
 
 def dots(values: pd.DataFrame, method: str, place: int, axes: Axes, sideways: bool = False) -> None:
     """Each seed of a method a dot, their mean a bar, with its 95 % t-interval unless the axis is logarithmic."""
-    seeds = sample(values, method)
+    seeds = values.loc[method].dropna().to_numpy()
     if not len(seeds):
         return
     beside = place + (np.linspace(-JITTER, JITTER, len(seeds)) if len(seeds) > 1 else np.zeros(1))
     half = 0.0 if spans_magnitudes(values) or len(seeds) < 2 else interval(seeds)
-    style: dict[str, Any] = {"color": colour(method), "markeredgewidth": 2, "capsize": 3}
-    if sideways:
-        axes.plot(seeds, beside, "o", color=colour(method), alpha=0.5, markersize=4)
-        axes.errorbar(seeds.mean(), place, xerr=half, fmt="|", markersize=14, **style)
-    else:
-        axes.plot(beside, seeds, "o", color=colour(method), alpha=0.5, markersize=4)
-        axes.errorbar(place, seeds.mean(), yerr=half, fmt="_", markersize=12, **style)
+    x, y = (seeds, beside) if sideways else (beside, seeds)
+    axes.plot(x, y, "o", color=colour(method), alpha=0.5, markersize=4)
+    at = {"x": seeds.mean(), "y": place, "xerr": half} if sideways else {"x": place, "y": seeds.mean(), "yerr": half}
+    marker, size = ("|", 14) if sideways else ("_", 12)
+    axes.errorbar(**at, fmt=marker, markersize=size, color=colour(method), markeredgewidth=2, capsize=3)
 
 
 def paper_values(methods: pd.Index, metric: str, axes: Axes) -> None:
     """Values of the paper with the ends of its error bars, methods one below the other."""
-    known = pd.read_csv(PAPER / "after_reset.csv")
-    known = known[known.metric == metric].set_index("method")[["value", "low", "high"]]
+    known = pd.read_csv(PAPER / "after_reset.csv").query("metric == @metric").set_index("method").reindex(methods)
+    bars = np.nan_to_num([known.value - known.low, known.high - known.value])
     for place, method in enumerate(methods):
-        if method in known.index:
-            value, low, high = known.loc[method].to_numpy()
-            bar = np.nan_to_num([[value - low], [high - value]])
-            axes.errorbar(value, place, xerr=bar, fmt="D", color=colour(method), capsize=3)
+        axes.errorbar(
+            known.value[method], place, xerr=bars[:, [place]], fmt="D", color=colour(method), capsize=3
+        )  # fmt: skip
     rows_of_methods(methods, axes)
 
 

@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -13,16 +13,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from experiments import domains
 from experiments.common.domain import Results
 from scripts.report.methods import base
-from scripts.report.runs import RAN_WITH, Run, file_label, labelled, leave_out, poolable
+from scripts.report.runs import RAN_WITH, Run, file_label, labelled, poolable
 
+COLUMNS = [
+    "domain", "benchmark", "method", "seed", "scale", "machine", "phase", "step_name", "step", "metric", "value",
+    "at_boundary",
+]  # fmt: skip
 SeedsOf = dict[str, list[int]]  # by the method's label
 
 
 @dataclass(frozen=True)
-class About:
-    """What the CSV does not say.
+class Result:
+    """Runs of one benchmark, scale and machine: a CSV, and a JSON file of what the CSV does not have.
 
     Attributes:
+        title: the name of its files, without the ending.
+        data: a line for each number logged.
         recipe: that asked for the runs; empty if they are all runs of their benchmark and scale.
         choices, settings: words of the command line that chose the benchmark, and that changed other settings.
         difference: in what the runs differ from others of the same recipe, or the same benchmark and scale.
@@ -32,29 +38,17 @@ class About:
         unfinished: seeds of which the CSV has the numbers so far; no table, mean or difference includes them.
     """
 
-    recipe: str
-    choices: list[str]
-    settings: list[str]
-    difference: list[str]
-    ran_with: dict[str, str]
-    torch: list[str]
-    commits: list[str]
-    missing: SeedsOf = field(default_factory=dict)
-    unfinished: SeedsOf = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """Runs of one benchmark, scale and machine.
-
-    Attributes:
-        title: the name of its files, without the ending.
-        data: a line for each number logged.
-    """
-
     title: str
     data: pd.DataFrame
-    about: About
+    recipe: str = ""
+    choices: list[str] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)
+    difference: list[str] = field(default_factory=list)
+    ran_with: dict[str, str] = field(default_factory=dict)
+    torch: list[str] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+    missing: SeedsOf = field(default_factory=dict)
+    unfinished: SeedsOf = field(default_factory=dict)
 
     @cached_property
     def first(self) -> pd.Series:
@@ -66,16 +60,20 @@ class Result:
         """How results of its domain are reported."""
         return domains.domain(self.first.domain).results
 
+    @property
+    def under_way(self) -> list[tuple[str, int]]:
+        """Method and seed of each unfinished run."""
+        return [(method, seed) for method, seeds in self.unfinished.items() for seed in seeds]
+
     @cached_property
     def finished(self) -> pd.DataFrame:
         """The lines of finished runs."""
-        unfinished = [(method, seed) for method, seeds in self.about.unfinished.items() for seed in seeds]
-        return self.data[~pd.MultiIndex.from_frame(self.data[["method", "seed"]]).isin(unfinished)]
+        return self.data[~pd.MultiIndex.from_frame(self.data[["method", "seed"]]).isin(self.under_way)]
 
     @property
     def has_all_methods(self) -> bool:
         """Whether every method of the recipe has finished in some seed."""
-        return len(self.finished) > 0 and self.about.missing.keys() <= set(self.finished.method.map(base))
+        return len(self.finished) > 0 and self.missing.keys() <= set(self.finished.method.map(base))
 
     @property
     def compares(self) -> bool:
@@ -85,7 +83,7 @@ class Result:
     @property
     def is_complete(self) -> bool:
         """Whether every method has finished in some seed and no run is under way."""
-        return self.has_all_methods and not self.about.unfinished
+        return self.has_all_methods and not self.unfinished
 
     @property
     def seeds(self) -> str:
@@ -108,36 +106,32 @@ class Result:
         return f"{self.spec.steps.removesuffix('s')} {self.places[run].max():,.0f} of {whole:,.0f}"
 
     @property
-    def circumstances(self) -> dict[str, str]:
-        """Where and with what the runs were computed."""
-        return {"machine": self.first.machine, **self.about.ran_with, "PyTorch": ", ".join(self.about.torch)}
-
-    @property
-    def settings(self) -> str:
+    def changed(self) -> str:
         """Settings that were changed or that tell the runs from others."""
-        return ", ".join(dict.fromkeys([*self.about.difference, *self.about.settings]))
+        return ", ".join(dict.fromkeys([*self.difference, *self.settings]))
 
     @property
     def command(self) -> str:
         """The command that makes the runs again and those that are missing; empty without a recipe."""
-        if not self.about.recipe:
+        if not self.recipe:
             return ""
-        seeds = {*self.data.seed, *(seed for seeds in self.about.missing.values() for seed in seeds)}
-        words = [f"experiment={self.about.recipe}", *self.about.choices, f"scale={self.first.scale}"]
-        words += [*self.about.settings, f"seed={','.join(map(str, sorted(seeds)))}"]
-        words += [f"{key}={self.about.ran_with[key]}" for key in ("precision", "compile", "threads")]
+        seeds = {*self.data.seed, *(seed for seeds in self.missing.values() for seed in seeds)}
+        words = [f"experiment={self.recipe}", *self.choices, f"scale={self.first.scale}"]
+        words += [*self.settings, f"seed={','.join(map(str, sorted(seeds)))}"]
+        words += [f"{key}={self.ran_with[key]}" for key in ("precision", "compile", "threads")]
         return f"python -m experiments.{self.first.domain} {shlex.join(words)}"
 
     def write(self, out: Path) -> None:
-        """The CSV and its description."""
+        """The CSV and the JSON file."""
         out.mkdir(parents=True, exist_ok=True)
         self.data.to_csv(out / f"{self.title}.csv", index=False)
-        (out / f"{self.title}.json").write_text(json.dumps(asdict(self.about), indent=1) + "\n")
+        about = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("title", "data")}
+        (out / f"{self.title}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def load(path: Path) -> Result:
     """The result whose CSV is at `path`."""
-    return Result(path.stem, pd.read_csv(path), About(**json.loads(path.with_suffix(".json").read_text())))
+    return Result(path.stem, pd.read_csv(path), **json.loads(path.with_suffix(".json").read_text()))
 
 
 def results(domain: str, runs: Sequence[Run]) -> list[Result]:
@@ -149,9 +143,9 @@ def results(domain: str, runs: Sequence[Run]) -> list[Result]:
     found = []
     for group in sorted({run.group for run in runs}):
         members = [run for run in runs if run.group == group]
-        shown: set[Path] = set()
-        for recipe in sorted({recipe for run in members for recipe in run.recipes}):
-            for difference, pool in poolable([run for run in members if recipe in run.recipes]):
+        begun, shown = [run for run in members if run.depends_on_method], set[Path]()
+        for recipe in sorted({recipe for run in begun for recipe in run.recipes}):
+            for difference, pool in poolable([run for run in begun if recipe in run.recipes]):
                 result = _result(domain, recipe, difference, pool)
                 if result.has_all_methods or result.compares:
                     shown |= {run.path for run in pool}
@@ -161,7 +155,7 @@ def results(domain: str, runs: Sequence[Run]) -> list[Result]:
                 found.append(_result(domain, "", difference, pool))
         for run in members:
             if not run.finished and run.path not in shown:
-                leave_out(run.path)
+                print(f"left out, not finished: {run.path}")
     return found
 
 
@@ -169,47 +163,41 @@ def _result(domain: str, recipe: str, difference: list[str], pool: Sequence[Run]
     labels, parts = labelled(pool), [part for run in pool for part in run.parts]
     choices, settings = (sorted({word for run in pool for word in run.given[kind]}) for kind in (0, 1))
     benchmark, _, scale = pool[0].group.rpartition("-")
+    step = domains.domain(domain).results.step
     unfinished: SeedsOf = {}
     for run in pool:
         if not run.finished:
             unfinished.setdefault(labels[run.path], []).append(run.values["seed"])
-    about = About(
-        recipe, choices, settings, difference,
+    lines = [
+        (
+            domain, benchmark, labels[run.path], run.values["seed"], scale, run.machine, row["phase"], step, row[step],
+            metric, value, "reset/sfe" in row,
+        )
+        for run in pool
+        for row in run.rows
+        for metric, value in row.items()
+        if metric not in (step, "phase")
+    ]  # fmt: skip
+    # A benchmark that the recipe does not name itself is part of the title.
+    named = "-".join([*filter(None, [recipe]), *([benchmark] if choices or not recipe else []), scale])
+    return Result(
+        named + file_label(difference), pd.DataFrame(lines, columns=COLUMNS), recipe, choices, settings, difference,
         {words: pool[0].circumstances[key] for key, words in RAN_WITH.items() if key in pool[0].circumstances},
         sorted({part["versions"]["torch"] for part in parts}), sorted({part["git"] for part in parts}),
         _missing(recipe, pool) if recipe else {}, unfinished,
     )  # fmt: skip
-    # A benchmark that the recipe does not name itself is part of the title.
-    named = "-".join([*filter(None, [recipe]), *([benchmark] if choices or not recipe else []), scale])
-    return Result(named + file_label(difference), _tidy(domain, pool, labels), about)
 
 
 def _missing(recipe: str, pool: Sequence[Run]) -> SeedsOf:
     """Which seeds of which methods the recipe lists and have not finished, with whatever settings."""
     listed: dict[str, list[str]] = {"method": [], "seed": []}
     parser = OverridesParser.create()
-    for sweep in {json.dumps(run.recipes[recipe]): run.recipes[recipe] for run in pool}.values():
-        for key in listed.keys() & sweep.keys():
-            values = parser.parse_override(f"{key}={sweep[key]}")
-            words = values.sweep_string_iterator() if values.is_sweep_override() else [str(sweep[key])]
-            listed[key] += [word for word in words if word not in listed[key]]
+    for run in pool:
+        for key in listed.keys() & run.recipes[recipe].keys():
+            words = run.recipes[recipe][key]
+            values = parser.parse_override(f"{key}={words}")
+            listed[key] += values.sweep_string_iterator() if values.is_sweep_override() else [str(words)]
     finished = {(run.values["method"]["name"], run.values["seed"]) for run in pool if run.finished}
-    seeds = [int(seed) for seed in listed["seed"]]
+    seeds = [int(seed) for seed in dict.fromkeys(listed["seed"])]
     missing = {method: [seed for seed in seeds if (method, seed) not in finished] for method in listed["method"]}
     return {method: lacking for method, lacking in missing.items() if lacking}
-
-
-def _tidy(domain: str, pool: Sequence[Run], labels: Mapping[Path, str]) -> pd.DataFrame:
-    """One line for each number logged."""
-    axis = domains.domain(domain).results.step
-    lines = []
-    for run in pool:
-        benchmark, _, scale = run.group.rpartition("-")
-        own = (domain, benchmark, labels[run.path], run.values["seed"], scale, run.machine)
-        for row in run.rows:
-            around = (*own, row["phase"], axis, row[axis])
-            lines += [
-                (*around, key, value, "reset/sfe" in row) for key, value in row.items() if key not in (axis, "phase")
-            ]
-    columns = ["domain", "benchmark", "method", "seed", "scale", "machine", "phase", "step_name", "step"]
-    return pd.DataFrame(lines, columns=[*columns, "metric", "value", "at_boundary"])

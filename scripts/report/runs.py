@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row, read_rows
@@ -19,7 +21,7 @@ RAN_WITH = {
     "device": "device", "threads": "threads", "compile": "compile", "precision": "precision",
     "environment.name": "environment", "environment.version": "its version", "environment.mujoco": "MuJoCo",
 }  # fmt: skip
-OF_METHOD = ("method", "optimizer_at_boundary")
+OPTIMIZER = "optimizer_at_boundary"
 LONGEST_LABEL = 60  # characters in a file name
 
 
@@ -29,20 +31,19 @@ class Run:
 
     Attributes:
         info: its run.json.
+        values: the settings that can change its numbers.
+        parts: commit, versions and machine of each part of its training, the shared phase 0 included.
         rows: its metric log.
         recipes: those that asked for it, each with the sweep it makes.
     """
 
     path: Path
     info: dict[str, Any]
+    values: dict[str, Any]
+    parts: list[dict[str, Any]]
     rows: list[Row]
     recipes: dict[str, dict[str, Any]]
     finished: bool
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The settings that can change its numbers."""
-        return self.info["values"]
 
     @property
     def group(self) -> str:
@@ -50,11 +51,11 @@ class Run:
         return self.path.parent.name
 
     @property
-    def parts(self) -> list[dict[str, Any]]:
-        """Commit, versions and machine of each part of its training, the shared phase 0 included."""
-        return [self.info, *self.info.get("continued", []), *self.info.get("branched_from", [])]
+    def depends_on_method(self) -> bool:
+        """Whether it has finished or crossed a boundary; before that, runs of all methods are the same."""
+        return self.finished or any("reset/sfe" in row for row in self.rows)
 
-    @property
+    @cached_property
     def machine(self) -> str:
         """Where it was computed; several machines if it was interrupted and resumed elsewhere."""
         return " and ".join(sorted({part["machine"] for part in self.parts}))
@@ -62,7 +63,7 @@ class Run:
     @cached_property
     def circumstances(self) -> dict[str, str]:
         """All that can change its numbers beside method and seed."""
-        own = {key: value for key, value in self.values.items() if key not in (*OF_METHOD, "seed")}
+        own = {key: value for key, value in self.values.items() if key not in ("method", OPTIMIZER, "seed")}
         return {"machine": self.machine, **flat(own)}
 
     @property
@@ -78,44 +79,32 @@ class Run:
     def label(self, extra: Sequence[str] = ()) -> str:
         """The method's name, with the settings of it that the command line gave, and `extra`, in brackets."""
         words = [word.removeprefix("method.") for word in self.info.get("method_settings", [])]
-        optimizer = f"optimizer_at_boundary={self.values['optimizer_at_boundary']}"  # a method may insist on its own
-        words = [optimizer if word.startswith("optimizer_at_boundary=") else word for word in words]
+        optimizer = f"{OPTIMIZER}={self.values[OPTIMIZER]}"  # a method may insist on its own
+        words = [optimizer if word.startswith(f"{OPTIMIZER}=") else word for word in words]
         settings = ", ".join(dict.fromkeys([*words, *extra]))
         return self.values["method"]["name"] + (f" ({settings})" if settings else "")
 
 
 def find_runs(roots: Sequence[Path]) -> list[Run]:
-    """The runs below `roots` that have finished or crossed a boundary; the others are printed and left out.
+    """The runs below `roots`, each once, the finished ones first.
 
     Raises:
-        UserError: none has finished, or one is damaged.
+        UserError: a run is damaged.
     """
     runs: dict[tuple[str, str], Run] = {}
-    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):  # finished ones first
+    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):
         try:
             info = json.loads((path / "run.json").read_text())
-            key = (info["identity"], info["machine"])
+            parts = [info, *info.get("continued", []), *info.get("branched_from", [])]
             recipes = {file.stem: json.loads(file.read_text()) for file in sorted(path.glob("recipes/*.json"))}
+            rows, done = read_rows(path / "metrics.jsonl"), (path / "done").exists()
+            run = Run(path, info, info["values"], parts, rows, recipes, done)
+            first = runs.setdefault((info["identity"], info["machine"]), run)
         except (json.JSONDecodeError, KeyError) as error:
             raise UserError(f"damaged {path}: {error!r}; delete it to do the run again") from error
-        run = Run(path, info, read_rows(path / "metrics.jsonl"), recipes, (path / "done").exists())
-        if key in runs:
-            print(f"left out, the same run as {runs[key].path}: {path}")
-        elif run.finished or any("reset/sfe" in row for row in run.rows):
-            runs[key] = run
-        else:
-            leave_out(path)
-    found = list(runs.values())
-    if not any(run.finished for run in found):
-        for run in found:
-            leave_out(run.path)
-        raise UserError(f"no finished run below {', '.join(map(str, roots))}")
-    return found
-
-
-def leave_out(path: Path) -> None:
-    """Print an unfinished run that no result shows."""
-    print(f"left out, not finished: {path}")
+        if first is not run:
+            print(f"left out, the same run as {first.path}: {path}")
+    return list(runs.values())
 
 
 def poolable(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
@@ -128,18 +117,18 @@ def poolable(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
 
 def file_label(words: Sequence[str]) -> str:
     """Settings as the end of a file name: without the sections they are in, or as a hash where they are too long."""
-    short = [word.split("=")[0].split(".")[-1] + "=" + word.split("=", 1)[1] for word in words]
-    label = "".join(c if c.isalnum() or c in "-=.," else "_" for c in "".join(f"-{word}" for word in short))
+    short = [re.sub(r"^[^=]*\.", "", word) for word in words]
+    label = re.sub(r"[^\w=.,-]", "_", "".join(f"-{word}" for word in short))
     return label if len(label) <= LONGEST_LABEL else "-" + hashlib.sha256(label.encode()).hexdigest()[:8]
 
 
 def labelled(runs: Sequence[Run]) -> dict[Path, str]:
     """The label of each run's method, with more of its settings where one label would stand for several."""
     found = {}
-    for _, same in groupby(sorted(runs, key=Run.label), key=Run.label):
-        members = list(same)
-        settings = [flat(run.values["method"] | {key: run.values[key] for key in OF_METHOD[1:]}) for run in members]
-        for run, words in zip(members, differing(settings), strict=True):
+    for label in {run.label() for run in runs}:
+        same = [run for run in runs if run.label() == label]
+        settings = [flat({**run.values["method"], OPTIMIZER: run.values[OPTIMIZER]}) for run in same]
+        for run, words in zip(same, differing(settings), strict=True):
             found[run.path] = run.label(words)
     return found
 
@@ -151,12 +140,7 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[list[str]]:
     return [[f"{key}={one.get(key)}" for key in varying] for one in settings]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
     """Nested settings by dotted keys, values as the command line has them."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = json.dumps(value, separators=(",", ":")).strip('"')
-    return found
+    (settings,) = pd.json_normalize([dict(values)]).to_dict("records")
+    return {str(key): json.dumps(value, separators=(",", ":")).strip('"') for key, value in settings.items()}

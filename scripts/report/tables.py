@@ -7,15 +7,15 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.methods import base, name, order
+from scripts.report.methods import AFTER_RESET, VIEWS, View, base, name, order
 from scripts.report.results import Result
-from scripts.report.views import AFTER_RESET, VIEWS
 
 RESAMPLES = 10_000
 OPTIMIZER = re.compile(r"(?:, )?optimizer_at_boundary=\w+")
@@ -27,10 +27,11 @@ PAPER = Path(__file__).parents[2] / "results" / "paper"
 def by_method(result: Result) -> pd.DataFrame:
     """Final value of the domain's metric and its mean over the last phase, with differences to `none` paired by seed;
     then its further metrics, what a view measures after the reset, and the paper's final value."""
-    spec, data, view = result.spec, result.finished, VIEWS.get(result.about.recipe)
+    spec, data, view = result.spec, result.finished, VIEWS.get(result.recipe, View(measured=()))
     final, mean = by_seed(data, spec.metric)
     gaps, published = minus_none(final), paper_finals(result)
     theirs = published.reindex([plain(method) for method in final.index]).set_axis(final.index)
+    against = {m: compared(gaps.loc[m].to_numpy(), theirs.final[m], published.final.get("none")) for m in final.index}
     columns = {
         "method": pd.Series(map(name, final.index), final.index),
         "seeds": data.groupby("method").seed.nunique().astype(str),
@@ -38,9 +39,7 @@ def by_method(result: Result) -> pd.DataFrame:
         "mean of last phase": cells(mean, spec.decimals),
         "final minus no reset": cells(gaps, spec.decimals, sign=True),
         "paper's final (scale=paper)": theirs.text,
-        "against the paper": pd.Series(
-            {m: compared(sample(gaps, m), theirs.final[m], published.final.get("none")) for m in final.index}
-        ),
+        "against the paper": pd.Series(against),
         "mean minus no reset": cells(minus_none(mean), spec.decimals, sign=True),
     }
     if spec.normalised:
@@ -50,12 +49,13 @@ def by_method(result: Result) -> pd.DataFrame:
         columns[f"final, {column}"] = cells(apart, spec.decimals)
         columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
     known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
-    for metric in view.measured if view else ():
-        columns[AFTER_RESET[metric]] = after_reset(data, metric).apply(significant, axis=1)
-        if view and view.figure and not view.axis:
+    for metric in view.measured:
+        columns[AFTER_RESET[metric]] = cells(after_reset(data, metric), decimals=None)
+        if view.figure and not view.axis:
             columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
-    if final.notna().sum(axis=1).max() >= 5:
-        columns["IQM of final"] = final.apply(iqm, axis=1, decimals=spec.decimals)
+    finals = {method: line.dropna().to_numpy() for method, line in final.iterrows()}
+    iqms = {method: iqm([seeds], spec.decimals) for method, seeds in finals.items() if len(seeds) >= 5}
+    columns["IQM of final"] = pd.Series(iqms, dtype=object)
     return without_empty(pd.DataFrame(columns, index=final.index))
 
 
@@ -63,35 +63,41 @@ def pairs(result: Result) -> pd.DataFrame:
     """Differences between every two methods but `none`, paired by seed: of the final value and of the mean over the
     last phase."""
     final, mean = by_seed(result.finished, result.spec.metric)
-    rows = {}
+    lines = []
     for first, second in itertools.combinations([method for method in final.index if base(method) != "none"], 2):
         at_end, on_average = final.loc[second] - final.loc[first], mean.loc[second] - mean.loc[first]
-        rows[f"{name(second)} minus {name(first)}"] = {
-            "seeds": at_end.count(),
+        lines.append({
+            "difference": f"{name(second)} minus {name(first)}",
+            "seeds": str(at_end.count()),
             "final": spread(at_end, result.spec.decimals, sign=True),
             "mean of last phase": spread(on_average, result.spec.decimals, sign=True),
-        }
-    return pd.DataFrame(rows).T.rename_axis("difference").reset_index() if rows else pd.DataFrame()
+        })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def pooled(results: Sequence[Result]) -> pd.DataFrame:
     """Several games or tasks of a domain together: the interquartile mean over all their runs of the final value, each
-    task's on its own scale, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal et al.
-    2021)."""
+    task's on its own scale."""
     scores = [normalised(result, by_seed(result.finished, result.spec.metric)[0]) for result in results]
-    rng, rows = np.random.default_rng(0), []
+    lines = []
     for method in sorted({method for task in scores for method in task.index}, key=order):
-        tasks = [values for values in (sample(task, method) for task in scores) if len(values)]
-        if len(tasks) < 2:
-            continue
-        drawn = np.concatenate([rng.choice(task, (RESAMPLES, len(task))) for task in tasks], axis=1)
-        low, high = np.quantile(middle(drawn), [0.025, 0.975])
-        everything = np.concatenate(tasks)
-        rows.append(
-            {"method": name(method), "tasks": str(len(tasks)), "runs": str(len(everything)),
-             f"IQM, {results[0].spec.normalised[0]}": f"{middle(everything):.3f} [{low:.3f}, {high:.3f}]"}  # type: ignore[index]
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        found = [task.loc[method].dropna().to_numpy() for task in scores if method in task.index]
+        tasks = [values for values in found if len(values)]
+        if len(tasks) > 1:
+            column = f"IQM, {results[0].spec.normalised[0]}"  # type: ignore[index]
+            counts = {"tasks": str(len(tasks)), "runs": str(sum(map(len, tasks)))}
+            lines.append({"method": name(method), **counts, column: iqm(tasks, decimals=3)})
+    return pd.DataFrame(lines)
+
+
+def iqm(tasks: Sequence[np.ndarray], decimals: int) -> str:
+    """Interquartile mean of all runs, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal
+    et al. 2021)."""
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([rng.choice(task, (RESAMPLES, len(task))) for task in tasks], axis=1)
+    low, high = np.quantile(stats.trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
+    mean = stats.trim_mean(np.concatenate(tasks), 0.25)
+    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -127,69 +133,53 @@ def normalised(result: Result, values: pd.DataFrame) -> pd.DataFrame:
     return values.map(lambda value: scaled(result.first.benchmark, value)).astype(float)
 
 
-def sample(values: pd.DataFrame, method: str) -> np.ndarray:
-    """The values of a method's seeds; none if it has no line."""
-    return values.loc[method].dropna().to_numpy(float) if method in values.index else np.array([])
-
-
 def interval(seeds: np.ndarray) -> float:
     """Half width of the 95 % t-interval of the mean; NaN for a single value."""
     return float(stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(seeds)) if len(seeds) > 1 else math.nan
 
 
-def cells(values: pd.DataFrame, decimals: int = 3, sign: bool = False) -> pd.Series:
+def cells(values: pd.DataFrame, decimals: int | None = 3, sign: bool = False) -> pd.Series:
     """The lines of a frame as text."""
     return pd.Series({method: spread(line, decimals, sign) for method, line in values.iterrows()})
 
 
-def spread(line: pd.Series, decimals: int = 3, sign: bool = False) -> str:
-    """Mean and 95 % t-interval; nothing for no values."""
+def spread(line: pd.Series, decimals: int | None, sign: bool = False) -> str:
+    """Mean and 95 % t-interval, to some significant digits where `decimals` is None; nothing for no values."""
     seeds = line.dropna().to_numpy()
     if not len(seeds):
         return ""
-    mean = f"{round(seeds.mean(), decimals) + 0.0:{'+' if sign else ''}.{decimals}f}"  # + 0.0: never -0
-    return mean + (f" ± {interval(seeds):.{decimals}f}" if len(seeds) > 1 else "")
-
-
-def significant(line: pd.Series) -> str:
-    """Mean and 95 % t-interval of a quantity of any size."""
-    seeds = line.dropna().to_numpy()
-    return compact(seeds.mean(), 3) + (f" ± {compact(interval(seeds), 2)}" if len(seeds) > 1 else "")
+    mean, half = seeds.mean(), interval(seeds)
+    if decimals is None:
+        text, width = compact(mean, 3), compact(half, 2)
+    else:
+        text, width = (
+            f"{round(mean, decimals):{'+' if sign else ''}z.{decimals}f}",
+            f"{half:.{decimals}f}",
+        )  # z: never -0
+    return f"{text} ± {width}" if len(seeds) > 1 else text
 
 
 def compact(value: float, digits: int) -> str:
     """A number to some significant digits, without an exponent where it is of a common size."""
-    if value == 0 or not 1e-4 <= abs(value) < 1e6:
+    if not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{digits}g}"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{round(value, places):,.{max(places, 0)}f}"
-
-
-def middle(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean."""
-    return stats.trim_mean(values, 0.25, axis=axis)
-
-
-def iqm(line: pd.Series, decimals: int) -> str:
-    """Interquartile mean with its 95 % bootstrap interval (Agarwal et al. 2021); nothing for fewer than 5 seeds."""
-    seeds = line.dropna().to_numpy()
-    if len(seeds) < 5:
-        return ""
-    drawn = stats.bootstrap((seeds,), middle, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
-    low, high = drawn.confidence_interval
-    return f"{middle(seeds):.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{Decimal(f'{value:#.{digits}g}'):,f}"
 
 
 def paper_finals(result: Result) -> pd.DataFrame:
-    """The paper's final values by method, as numbers and, with ~ where its figure shows them only a little earlier, as
-    text."""
+    """The paper's final values by method; and as text, with ~ where its figure shows them only a little earlier, they
+    and their gains over no reset."""
     known, panel = pd.read_csv(PAPER / "final.csv"), result.spec.panels.get(result.first.benchmark)
-    view = VIEWS.get(result.about.recipe)
+    view = VIEWS.get(result.recipe)
     panels = [panel, f"{panel}/{view.finals}" if view else None]  # the values of a figure of its own come last
     known = known[known.panel.isin(panels)].drop_duplicates("method", keep="last").set_index("method")
     decimals = result.spec.decimals if result.spec.decimals > 1 else 0
-    values = zip(known.approximate, known.final, strict=True)
-    return known.assign(text=[f"{'~' if about == 'yes' else ''}{value:.{decimals}f}" for about, value in values])
+    rough = known.approximate == "yes"
+    gains = known.final - known.final.get("none", math.nan)
+    return known.assign(
+        text=rough.map({True: "~", False: ""}) + known.final.map(f"{{:.{decimals}f}}".format),
+        gain=(rough | rough.get("none", False)).map({True: "~", False: ""}) + gains.map(f"{{:+.{decimals}f}}".format),
+    )
 
 
 def plain(label: str) -> str:
@@ -199,6 +189,7 @@ def plain(label: str) -> str:
 
 def compared(ours: np.ndarray, theirs: float, nothing: float | None) -> str:
     """Whether our difference to `none` has the direction of the paper's. Sizes cannot be compared between scales."""
+    ours = ours[~np.isnan(ours)]
     if nothing is None or math.isnan(theirs) or not len(ours):
         return ""
     if abs(theirs - nothing) <= (READING if abs(nothing) < RETURNS else READING_OF_RETURNS * abs(nothing)):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,7 +45,7 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     stop_after(directories["full_reset"], 2)  # in phase 0, so that it says nothing of its method
     report("vision", [tmp_path / "outputs"], tmp_path / "before")
     assert f"left out, not finished: {directories['full_reset']}" in capsys.readouterr().out
-    assert load(tmp_path / "before" / "fig2a_cifar10-smoke.csv").about.unfinished == {}
+    assert load(tmp_path / "before" / "fig2a_cifar10-smoke.csv").unfinished == {}
     finish(directories["full_reset"])
 
     stop_after(directories["full_reset"], 4)
@@ -81,7 +80,6 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     assert (begun.is_dashed(), begun.get_marker(), begun.get_markerfacecolor()) == (True, "o", "white")
     assert (whole.is_dashed(), whole.get_marker()) == (False, "")
     assert "Full reset" not in [label for label in lines if "epoch" not in label]
-    plt.close(canvas)
 
     report_all(tmp_path / "results")
     page = (tmp_path / "results" / "index.html").read_text()
@@ -131,7 +129,7 @@ def test_a_recipe_is_shown_if_it_is_complete_or_compares(vision: Vision, tmp_pat
         sweep = {"seed": "range(0,2)", "method": "fire,full_reset"}
         (directory / "recipes" / "mine.json").write_text(json.dumps(sweep))
     assert shown("complete") == {"mine-smoke": 4}
-    assert load(tmp_path / "complete" / "mine-smoke.csv").about.missing == {"fire": [1], "full_reset": [1]}
+    assert load(tmp_path / "complete" / "mine-smoke.csv").missing == {"fire": [1], "full_reset": [1]}
 
 
 def test_machines_are_not_pooled(vision: Vision, tmp_path: Path) -> None:
@@ -142,8 +140,8 @@ def test_machines_are_not_pooled(vision: Vision, tmp_path: Path) -> None:
             (directory / "run.json").write_text(json.dumps(info | {"machine": "there", "branched_from": []}))
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
     there = load(tmp_path / "report" / "fig2a_cifar10-smoke-machine=there.csv")
-    assert (there.first.machine, there.seeds, there.settings) == ("there", "1", "machine=there")
-    assert there.about.missing["fire"] == [0, 2]
+    assert (there.first.machine, there.seeds, there.changed) == ("there", "1", "machine=there")
+    assert there.missing["fire"] == [0, 2]
     assert len(list((tmp_path / "report").glob("*.csv"))) == 2
 
 
@@ -166,7 +164,6 @@ def test_the_papers_curves_lie_over_ours() -> None:
     low, high = axes.get_ylim()
     assert 0.7 < low < published.y[published.method == "Base"].min()  # not from chance on
     assert high > published.y[published.method == "Full"].max()
-    plt.close(canvas)
 
 
 @pytest.mark.parametrize(
@@ -183,4 +180,3 @@ def test_the_papers_curves_are_in_sight_in_every_domain(name: str) -> None:
     low, high = axes.get_ylim()
     assert low < heights.min()
     assert heights.max() < high
-    plt.close(canvas)

@@ -17,7 +17,7 @@ from experiments.common.errors import UserError
 from scripts.report.__main__ import report, report_all
 from scripts.report.figures import curves
 from scripts.report.page import markdown
-from scripts.report.results import About, Result, load
+from scripts.report.results import Result, load
 from scripts.report.runs import file_label
 from scripts.report.tables import by_method, compact, compared, pairs, plain, pooled
 from tests.conftest import REPOSITORY, numbers, run_dirs
@@ -81,7 +81,7 @@ def test_one_label_never_stands_for_two_settings(vision: Vision, tmp_path: Path)
         (directory / "recipes").mkdir()
         (directory / "recipes" / "mine.json").write_text(json.dumps({"seed": "0,1,2", "method": "fire"}))
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
-    assert load(tmp_path / "report" / "mine-smoke.csv").about.missing == {"fire": [2]}
+    assert load(tmp_path / "report" / "mine-smoke.csv").missing == {"fire": [2]}
 
 
 def test_unfinished_runs_are_named_and_none_is_an_error(vision: Vision, tmp_path: Path, capsys) -> None:
@@ -201,7 +201,7 @@ def test_tasks_are_pooled_each_on_its_own_scale() -> None:
         finals = [300.0 + 100 * number, 500.0, 900.0 - 50 * number, 1000.0]
         scores += [(value - random[game]) / (human[game] - random[game]) for value in finals]
         rows = [("atari", game, "fire", seed, 1, 10, "train/return", value, False) for seed, value in enumerate(finals)]
-        tasks.append(Result(game, pd.DataFrame(rows, columns=columns), About("", [], [], [], {}, [], [])))
+        tasks.append(Result(game, pd.DataFrame(rows, columns=columns)))
     (line,) = pooled(tasks).to_dict("records")
     assert (line["method"], line["tasks"], line["runs"]) == ("FIRE", "2", "8")
     middle, low, high = map(float, re.findall(r"[\d.]+", line["IQM, human-normalised"]))
@@ -271,7 +271,7 @@ def test_what_differs_from_other_runs_of_a_recipe_is_named(vision: Vision, tmp_p
     titles = ["fig2a_cifar10-smoke-epochs=_2,2_", "fig2a_cifar10-smoke-epochs=_3,2_"]
     assert sorted(path.stem for path in (tmp_path / "report").glob("*.csv")) == titles
     other, usual = (load(tmp_path / "report" / f"{title}.csv") for title in titles)
-    assert (other.settings, usual.settings) == ("budget.epochs=[2,2]", "budget.epochs=[3,2]")
+    assert (other.changed, usual.changed) == ("budget.epochs=[2,2]", "budget.epochs=[3,2]")
     assert "scale=smoke 'budget.epochs=[2,2]' seed=0,1,2" in other.command
     assert "epochs" not in usual.command
     assert len(file_label(["section.key=" + "value" * 20])) == 9
