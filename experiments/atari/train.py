@@ -21,7 +21,6 @@ import fire
 from experiments.atari import envs, games, models
 from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import Learner
-from experiments.atari.video import episode
 from experiments.common import plasticity
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
@@ -87,7 +86,7 @@ class AtariTraining(AgentTraining):
         # They play while a GPU learns; on a CPU both would only be in each other's way.
         came = self.envs.recv() if self.runtime.device == "cpu" else None
         if updates:
-            self.learn(updates)
+            self.learn(updates * schedule.batch_size)
         stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
@@ -114,14 +113,6 @@ class AtariTraining(AgentTraining):
             return self.learner.act_in(self.on_device)
         self.on_device.flush()
         return self.no_actions
-
-    def learn(self, updates: int) -> None:
-        """Updates on what was stored before this step."""
-        count = updates * self.schedule.batch_size
-        if self.on_device is None:
-            self.learner.update(self.buffer.sample(count, self.drawing))
-        else:
-            self.learner.update_from(self.on_device, count)
 
     def restart_environments(self) -> None:
         """Start the environments with the seeds of this step; the episodes that were played are truncated, and count in
@@ -161,7 +152,8 @@ class AtariTraining(AgentTraining):
             self.play_again()
 
     def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
-        return episode(self.learner.act, self.cfg), 60 / envs.FRAME_SKIP
+        cfg = self.cfg
+        return envs.episode(self.learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed), 60 / envs.FRAME_SKIP
 
     def training_metrics(self, updated: bool) -> Row:
         return {"train/epsilon": self.schedule.epsilon(self.step)}

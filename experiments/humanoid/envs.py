@@ -6,7 +6,7 @@ import torch._dynamo  # isort: skip
 import importlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,12 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.seeding import derive
 from experiments.humanoid import assets
-from experiments.humanoid.native import H1Env
+from experiments.humanoid.native import CAMERA, H1Env
 from experiments.humanoid.tasks import MAX_STEPS
 
 logger = logging.getLogger("fire")
 STEP_SECONDS = 0.02  # of a step of control
-
+WIDTH, HEIGHT = 480, 360  # of a picture
 UPSTREAM_HINT = (
     "install its pins (uv pip install '.[experiments,humanoid,humanoid-bench]'), then HumanoidBench itself, a clone of "
     "github.com/carlosferrazza/humanoid-bench, with: uv pip install --no-deps -e <the clone>"
@@ -173,3 +173,20 @@ def evaluate(
         "eval/episodes": len(players),
         "eval/episode_length": float(lengths.mean()),
     }
+
+
+def episode(policy: Policy, player: Player, seed: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Pictures and rewards of an episode without noise."""
+    model = player.env.model
+    model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
+    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+        # Shadows as fine as these models ask for are nearly all of the time where no GPU draws.
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        observation, ended = player.reset(derive(seed, "evaluation", 0, 0) % 2**31), False
+        while not ended:
+            renderer.update_scene(player.env.data, CAMERA)
+            picture = renderer.render()
+            action = policy(torch.from_numpy(observation).float()[None])[0]
+            observation, reward, terminated, truncated, _ = player.step(action.numpy())
+            yield picture, reward
+            ended = terminated or truncated

@@ -111,10 +111,6 @@ class DeviceReplay(ReplayBuffer):
         for name in ("actions", "rewards", "ends"):
             getattr(self, name).index_copy_(0, rows, there[name])
 
-    def _clear(self, frames: Tensor, alive: Tensor) -> None:
-        # All of them: which ones those are would have to be waited for.
-        frames.mul_(alive[(..., *(None,) * len(self.stored.frame))])
-
     def settle(self) -> None:
         if self._begun:
             self.flush()

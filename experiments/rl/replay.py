@@ -8,7 +8,7 @@ ones take 56 GB.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,15 +183,8 @@ class ReplayBuffer:
             alive = torch.ones_like(window, dtype=torch.uint8)
             begins = self.begins.view(-1)[window[:, 1:stack]]
             alive[:, : stack - 1] = (~begins).flip(1).cumprod(1).flip(1)
-            self._clear(frames, alive)
+            frames.mul_(to(alive, self.device)[(..., *(None,) * len(frame))])
         return frames
-
-    def _clear(self, frames: Tensor, alive: Tensor) -> None:
-        """Empty those of `frames`, (batch, frames, *frame), whose `alive`, (batch, frames), is 0, in place."""
-        short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
-        if len(short):
-            lives = to(alive[short], self.device)[(..., *(None,) * len(self.stored.frame))]
-            frames[to(short, self.device)] *= lives
 
     def newest(self) -> Tensor:
         """The newest frames, (environments, *frame)."""
@@ -223,9 +216,8 @@ class ReplayBuffer:
         # Two checkpoints are kept: what the one before this refers to stays.
         segments.remove_but(folder, {*before, *self.segments})
 
-    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
-        names = ("frames", "begins", "actions", "rewards", "ends")
-        return ((name, getattr(self, name)) for name in names)
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, getattr(self, name)) for name in ("frames", "begins", "actions", "rewards", "ends"))
 
     def state_dict(self, root: Path) -> dict[str, Any]:
         """What `load_state_dict` needs besides the segments, which it names relative to `root`.

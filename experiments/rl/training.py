@@ -137,6 +137,14 @@ class AgentTraining(Experiment):
     def take_step(self) -> None:
         """One step of training: act, learn, store; moves `step` on by the schedule's stride."""
 
+    def learn(self, count: int) -> None:
+        """Updates on `count` transitions of what was stored before this step."""
+        if self.on_device is None:
+            batch = self.buffer.sample(count, self.drawing)
+            self.learner.update(self.learner.given(batch, self.drawing))
+        else:
+            self.learner.update_from(self.on_device, count)
+
     @abstractmethod
     def environment_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the environments and of what is played in them."""
