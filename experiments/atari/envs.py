@@ -6,7 +6,6 @@ frames an action is repeated for, as ALE defines them, where the authors' wrappe
 """
 
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -40,11 +39,6 @@ def make(game: str, count: int, **settings: Any) -> Any:
     from ale_py.vector_env import AtariVectorEnv
 
     return AtariVectorEnv(game, count, **{**SETTINGS, **settings})
-
-
-def backend() -> dict[str, str]:
-    """What numbers depend on beyond the settings; part of a run's identity."""
-    return {"name": "ale_py.AtariVectorEnv", "version": metadata.version("ale-py")}
 
 
 def seeds(seed: int, stream: str, step: int, count: int) -> np.ndarray:

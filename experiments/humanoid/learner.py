@@ -93,7 +93,6 @@ class Learner(learner.Learner):
         self.new_optimizers()
 
     def source_of_target(self) -> Critics:
-        """The critics."""
         return self.network.critic
 
     def make_optimizers(self, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
@@ -194,12 +193,10 @@ class Learner(learner.Learner):
         return critic_loss(critic, states, batch.actions, targets, batch.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
         own = {"log_temperature": self.log_temperature.detach(), "normaliser": self.normaliser.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of networks with the same modules."""
         super().load_state_dict(state)
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])

@@ -22,19 +22,19 @@ UPSIDE = math.inf
 
 @dataclass(frozen=True)
 class Body:
-    """What rewards depend on.
+    """What rewards depend on, as views of the simulation's memory, which is always the same.
 
     Attributes:
-        head: height of the head, metres.
-        upright: cosine between the torso's axis and the vertical.
+        head: position of the head, (3,), metres.
+        torso: rotation of the torso, (9,); the last is the cosine between its axis and the vertical.
         velocity: of the centre of mass, (3,), metres a second.
         forces: of the actuators, (19,), newton metres.
         imu: position of the pelvis's inertial sensor, (3,).
         orientation: of the pelvis, a quaternion (4,).
     """
 
-    head: float
-    upright: float
+    head: np.ndarray
+    torso: np.ndarray
     velocity: np.ndarray
     forces: np.ndarray
     imu: np.ndarray
@@ -84,8 +84,8 @@ def small_control(body: Body) -> float:
 
 def standing_terms(body: Body, height: float) -> dict[str, float]:
     """How upright the robot stands."""
-    standing = tolerance(body.head, height, UPSIDE, STAND_HEIGHT / 4)
-    upright = tolerance(body.upright, 0.9, UPSIDE, 1.9, "linear", 0)
+    standing = tolerance(float(body.head[2]), height, UPSIDE, STAND_HEIGHT / 4)
+    upright = tolerance(float(body.torso[8]), 0.9, UPSIDE, 1.9, "linear", 0)
     return {"standing": standing, "upright": upright, "stand_reward": standing * upright}
 
 
@@ -120,7 +120,7 @@ def crawling(body: Body) -> tuple[float, dict[str, float]]:
     """Crawl through a tunnel along x."""
     terms = {
         "crawling": tolerance(float(body.imu[2]), *CRAWL_HEIGHT, 1),
-        "crawling_head": tolerance(body.head, *CRAWL_HEIGHT, 1),
+        "crawling_head": tolerance(float(body.head[2]), *CRAWL_HEIGHT, 1),
         "small_control": small_control(body),
         "move": forward(body, 1),
         "in_tunnel": tolerance(float(body.imu[1]), -1, 1, 0),

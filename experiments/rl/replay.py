@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.common import checkpoint
 from experiments.common.errors import UserError
 from experiments.rl import segments
 from experiments.rl.transfers import copy, to
@@ -158,10 +159,7 @@ class ReplayBuffer:
         """Of each column of `drawn`, (candidates, batch), the first transition that can be used."""
         usable = ~self.begins.view(-1)[(drawn + self.environments) % self.begins.numel()]  # something follows
         chosen = usable.to(torch.uint8).argmax(0, keepdim=True)  # the first of them
-        return self.gather(drawn.gather(0, chosen)[0], usable.any(0))
-
-    def gather(self, positions: Tensor, weights: Tensor) -> Batch:
-        """The transitions at `positions`, (batch,), counted slot by slot and in it environment by environment."""
+        positions = drawn.gather(0, chosen)[0]  # counted slot by slot and in it environment by environment
         flat = positions % self.begins.numel()
         actions = self.actions.flatten(0, 1)[flat]
         return Batch(
@@ -169,7 +167,7 @@ class ReplayBuffer:
             to(actions if actions.is_floating_point() else actions.long(), self.device),
             to(self.rewards.view(-1)[flat], self.device),
             to(self.ends.view(-1)[flat].float(), self.device),
-            to(weights.float(), self.device),
+            to(usable.any(0).float(), self.device),
         )
 
     def stacks(self, positions: Tensor, offsets: Tensor) -> Tensor:
@@ -199,7 +197,7 @@ class ReplayBuffer:
             last = min(first + SEGMENT_SLOTS, self.stop - 1)
             rows = torch.arange(first, last) % self.slots
             arrays = {name: tensor[rows.to(tensor.device)].cpu().numpy() for name, tensor in self._tensors()}
-            self.segments.append(segments.write(folder, first, arrays))
+            self.segments = [*self.segments, segments.write(folder, first, arrays)]
             first = last
         self.written = self.stop - 1
         # Those in which every slot has been overwritten are not needed.
@@ -209,12 +207,15 @@ class ReplayBuffer:
     def writing(self, folder: Path) -> Iterator[None]:
         """Write what a checkpoint saved in the block refers to into `folder`, and delete there what none needs then."""
         # Those of the midpoint, that lie elsewhere, too, so that the folder depends on nothing.
-        self.segments = [segments.link(path, folder) for path in self.segments]
-        before = list(self.segments)
+        for path in self.segments:
+            if not (folder / path.name).exists():
+                checkpoint.link(path, folder / path.name)
+        before = self.segments = [folder / path.name for path in self.segments]
         self.write(folder)
         yield
         # Two checkpoints are kept: what the one before this refers to stays.
-        segments.remove_but(folder, {*before, *self.segments})
+        for path in set(folder.glob("segment-*.npz")) - {*before, *self.segments}:
+            path.unlink()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, getattr(self, name)) for name in ("frames", "begins", "actions", "rewards", "ends"))

@@ -4,7 +4,7 @@ A segment is a compressed `.npz` file, `segment-<first row>-<row after its last>
 It is written once and read by every run that continues from a checkpoint, from other directories too; never mapped.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,3 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"damaged segment {path}; delete {path.parent} to start over")
     with np.load(path, allow_pickle=False) as archive:
         return dict(archive)
-
-
-def link(path: Path, folder: Path) -> Path:
-    """The segment under the same name in `folder` too: the same file, or a copy where links cannot be."""
-    target = folder / path.name
-    if not target.exists():
-        checkpoint.link(path, target)
-    return target
-
-
-def remove_but(folder: Path, needed: Collection[Path]) -> None:
-    """Delete the segments of `folder` that no checkpoint refers to any more."""
-    for path in set(folder.glob("segment-*.npz")) - {folder / path.name for path in needed}:
-        path.unlink()
