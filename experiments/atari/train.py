@@ -127,8 +127,16 @@ class AtariTraining(AgentTraining):
         self.episodes = envs.Episodes(count)
         return torch.from_numpy(self.envs.reset(seed=envs.seeds(self.cfg.seed, "environment", self.started, count))[0])
 
-    def play_again(self) -> None:
-        """Bring the environments to where they were when the checkpoint was taken."""
+    def environment_state(self) -> dict[str, Any]:
+        return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
+
+    def load_environment_state(self, state: dict[str, Any]) -> None:
+        """Bring the environments to where they were when the checkpoint was taken. Before a phase begins that is not
+        needed: it starts them again."""
+        self.played = [] if state["played"] is None else list(state["played"])
+        self.started = state["started"]
+        if not self.entered:
+            return
         observations = self.first_observations()
         for actions in self.played:
             stepped, rewards, terminated, truncated, _ = self.envs.step(actions.long().numpy())
@@ -140,16 +148,6 @@ class AtariTraining(AgentTraining):
                 f"game={self.cfg.game}: the actions since step {self.started} lead elsewhere than before; the "
                 "checkpoint is of another version of the environment"
             )
-
-    def environment_state(self) -> dict[str, Any]:
-        return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
-
-    def load_environment_state(self, state: dict[str, Any]) -> None:
-        """Continue from there, in the middle of a phase; a new phase starts the environments again."""
-        self.played = [] if state["played"] is None else list(state["played"])
-        self.started = state["started"]
-        if self.entered:
-            self.play_again()
 
     def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
         cfg = self.cfg

@@ -93,16 +93,9 @@ class AgentTraining(Experiment):
     schedule: Schedule
 
     def __init__(
-        self,
-        cfg: DictConfig,
-        runtime: Runtime,
-        method: fire.Method,
-        network: nn.Module,
-        make_learner: Callable[[], Learner],
-        stored: Stored,
-        environments: int,
-        capacity: int,
-    ) -> None:
+        self, cfg: DictConfig, runtime: Runtime, method: fire.Method, network: nn.Module,
+        make_learner: Callable[[], Learner], stored: Stored, environments: int, capacity: int,
+    ) -> None:  # fmt: skip
         """
         Args:
             network: with its initial weights, on the CPU.
