@@ -1,5 +1,6 @@
 """The description of the Atari domain."""
 
+from importlib import metadata
 from typing import Any
 
 from omegaconf import DictConfig
@@ -57,7 +58,7 @@ class Atari(AgentDomain):
         )
 
     def extra_identity(self, cfg: DictConfig, opened: Any) -> dict[str, Any]:
-        return {"environment": envs.backend()}
+        return {"environment": {"name": "ale_py.AtariVectorEnv", "version": metadata.version("ale-py")}}
 
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Experiment:
         from experiments.atari.train import AtariTraining

@@ -21,7 +21,6 @@ import fire
 from experiments.atari import envs, games, models
 from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import Learner
-from experiments.atari.video import episode
 from experiments.common import plasticity
 from experiments.common.errors import UserError
 from experiments.common.metric_log import Row
@@ -87,7 +86,7 @@ class AtariTraining(AgentTraining):
         # They play while a GPU learns; on a CPU both would only be in each other's way.
         came = self.envs.recv() if self.runtime.device == "cpu" else None
         if updates:
-            self.learn(updates)
+            self.learn(updates * schedule.batch_size)
         stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
         ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
@@ -115,14 +114,6 @@ class AtariTraining(AgentTraining):
         self.on_device.flush()
         return self.no_actions
 
-    def learn(self, updates: int) -> None:
-        """Updates on what was stored before this step."""
-        count = updates * self.schedule.batch_size
-        if self.on_device is None:
-            self.learner.update(self.buffer.sample(count, self.drawing))
-        else:
-            self.learner.update_from(self.on_device, count)
-
     def restart_environments(self) -> None:
         """Start the environments with the seeds of this step; the episodes that were played are truncated, and count in
         no return."""
@@ -136,8 +127,16 @@ class AtariTraining(AgentTraining):
         self.episodes = envs.Episodes(count)
         return torch.from_numpy(self.envs.reset(seed=envs.seeds(self.cfg.seed, "environment", self.started, count))[0])
 
-    def play_again(self) -> None:
-        """Bring the environments to where they were when the checkpoint was taken."""
+    def environment_state(self) -> dict[str, Any]:
+        return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
+
+    def load_environment_state(self, state: dict[str, Any]) -> None:
+        """Bring the environments to where they were when the checkpoint was taken. Before a phase begins that is not
+        needed: it starts them again."""
+        self.played = [] if state["played"] is None else list(state["played"])
+        self.started = state["started"]
+        if not self.entered:
+            return
         observations = self.first_observations()
         for actions in self.played:
             stepped, rewards, terminated, truncated, _ = self.envs.step(actions.long().numpy())
@@ -150,18 +149,9 @@ class AtariTraining(AgentTraining):
                 "checkpoint is of another version of the environment"
             )
 
-    def environment_state(self) -> dict[str, Any]:
-        return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
-
-    def load_environment_state(self, state: dict[str, Any]) -> None:
-        """Continue from there, in the middle of a phase; a new phase starts the environments again."""
-        self.played = [] if state["played"] is None else list(state["played"])
-        self.started = state["started"]
-        if self.entered:
-            self.play_again()
-
     def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
-        return episode(self.learner.act, self.cfg), 60 / envs.FRAME_SKIP
+        cfg = self.cfg
+        return envs.episode(self.learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed), 60 / envs.FRAME_SKIP
 
     def training_metrics(self, updated: bool) -> Row:
         return {"train/epsilon": self.schedule.epsilon(self.step)}

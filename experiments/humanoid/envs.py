@@ -6,7 +6,7 @@ import torch._dynamo  # isort: skip
 import importlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -20,12 +20,12 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.seeding import derive
 from experiments.humanoid import assets
-from experiments.humanoid.native import H1Env
+from experiments.humanoid.native import CAMERA, H1Env
 from experiments.humanoid.tasks import MAX_STEPS
 
 logger = logging.getLogger("fire")
 STEP_SECONDS = 0.02  # of a step of control
-
+WIDTH, HEIGHT = 480, 360  # of a picture
 UPSTREAM_HINT = (
     "install its pins (uv pip install '.[experiments,humanoid,humanoid-bench]'), then HumanoidBench itself, a clone of "
     "github.com/carlosferrazza/humanoid-bench, with: uv pip install --no-deps -e <the clone>"
@@ -84,14 +84,12 @@ def make(task: str, backend: str, data_dir: Path) -> Any:
 
 
 class Outcome(NamedTuple):
-    """What came of an action: the next observation, the sum of the rewards, whether and how the episode ended, and the
-    environment steps it took."""
+    """What came of an action: the next observation, the sum of the rewards, whether and how the episode ended."""
 
     observation: np.ndarray
     reward: float
     terminated: bool
     truncated: bool
-    steps: int
 
 
 class Player:
@@ -116,18 +114,17 @@ class Player:
         Raises:
             FloatingPointError: the simulation has come to values that are not finite.
         """
-        total, steps = 0.0, 0
-        while True:
+        total = 0.0
+        for _ in range(self.repeat):
             observation, reward, terminated, *_ = self.env.step(action)
             total += float(reward)
-            steps += 1
-            truncated = self.taken + steps >= MAX_STEPS
-            if terminated or truncated or steps == self.repeat:
+            self.taken += 1
+            truncated = self.taken >= MAX_STEPS
+            if terminated or truncated:
                 break
-        self.taken += steps
         if any(self.env.data.warning[kind].number for kind in FATAL) or not np.isfinite(observation).all():
             raise FloatingPointError("the simulation has values that are not finite")
-        return Outcome(observation, total, bool(terminated), truncated and not terminated, steps)
+        return Outcome(observation, total, bool(terminated), truncated and not terminated)
 
     def state_dict(self) -> dict[str, Any]:
         """All a checkpoint needs to continue in the middle of an episode."""
@@ -155,21 +152,35 @@ def evaluate(
     """Mean return of an episode of each of `players`; `at`, the training step, chooses the seeds."""
     seeds = [derive(seed, "evaluation", at, number) % 2**31 for number in range(len(players))]
     observations = np.stack([player.reset(one) for player, one in zip(players, seeds, strict=True)])
-    returns, lengths = np.zeros(len(players)), np.zeros(len(players), dtype=np.int64)
+    returns = np.zeros(len(players))
     playing = list(range(len(players)))
     while playing:
         actions = policy(torch.from_numpy(observations).float()).numpy()
-        outcomes = pool.map(Player.step, [players[i] for i in playing], actions[playing])
-        ended = set()
-        for number, outcome in zip(playing, list(outcomes), strict=True):
+        stepped = pool.map(Player.step, [players[i] for i in playing], actions[playing])
+        outcomes = dict(zip(playing, stepped, strict=True))
+        for number, outcome in outcomes.items():
             observations[number] = outcome.observation
             returns[number] += outcome.reward
-            lengths[number] += outcome.steps
-            if outcome.terminated or outcome.truncated:
-                ended.add(number)
-        playing = [number for number in playing if number not in ended]
+        playing = [number for number, outcome in outcomes.items() if not (outcome.terminated or outcome.truncated)]
     return {
         "eval/return": float(returns.mean()),
         "eval/episodes": len(players),
-        "eval/episode_length": float(lengths.mean()),
+        "eval/episode_length": float(np.mean([player.taken for player in players])),
     }
+
+
+def episode(policy: Policy, player: Player, seed: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Pictures and rewards of an episode without noise."""
+    model = player.env.model
+    model.vis.global_.offwidth, model.vis.global_.offheight = WIDTH, HEIGHT
+    with mujoco.Renderer(model, HEIGHT, WIDTH) as renderer:
+        # Shadows as fine as these models ask for are nearly all of the time where no GPU draws.
+        renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        observation, ended = player.reset(derive(seed, "evaluation", 0, 0) % 2**31), False
+        while not ended:
+            renderer.update_scene(player.env.data, CAMERA)
+            picture = renderer.render()
+            action = policy(torch.from_numpy(observation).float()[None])[0]
+            observation, reward, terminated, truncated = player.step(action.numpy())
+            yield picture, reward
+            ended = terminated or truncated

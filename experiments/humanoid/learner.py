@@ -12,18 +12,12 @@ from torch import Tensor, nn
 
 from experiments.common.experiment import with_penalty
 from experiments.common.runtime import Runtime
-from experiments.humanoid.models import Actor, Agent, Critics
-from experiments.humanoid.normaliser import Normaliser
+from experiments.humanoid.models import Actor, Agent, Critics, Normaliser
 from experiments.rl import learner
 from experiments.rl.device_replay import DeviceReplay
 from experiments.rl.learner import compiled
 from experiments.rl.replay import Batch
 from experiments.rl.transfers import Field, Parcel, to
-
-
-def unsquashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
-    """What the actions that `draw` draws are the tanh of."""
-    return mean + log_std.exp() * noise
 
 
 def draw(policy: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +28,7 @@ def draw(policy: tuple[Tensor, Tensor], noise: Tensor) -> tuple[Tensor, Tensor]:
         noise: of the unit normal, (batch, action).
     """
     mean, log_std = policy[0].float(), policy[1].float()
-    raw = unsquashed(mean, log_std, noise)
+    raw = mean + log_std.exp() * noise
     density = -(noise.square() / 2 + log_std + math.log(2 * math.pi) / 2)
     # Of tanh, whose derivative is 1 - tanh(x)^2 = 4 / (e^x + e^-x)^2; so it never becomes log 0.
     slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw))
@@ -99,7 +93,6 @@ class Learner(learner.Learner):
         self.new_optimizers()
 
     def source_of_target(self) -> Critics:
-        """The critics."""
         return self.network.critic
 
     def make_optimizers(self, options: dict[str, Any]) -> list[torch.optim.Optimizer]:
@@ -113,10 +106,10 @@ class Learner(learner.Learner):
         rate, options = self.settings.learning_rate, {**options, "weight_decay": self.settings.weight_decay}
         return [torch.optim.AdamW(groups, rate, **options), torch.optim.AdamW(critic, rate, **options)]
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """The unit normal numbers of updates on `count` transitions, (count, 2, action), drawn by a CPU generator."""
-        drawn = torch.randn((count, 2, self.actions), generator=generator)
-        return to(drawn, self.runtime.device)
+    def given(self, batch: Batch, generator: torch.Generator) -> Sequence[Tensor]:
+        """With unit normal numbers, (batch, 2, action), for the actions in the states and in the next states."""
+        drawn = torch.randn((len(batch.rewards), 2, self.actions), generator=generator)
+        return *batch, to(drawn, self.runtime.device)
 
     def fields(self, most: int) -> dict[str, Field]:
         """Noise, and the normaliser's numbers."""
@@ -142,7 +135,6 @@ class Learner(learner.Learner):
         return [*self.network.parameters(), *self.target.parameters(), self.log_temperature]
 
     def _update(self, given: Sequence[Tensor]) -> None:
-        """`given`: the parts of a batch, and noise as `noise` draws it."""
         batches, noise, size = Batch(*given[:-1]), given[-1], self.batch_size
         states = self.normaliser(batches.frames)  # (count, 2, observation)
         parts = list(zip(batches.split(size), states.split(size), noise.split(size), strict=True))
@@ -182,15 +174,6 @@ class Learner(learner.Learner):
             torch._foreach_lerp_(list(self.target.parameters()), list(critic.parameters()), self.sac.tau)
         self.totals[:4].add_(torch.stack((error.detach(), loss.detach(), value, entropy)))
 
-    def explore(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """Actions drawn from the policy, (batch, action) on the CPU; waits for the device.
-
-        Args:
-            observations: (batch, observation) float32, on the CPU.
-            noise: of the unit normal, (batch, action), on the CPU.
-        """
-        return self.policy(observations.to(self.runtime.device), noise.to(self.runtime.device)).cpu()
-
     def _act_in(self, buffer: DeviceReplay) -> Tensor:
         return self.policy(buffer.arrive()[:, 0], buffer.parcel.there["action_noise"])
 
@@ -199,7 +182,7 @@ class Learner(learner.Learner):
         """The actions, (batch, action), drawn with `noise` or without."""
         with self.runtime.autocast:
             mean, log_std = self.network.actor(self.normaliser(observations))
-        return (mean.float() if noise is None else unsquashed(mean.float(), log_std.float(), noise)).tanh()
+        return (mean.float() if noise is None else mean.float() + log_std.float().exp() * noise).tanh()
 
     def critics_loss(self, given: Sequence[Tensor]) -> Tensor:
         """Loss of the critics on a batch with noise, given as to an update; uncompiled."""
@@ -210,12 +193,10 @@ class Learner(learner.Learner):
         return critic_loss(critic, states, batch.actions, targets, batch.weights)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs of it."""
         own = {"log_temperature": self.log_temperature.detach(), "normaliser": self.normaliser.state_dict()}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of networks with the same modules."""
         super().load_state_dict(state)
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])

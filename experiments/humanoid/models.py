@@ -1,12 +1,17 @@
 """Actor and critics of SimBa (Lee et al. 2024, arXiv 2410.09754, section 4): a linear encoder, residual blocks with
-layer normalisation before them, a last normalisation, linear heads."""
+layer normalisation before them, a last normalisation, linear heads; and the statistics that observations are normalised
+with."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from experiments.rl.transfers import Parcel, copy
 
 LOG_STD = (-10.0, 2.0)
 NORM_EPS = 1e-6
@@ -133,3 +138,54 @@ def he_normal_(matrix: Tensor) -> Tensor:
     # 0.8796 is the standard deviation of the unit normal that is cut off so.
     std = math.sqrt(2 / matrix.shape[1]) / 0.87962566103423978
     return nn.init.trunc_normal_(matrix, std=std, a=-2 * std, b=2 * std)
+
+
+class Normaliser:
+    """Running mean and variance of observations (Welford), with which networks see them.
+
+    Attributes:
+        mean, variance: (observation,) float64 on the CPU; count: observations seen.
+        shift, scale: the same as the networks use them, float32 on the device, always in one place.
+    """
+
+    def __init__(self, size: int, device: str) -> None:
+        self.mean, self.variance = torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64)
+        self.count = 1e-4  # as if little had been seen
+        self.shift, self.scale = torch.zeros(size, device=device), torch.ones(size, device=device)
+        self._parcel: Parcel | None = None
+
+    def travel_in(self, parcel: Parcel) -> None:
+        """From here on what the networks use comes with `parcel`, in its fields `shift` and `scale`."""
+        self._parcel = parcel
+        self.shift, self.scale = parcel.there["shift"], parcel.there["scale"]
+        self._publish(at_once=True)
+
+    def update(self, observation: Tensor) -> None:
+        """Take in one observation, (observation,). Where a parcel carries it, it counts when that has been sent."""
+        # By NumPy, which is quicker with so few numbers.
+        mean, variance, total = self.mean.numpy(), self.variance.numpy(), self.count + 1
+        difference = observation.numpy().astype(np.float64) - mean
+        mean += difference / total
+        variance[:] = (variance * self.count + difference * difference * (self.count / total)) / total
+        self.count = total
+        self._publish(at_once=self._parcel is None)
+
+    def _publish(self, at_once: bool) -> None:
+        scale = 1 / np.sqrt(self.variance.numpy() + 1e-8)
+        if self._parcel is not None:
+            here = self._parcel.open()
+            here["shift"][:], here["scale"][:] = self.mean.numpy(), scale
+        if at_once:
+            copy(self.shift, self.mean)
+            copy(self.scale, torch.from_numpy(scale))
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Centred and of unit variance."""
+        return (observations - self.shift) * self.scale
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "variance": self.variance, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"]
+        self._publish(at_once=True)

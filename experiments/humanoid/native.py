@@ -53,14 +53,16 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         self.data = mujoco.MjData(self.model)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (self.model.nq + self.model.nv,), np.float64)
-        # Views of the simulation's memory, which is always the same.
         # In float32, as HumanoidBench computes controls: a fall amplifies the difference within a second.
         self._low, self._high = self.model.actuator_ctrlrange.T.astype(np.float32)
-        self._head = self.data.site("head").xpos
-        self._imu = self.data.site("imu").xpos
-        self._torso = self.data.body("torso_link").xmat
-        self._pelvis = self.data.body("pelvis").xquat
-        self._velocity = self.data.sensor("pelvis_subtreelinvel").data
+        self._body = Body(
+            head=self.data.site("head").xpos,
+            torso=self.data.body("torso_link").xmat,
+            velocity=self.data.sensor("pelvis_subtreelinvel").data,
+            forces=self.data.actuator_force,
+            imu=self.data.site("imu").xpos,
+            orientation=self.data.body("pelvis").xquat,
+        )
         if self.task.board:
             self._sphere = self.model.geom("pivot_sphere_collision").id
             self._board = self.model.geom("stand_board_collision").id
@@ -83,18 +85,12 @@ class H1Env(gym.Env[np.ndarray, np.ndarray]):
         self.data.ctrl[:] = (action + 1) / 2 * (self._high - self._low) + self._low
         # HumanoidBench also computes forces inside bodies here, which nothing reads.
         mujoco.mj_step(self.model, self.data, nstep=FRAME_SKIP)
-        reward, terms = self.task.reward(self.body())
+        reward, terms = self.task.reward(self._body)
         return self.observation(), reward, self.terminated(), False, terms
 
     def observation(self) -> np.ndarray:
         """Positions, then velocities."""
         return np.concatenate((self.data.qpos, self.data.qvel))
-
-    def body(self) -> Body:
-        return Body(
-            float(self._head[2]), float(self._torso[8]), self._velocity, self.data.actuator_force, self._imu,
-            self._pelvis,
-        )  # fmt: skip
 
     def terminated(self) -> bool:
         """Whether the robot has fallen, or its board has."""

@@ -22,19 +22,19 @@ UPSIDE = math.inf
 
 @dataclass(frozen=True)
 class Body:
-    """What rewards depend on.
+    """What rewards depend on, as views of the simulation's memory, which is always the same.
 
     Attributes:
-        head: height of the head, metres.
-        upright: cosine between the torso's axis and the vertical.
+        head: position of the head, (3,), metres.
+        torso: rotation of the torso, (9,); the last is the cosine between its axis and the vertical.
         velocity: of the centre of mass, (3,), metres a second.
         forces: of the actuators, (19,), newton metres.
         imu: position of the pelvis's inertial sensor, (3,).
         orientation: of the pelvis, a quaternion (4,).
     """
 
-    head: float
-    upright: float
+    head: np.ndarray
+    torso: np.ndarray
     velocity: np.ndarray
     forces: np.ndarray
     imu: np.ndarray
@@ -82,36 +82,24 @@ def small_control(body: Body) -> float:
     return (4 + float(np.maximum(0.0, 1 - (body.forces / 10) ** 2).mean())) / 5
 
 
-def standing_terms(body: Body, height: float) -> dict[str, float]:
-    """How upright the robot stands."""
-    standing = tolerance(body.head, height, UPSIDE, STAND_HEIGHT / 4)
-    upright = tolerance(body.upright, 0.9, UPSIDE, 1.9, "linear", 0)
-    return {"standing": standing, "upright": upright, "stand_reward": standing * upright}
-
-
 def forward(body: Body, speed: float) -> float:
     """Between 1/6 and 1, the more the faster the robot moves along x, up to `speed`."""
     return (5 * tolerance(float(body.velocity[0]), speed, UPSIDE, speed, "linear", 0) + 1) / 6
 
 
-def moving(speed: float) -> Reward:
-    """Move along x, upright."""
+def on_feet(speed: float, height: float = STAND_HEIGHT) -> Reward:
+    """Stand upright, the head above `height`, and move along x at `speed` or, where that is 0, stay in one place."""
 
     def reward(body: Body) -> tuple[float, dict[str, float]]:
-        terms = standing_terms(body, STAND_HEIGHT)
-        terms |= {"small_control": small_control(body), "move": forward(body, speed)}
-        return terms["small_control"] * terms["stand_reward"] * terms["move"], terms
-
-    return reward
-
-
-def staying(height: float) -> Reward:
-    """Stay upright in one place, the head above `height`."""
-
-    def reward(body: Body) -> tuple[float, dict[str, float]]:
-        still = sum(tolerance(float(v), 0, 0, 2) for v in body.velocity[:2]) / 2
-        terms = standing_terms(body, height) | {"small_control": small_control(body), "dont_move": still}
-        return terms["small_control"] * terms["stand_reward"] * terms["dont_move"], terms
+        standing = tolerance(float(body.head[2]), height, UPSIDE, STAND_HEIGHT / 4)
+        upright = tolerance(float(body.torso[8]), 0.9, UPSIDE, 1.9, "linear", 0)
+        terms = {"standing": standing, "upright": upright, "stand_reward": standing * upright}
+        terms["small_control"] = small_control(body)
+        if speed:
+            aim = terms["move"] = forward(body, speed)
+        else:
+            aim = terms["dont_move"] = sum(tolerance(float(v), 0, 0, 2) for v in body.velocity[:2]) / 2
+        return terms["small_control"] * terms["stand_reward"] * aim, terms
 
     return reward
 
@@ -120,7 +108,7 @@ def crawling(body: Body) -> tuple[float, dict[str, float]]:
     """Crawl through a tunnel along x."""
     terms = {
         "crawling": tolerance(float(body.imu[2]), *CRAWL_HEIGHT, 1),
-        "crawling_head": tolerance(body.head, *CRAWL_HEIGHT, 1),
+        "crawling_head": tolerance(float(body.head[2]), *CRAWL_HEIGHT, 1),
         "small_control": small_control(body),
         "move": forward(body, 1),
         "in_tunnel": tolerance(float(body.imu[1]), -1, 1, 0),
@@ -134,10 +122,10 @@ def crawling(body: Body) -> tuple[float, dict[str, float]]:
 ON_BOARD = STAND_HEIGHT + 0.37
 # Scores of a random policy and of success: HumanoidBench's, as SimBa's code has them.
 TASKS: Mapping[str, Task] = {
-    "h1-walk": Task(moving(1), 0.2, 2.4, 700),
-    "h1-run": Task(moving(5), 0.2, 2.0, 700),
-    "h1-stand": Task(staying(STAND_HEIGHT), 0.2, 10.5, 800),
-    "h1-balance_simple": Task(staying(ON_BOARD), 0.8, 9.4, 800, board=True),
+    "h1-walk": Task(on_feet(1), 0.2, 2.4, 700),
+    "h1-run": Task(on_feet(5), 0.2, 2.0, 700),
+    "h1-stand": Task(on_feet(0), 0.2, 10.5, 800),
+    "h1-balance_simple": Task(on_feet(0, ON_BOARD), 0.8, 9.4, 800, board=True),
     "h1-crawl": Task(crawling, None, 272.7, 700),
 }
 

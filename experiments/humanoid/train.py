@@ -28,7 +28,6 @@ from experiments.common.runtime import Runtime
 from experiments.common.seeding import derive, seed_everything
 from experiments.humanoid import envs, models, tasks
 from experiments.humanoid.learner import Learner
-from experiments.humanoid.video import episode
 from experiments.rl.replay import Stored
 from experiments.rl.training import PROBE_STATES, AgentTraining, Schedule
 
@@ -120,20 +119,12 @@ class HumanoidTraining(AgentTraining):
                 self.on_device.flush()
             return action
         if self.on_device is None:
-            noise = torch.randn((1, self.actions), generator=self.exploration)
-            return self.learner.explore(self.observation[None], noise)[0]
+            noise, device = torch.randn((1, self.actions), generator=self.exploration), self.runtime.device
+            return self.learner.policy(self.observation[None].to(device), noise.to(device)).cpu()[0]
         if count:
             self.on_device.draw(count, self.drawing)
         self.learner.pack(self.on_device.parcel, count, self.exploration, self.drawing)
         return self.learner.act_in(self.on_device)[0]
-
-    def learn(self, count: int) -> None:
-        """Updates on `count` transitions of what was stored before this action."""
-        if self.on_device is None:
-            batch = self.buffer.sample(count, self.drawing)
-            self.learner.update((*batch, self.learner.noise(count, self.drawing)))
-        else:
-            self.learner.update_from(self.on_device, count)
 
     def environment_state(self) -> dict[str, Any]:
         return {
@@ -155,9 +146,8 @@ class HumanoidTraining(AgentTraining):
         self.learner.normaliser.load_state_dict(weights["normaliser"])
 
     def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
-        # A picture for each action.
-        rate = 1 / (envs.STEP_SECONDS * self.cfg.sac.action_repeat)
-        return episode(self.learner.act, self.cfg), rate
+        rate = 1 / (envs.STEP_SECONDS * self.cfg.sac.action_repeat)  # a picture for each action
+        return envs.episode(self.learner.act, self.player, self.cfg.seed), rate
 
     def training_metrics(self, updated: bool) -> Row:
         return {"train/temperature": math.exp(self.learner.log_temperature.item())} if updated else {}
@@ -182,8 +172,7 @@ class HumanoidTraining(AgentTraining):
 
     def sharpness_parts(self) -> tuple[nn.Module, Callable[[Any], Tensor], Sequence[Any]]:
         batch, source = self.probe("sharpness", self.cfg.sharpness)
-        noise = self.learner.noise(self.cfg.sharpness, source)
-        return self.learner.network.critic, self.learner.critics_loss, [(*batch, noise)]
+        return self.learner.network.critic, self.learner.critics_loss, [self.learner.given(batch, source)]
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final evaluation and training returns, and the mean of the evaluations after the boundary."""

@@ -57,8 +57,7 @@ class DeviceReplay(ReplayBuffer):
 
     def begin(self, frames: Tensor, begins: Tensor | bool) -> None:
         """A new slot. The one before it is sent first, if no step has sent it."""
-        if self._begun:
-            self.flush()
+        self.settle()
         here, row = self.parcel.open(), self.stop % self.slots
         here["frames"][0], here["begins"][0], here["rows"][0] = frames.cpu(), begins, row
         if not self._completed:  # the zeros of the new slot are written twice
@@ -70,8 +69,7 @@ class DeviceReplay(ReplayBuffer):
 
     def complete(self, actions: Tensor, rewards: Tensor | float, ends: Tensor | bool) -> None:
         """What was done in the newest slot; it travels with the next one."""
-        if self._begun:
-            self.flush()
+        self.settle()
         here = self.parcel.open()
         here["actions"][1], here["rewards"][1], here["ends"][1] = actions, rewards, ends
         here["rows"][1] = (self.stop - 1) % self.slots
@@ -110,10 +108,6 @@ class DeviceReplay(ReplayBuffer):
             getattr(self, name).index_copy_(0, rows[:1], there[name])
         for name in ("actions", "rewards", "ends"):
             getattr(self, name).index_copy_(0, rows, there[name])
-
-    def _clear(self, frames: Tensor, alive: Tensor) -> None:
-        # All of them: which ones those are would have to be waited for.
-        frames.mul_(alive[(..., *(None,) * len(self.stored.frame))])
 
     def settle(self) -> None:
         if self._begun:

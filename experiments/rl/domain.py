@@ -1,5 +1,6 @@
 """What the descriptions of both domains of reinforcement learning share."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ from experiments.common import checkpoint
 from experiments.common.domain import Domain, Results
 from experiments.common.errors import UserError
 from experiments.common.runtime import Runtime
-from experiments.rl import video
+from experiments.common.wandb_mirror import VIDEO
 from experiments.rl.training import AgentTraining
+from experiments.rl.video import record
+
+logger = logging.getLogger("fire")
 
 RESULTS = partial(
     Results, step="env_step", paper_step=1e6, from_start=lambda benchmark: True, axis="return",
@@ -37,7 +41,12 @@ class AgentDomain(Domain):
     def check(self, cfg: DictConfig) -> None:
         """Raise UserError for what neither domain can do."""
         if cfg.record_video:
-            video.check()
+            try:
+                import imageio_ffmpeg  # noqa: F401
+            except ImportError as error:
+                raise UserError(
+                    f"record_video=true needs a package that is not there ({error}): pip install imageio-ffmpeg"
+                ) from error
         if cfg.model.name != self.model:
             raise UserError(f"model.name={cfg.model.name} is unknown; valid: {self.model}")
         if cfg.precision == "fp16":
@@ -51,13 +60,15 @@ class AgentDomain(Domain):
 
     def revisit(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, run_dir: Path) -> None:
         """Record a video of a finished run, if there should be one."""
-        if cfg.record_video and not video.recorded(run_dir):
+        if cfg.record_video and (run_dir / VIDEO).exists():
+            logger.info("video: %s", run_dir / VIDEO)
+        elif cfg.record_video:
             weights = checkpoint.final_weights(run_dir)
             cfg.budget.buffer = 64  # nothing is stored
             training = cast(AgentTraining, self.experiment(cfg, runtime, method, None))
             training.learner.restructure(method, training.initial, training.scope)
             training.load_final_weights(weights)
-            video.record(*training.video(), run_dir)
+            record(*training.video(), run_dir)
 
 
 def check_multiples(budget: DictConfig, keys: Sequence[str], unit: int, name: str) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import fire
 from experiments.common.cuda_graphs import UpdateGraphs
 from experiments.common.runtime import Runtime
+from experiments.rl import transfers
 from experiments.rl.device_replay import DeviceReplay
-from experiments.rl.transfers import Field, Parcel, Reply
+from experiments.rl.replay import Batch
+from experiments.rl.transfers import Field
 
 
 def compiled(function: Callable[..., Any], runtime: Runtime) -> Callable[..., Any]:
@@ -52,8 +54,10 @@ class Learner(ABC):
         self.totals = torch.zeros(len(self.TOTALS), dtype=torch.float64, device=runtime.device)
         self.during = fire.During()
         self._captured = runtime.compile == "graphs"
-        self._graphs, self._reply = UpdateGraphs(), Reply()
-        self._calls: dict[tuple[int, ...], tuple[Parcel, Reply]] = {}
+        self._graphs = UpdateGraphs()
+        # Where graphs read observations, by their shape, and where the actions of training come back to.
+        self._inputs: dict[tuple[int, ...], Tensor] = {}
+        self._reply: Tensor | None = None
 
     @abstractmethod
     def source_of_target(self) -> nn.Module:
@@ -85,6 +89,10 @@ class Learner(ABC):
         """What travels in the parcel of a buffer on the device besides what the buffer needs, with updates on at most
         `most` transitions."""
         return {}
+
+    def given(self, batch: Batch, generator: torch.Generator) -> Sequence[Tensor]:
+        """What `update` is given of a batch; random numbers are drawn by a CPU generator."""
+        return batch
 
     def _drawn(self, buffer: DeviceReplay, count: int) -> Sequence[Tensor]:
         """What `_update` is given, from a buffer on the device."""
@@ -132,23 +140,26 @@ class Learner(ABC):
         Args:
             observations: (batch, ...), on the CPU.
         """
-        device = self.runtime.device
+        device, shape = self.runtime.device, tuple(observations.shape)
         if not self._captured:
             return self.policy(observations.to(device, non_blocking=True)).cpu()
-        shape = tuple(observations.shape)
-        if shape not in self._calls:
-            self._calls[shape] = Parcel({"observations": (shape, observations.dtype)}, device), Reply()
-        parcel, reply = self._calls[shape]
-        parcel.open()["observations"][:] = observations
-        parcel.send()
-        play = self._graphs.play(("act", *shape), lambda: self.policy(parcel.there["observations"]))
-        return reply.fetch(play).clone()
+        if shape not in self._inputs:
+            self._inputs[shape] = torch.empty_like(observations, device=device)
+        there = self._inputs[shape]
+        there.copy_(observations)
+        return self._graphs.play(("act", *shape), lambda: self.policy(there)).to("cpu", copy=True)
 
     def act_in(self, buffer: DeviceReplay) -> Tensor:
         """The actions of training in the newest states of a buffer on the device: one copy there, one graph, one copy
         back, one wait. The next call overwrites what this one returned."""
         buffer.send()
-        return self._reply.fetch(self._graphs.play("act", lambda: self._act_in(buffer)))
+        actions = self._graphs.play("act", lambda: self._act_in(buffer))
+        if self._reply is None:
+            self._reply = torch.empty(actions.shape, dtype=actions.dtype, pin_memory=actions.is_cuda)
+        transfers.copy(self._reply, actions)
+        if actions.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        return self._reply
 
     def restructure(self, method: fire.Method, initial: Mapping[str, Tensor], scope: fire.Scope) -> None:
         """Give all networks the modules they have after the method's reset, and the optimisers their parameters."""

@@ -8,7 +8,7 @@ ones take 56 GB.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from experiments.common import checkpoint
 from experiments.common.errors import UserError
 from experiments.rl import segments
 from experiments.rl.transfers import copy, to
@@ -158,10 +159,7 @@ class ReplayBuffer:
         """Of each column of `drawn`, (candidates, batch), the first transition that can be used."""
         usable = ~self.begins.view(-1)[(drawn + self.environments) % self.begins.numel()]  # something follows
         chosen = usable.to(torch.uint8).argmax(0, keepdim=True)  # the first of them
-        return self.gather(drawn.gather(0, chosen)[0], usable.any(0))
-
-    def gather(self, positions: Tensor, weights: Tensor) -> Batch:
-        """The transitions at `positions`, (batch,), counted slot by slot and in it environment by environment."""
+        positions = drawn.gather(0, chosen)[0]  # counted slot by slot and in it environment by environment
         flat = positions % self.begins.numel()
         actions = self.actions.flatten(0, 1)[flat]
         return Batch(
@@ -169,7 +167,7 @@ class ReplayBuffer:
             to(actions if actions.is_floating_point() else actions.long(), self.device),
             to(self.rewards.view(-1)[flat], self.device),
             to(self.ends.view(-1)[flat].float(), self.device),
-            to(weights.float(), self.device),
+            to(usable.any(0).float(), self.device),
         )
 
     def stacks(self, positions: Tensor, offsets: Tensor) -> Tensor:
@@ -183,15 +181,8 @@ class ReplayBuffer:
             alive = torch.ones_like(window, dtype=torch.uint8)
             begins = self.begins.view(-1)[window[:, 1:stack]]
             alive[:, : stack - 1] = (~begins).flip(1).cumprod(1).flip(1)
-            self._clear(frames, alive)
+            frames.mul_(to(alive, self.device)[(..., *(None,) * len(frame))])
         return frames
-
-    def _clear(self, frames: Tensor, alive: Tensor) -> None:
-        """Empty those of `frames`, (batch, frames, *frame), whose `alive`, (batch, frames), is 0, in place."""
-        short = (alive == 0).any(1).nonzero()[:, 0]  # few: the stacks with empty frames
-        if len(short):
-            lives = to(alive[short], self.device)[(..., *(None,) * len(self.stored.frame))]
-            frames[to(short, self.device)] *= lives
 
     def newest(self) -> Tensor:
         """The newest frames, (environments, *frame)."""
@@ -206,7 +197,7 @@ class ReplayBuffer:
             last = min(first + SEGMENT_SLOTS, self.stop - 1)
             rows = torch.arange(first, last) % self.slots
             arrays = {name: tensor[rows.to(tensor.device)].cpu().numpy() for name, tensor in self._tensors()}
-            self.segments.append(segments.write(folder, first, arrays))
+            self.segments = [*self.segments, segments.write(folder, first, arrays)]
             first = last
         self.written = self.stop - 1
         # Those in which every slot has been overwritten are not needed.
@@ -216,16 +207,18 @@ class ReplayBuffer:
     def writing(self, folder: Path) -> Iterator[None]:
         """Write what a checkpoint saved in the block refers to into `folder`, and delete there what none needs then."""
         # Those of the midpoint, that lie elsewhere, too, so that the folder depends on nothing.
-        self.segments = [segments.link(path, folder) for path in self.segments]
-        before = list(self.segments)
+        for path in self.segments:
+            if not (folder / path.name).exists():
+                checkpoint.link(path, folder / path.name)
+        before = self.segments = [folder / path.name for path in self.segments]
         self.write(folder)
         yield
         # Two checkpoints are kept: what the one before this refers to stays.
-        segments.remove_but(folder, {*before, *self.segments})
+        for path in set(folder.glob("segment-*.npz")) - {*before, *self.segments}:
+            path.unlink()
 
-    def _tensors(self) -> Iterable[tuple[str, Tensor]]:
-        names = ("frames", "begins", "actions", "rewards", "ends")
-        return ((name, getattr(self, name)) for name in names)
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, getattr(self, name)) for name in ("frames", "begins", "actions", "rewards", "ends"))
 
     def state_dict(self, root: Path) -> dict[str, Any]:
         """What `load_state_dict` needs besides the segments, which it names relative to `root`.

@@ -3,9 +3,9 @@
 A domain's `train.py` has the loop, and what one step is.
 """
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,16 +93,9 @@ class AgentTraining(Experiment):
     schedule: Schedule
 
     def __init__(
-        self,
-        cfg: DictConfig,
-        runtime: Runtime,
-        method: fire.Method,
-        network: nn.Module,
-        make_learner: Callable[[], Learner],
-        stored: Stored,
-        environments: int,
-        capacity: int,
-    ) -> None:
+        self, cfg: DictConfig, runtime: Runtime, method: fire.Method, network: nn.Module,
+        make_learner: Callable[[], Learner], stored: Stored, environments: int, capacity: int,
+    ) -> None:  # fmt: skip
         """
         Args:
             network: with its initial weights, on the CPU.
@@ -127,7 +120,7 @@ class AgentTraining(Experiment):
         self.buffer = self.on_device or ReplayBuffer(stored, capacity, environments, runtime.device, frames_on)
         self.exploration, self.drawing = generator(cfg.seed, "exploration"), generator(cfg.seed, "replay")
         self.step, self.entered = 0, False
-        self.meter = Meter(self.learner.totals, self.learner.TOTALS)
+        self.meter = Meter()
         self.outputs = Path(cfg.outputs_dir)
         # The buffer of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
@@ -136,6 +129,14 @@ class AgentTraining(Experiment):
     @abstractmethod
     def take_step(self) -> None:
         """One step of training: act, learn, store; moves `step` on by the schedule's stride."""
+
+    def learn(self, count: int) -> None:
+        """Updates on `count` transitions of what was stored before this step."""
+        if self.on_device is None:
+            batch = self.buffer.sample(count, self.drawing)
+            self.learner.update(self.learner.given(batch, self.drawing))
+        else:
+            self.learner.update_from(self.on_device, count)
 
     @abstractmethod
     def environment_state(self) -> dict[str, Any]:
@@ -171,11 +172,7 @@ class AgentTraining(Experiment):
         """Train from the current position to the end of phase `until_phase - 1`."""
         try:
             for phase in range(self.phase, until_phase):
-                with self.in_phase(workspace, phase) as progress:
-                    while self.step < self.schedule.ends[phase]:
-                        self.take_step()
-                        progress.advance(self.schedule.stride)
-                        self.finish_step(workspace, progress)
+                self.train_phase(workspace, phase)
         except FloatingPointError as error:  # of the simulation, in training or in an evaluation
             self.means(workspace)  # if the loss is not finite either, that is the reason
             raise UserError(
@@ -217,9 +214,8 @@ class AgentTraining(Experiment):
         self.buffer.load_state_dict(state["replay"], self.outputs)
         self.load_environment_state(state)
 
-    @contextmanager
-    def in_phase(self, workspace: Workspace, phase: int) -> Iterator[Progress]:
-        """Begin a phase, with a reset if it is not the first, or continue it; in the block it is trained to its end."""
+    def train_phase(self, workspace: Workspace, phase: int) -> None:
+        """Begin a phase, with a reset if it is not the first, or continue it, and train it to its end."""
         if not self.entered:
             if phase > 0:
                 self.cross_boundary(workspace.log.append)
@@ -228,7 +224,10 @@ class AgentTraining(Experiment):
         end, length = self.schedule.ends[phase], self.cfg.budget.steps[phase]
         self.meter.start_clock()
         with Progress(f"phase {phase}", length, length - end + self.step, "steps") as progress:
-            yield progress
+            while self.step < end:
+                self.take_step()
+                progress.advance(self.schedule.stride)
+                self.finish_step(workspace, progress)
         self.phase, self.entered = phase + 1, False
         if self.phase < self.phases:
             self.buffer.write(workspace.path)  # the caller saves the state next
@@ -239,8 +238,10 @@ class AgentTraining(Experiment):
         """Log, evaluate and checkpoint where that is due."""
         last = self.step in self.schedule.ends
         if self.schedule.logs(self.step):
-            row: Row = {"phase": self.phase, "env_step": self.step, **self.meter.row(self.means(workspace))}
-            row |= self.training_metrics("train/loss" in row) | self.during.metrics()
+            means = self.means(workspace)  # first, because the speed includes the updates that it waits for
+            self.learner.totals.zero_()
+            row: Row = {"phase": self.phase, "env_step": self.step, **self.meter.row()}
+            row |= means | self.training_metrics(bool(means)) | self.during.metrics()
             evaluates = self.schedule.evaluates(self.step)
             if evaluates:
                 row |= self.evaluate()
@@ -254,12 +255,19 @@ class AgentTraining(Experiment):
             self.save(workspace)
 
     def means(self, workspace: Workspace) -> dict[str, float]:
-        """Means over the updates since the last row.
+        """Means over the updates since the last row, if there were any; waits for the device.
 
         Raises:
-            UserError: a loss is not finite.
+            UserError: one is not finite; such a state is never to be saved.
         """
-        return self.meter.means(f"in phase {self.phase}, by step {self.step}", workspace.path)
+        *sums, updates = self.learner.totals.tolist()
+        if not all(map(math.isfinite, sums)):
+            raise UserError(
+                f"the loss or gradient is not finite in phase {self.phase}, by step {self.step}; the last good "
+                f"checkpoint, if any, is in {workspace.path}"
+            )
+        names = self.learner.TOTALS[:-1] if updates else ()
+        return {name: total / updates for name, total in zip(names, sums, strict=False)}
 
     def save(self, workspace: Workspace) -> None:
         """Checkpoint, and stop here if a signal has asked for it."""

@@ -76,22 +76,3 @@ class Parcel:
         if self._sent is not None:
             self._sent.record()
         self._on_its_way = True
-
-
-class Reply:
-    """A tensor that comes back to the CPU, always into the same memory."""
-
-    def __init__(self) -> None:
-        self._here: dict[Field, Tensor] = {}
-
-    def fetch(self, there: Tensor) -> Tensor:
-        """`there` on the CPU; waits for it. It is overwritten when a tensor of the same shape and type is fetched
-        next."""
-        field = (tuple(there.shape), there.dtype)
-        if field not in self._here:
-            self._here[field] = torch.empty(there.shape, dtype=there.dtype, pin_memory=there.is_cuda)
-        here = self._here[field]
-        copy(here, there)
-        if there.is_cuda:
-            torch.cuda.current_stream().synchronize()
-        return here

@@ -19,7 +19,7 @@ from experiments.common.runtime import Runtime
 from experiments.humanoid import envs, models
 from experiments.humanoid.config import HumanoidConfig
 from experiments.humanoid.learner import Learner, actor_loss, critic_loss, draw, td_targets
-from experiments.humanoid.normaliser import Normaliser
+from experiments.humanoid.models import Normaliser
 from tests.conftest import Command, run_dirs
 from tests.experiments.humanoid.agent import ACTION, EAGER, OBSERVATION, Exact, batch, learner, noise
 from tests.experiments.rl.captured import capture_everywhere

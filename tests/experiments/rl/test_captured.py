@@ -98,6 +98,8 @@ def test_acting_is_by_the_network_that_a_reset_leaves(
         assert torch.equal(acted, expected_act)
         seen.add(str(acted.tolist()))
     assert len(seen) > 2
+    assert ours.on_device is not None
+    assert ours.learner.act_in(ours.on_device) is ours.learner.act_in(ours.on_device)  # always the same memory
 
 
 def test_no_copy_is_overtaken(tmp_path: Path, taped: list[Tape]) -> None:
