@@ -10,8 +10,8 @@ from torch import Tensor
 
 from experiments.common.errors import UserError
 from experiments.common.seeding import generator
-from experiments.language.prepare import folder_of, verify
-from experiments.language.sources import NAMED, files_of, fingerprint
+from experiments.language.prepare import verify
+from experiments.language.sources import NAMED, existing, fingerprint, folder_of
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
 
@@ -100,9 +100,7 @@ def load(
 
 def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
     if not (folder / f"{split}.json").exists():
-        if entry not in NAMED and not files_of(entry):
-            raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
-        if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
+        if entry not in NAMED and existing(entry)[0].is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fire
 from experiments.common import plasticity
@@ -27,7 +28,7 @@ from experiments.language import model, protocol
 from experiments.language.best import BEST, Best
 from experiments.language.corpora import Corpus, Mixture
 from experiments.language.distributed import ProcessGroup
-from experiments.language.hardware import peak_rate, preferred_attention
+from experiments.language.model import peak_rate, preferred_attention
 
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
 EVAL_TOKENS = 16_384  # in one uncompiled forward pass
@@ -54,7 +55,7 @@ class LanguageTraining(Experiment):
         super().__init__(cfg, runtime, method, self.model)
         self.model.to(runtime.device)
         self.compiled = runtime.compiled(self.model)
-        self.called = group.data_parallel(self.compiled)
+        self.called: Any = DistributedDataParallel(self.compiled) if group.world_size > 1 else self.compiled
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
         self.optimizer = protocol.new_optimizer(self.model, cfg)
         self.begin_during(0)
@@ -153,7 +154,11 @@ class LanguageTraining(Experiment):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         skipped = ~torch.isfinite(norm)  # loss scaling has left this step out
-        self.after_step(skipped)
+        if self.method.acts_in(self.phase) and not (self.scaler.is_enabled() and bool(skipped)):
+            if self.during.is_due():  # all processes act alike on the same measurements
+                for measured in self.during.measured():
+                    self.group.mean_(measured)
+            self.during.after_step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         norm = torch.where(skipped, 0.0, norm) if self.scaler.is_enabled() else norm
         self.totals += torch.stack([total, norm, skipped.float(), torch.ones_like(total)])
@@ -165,14 +170,6 @@ class LanguageTraining(Experiment):
         if self.runtime.device == "cuda":
             batch = batch.pin_memory().to("cuda", non_blocking=True)
         return batch.long()
-
-    def after_step(self, skipped: Tensor) -> None:
-        """What the method does after a step of the optimiser, with the same measurements in all processes."""
-        if not self.method.acts_in(self.phase) or (self.scaler.is_enabled() and bool(skipped)):
-            return
-        if self.during.is_due():
-            self.group.mean_(self.during.measured())
-        self.during.after_step(self.optimizer)
 
     def finish_iteration(self, workspace: Workspace, progress: Progress) -> None:
         """Validate, log and keep checkpoints where that is due after this iteration."""
@@ -221,7 +218,7 @@ class LanguageTraining(Experiment):
             UserError: the loss, or without loss scaling the gradient, is not finite; such a state is never saved.
         """
         totals = self.totals.clone()
-        self.group.sum_([totals])
+        self.group.sum_(totals)
         if not torch.isfinite(totals).all():
             raise UserError(
                 f"the loss or gradient is not finite in phase {self.phase}, by iteration {self.iteration}; the last "
@@ -272,7 +269,7 @@ class LanguageTraining(Experiment):
         for call, part in parts[self.group.rank :: self.group.world_size]:
             with self.runtime.autocast, preferred_attention(self.runtime.device, block):
                 total += call(part.long()).double() * len(part)
-        self.group.sum_([total])
+        self.group.sum_(total)
         return float(total) / len(windows)
 
     @torch.no_grad()

@@ -22,7 +22,8 @@ from tokenizers import ByteLevelBPETokenizer
 from experiments.common.errors import UserError
 from experiments.language import prepare as preparation
 from experiments.language import sources, tokenizers
-from experiments.language.prepare import folder_of, prepare
+from experiments.language.prepare import prepare
+from experiments.language.sources import folder_of
 from tests.conftest import REPOSITORY, interrupt, start_module
 
 DOCUMENTS = [f"Document {i}: {'Größe ' * (i % 7)}naïve café\n" + "x " * (i % 50) for i in range(2000)]
