@@ -78,9 +78,10 @@ def load(
         UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.
     """
     corpus = Corpus([], [], [])
+    splits = {"train": corpus.train, "val": corpus.val}
     for entry in entries:
         folder = folder_of(entry, tokenizer, data_dir, column)
-        for split, files in (("train", corpus.train), ("val", corpus.val)):
+        for split, files in splits.items():
             tokens, sha256 = _open(folder, split, entry, tokenizer, column, command)
             files.append(tokens)
             corpus.identity.append([split, sha256, len(tokens)])
@@ -89,7 +90,7 @@ def load(
         for number, tokens in enumerate(corpus.train):
             corpus.train[number] = tokens[:first_tokens]
             first_tokens = max(first_tokens - len(tokens), 0)
-    for split, files in (("train", corpus.train), ("val", corpus.val)):
+    for split, files in splits.items():
         if (longest := max(map(len, files))) <= block:
             raise UserError(
                 f"budget.block={block} is longer than the {split} text of {', '.join(entries)}: "
@@ -122,9 +123,8 @@ class Mixture:
     """
 
     def __init__(self, first: Corpus, second: Corpus | None, replay: float, block: int) -> None:
-        self.first, self.second = first, second
+        self.corpora, self.block = (first, second), block
         self.replay = 1.0 if second is None else replay
-        self.block = block
 
     def batch(self, seed: int, phase: int, iteration: int, size: int, stream: str = "order") -> Tensor:
         """Sequences of one iteration, (size, block + 1), int32."""
@@ -132,7 +132,7 @@ class Mixture:
         old = torch.rand(size, generator=source) < self.replay
         places = torch.rand(size, generator=source, dtype=torch.float64)
         batch = np.empty((size, self.block + 1), np.int32)
-        for corpus, mask in ((self.first, old), (self.second, ~old)):
+        for corpus, mask in zip(self.corpora, (old, ~old), strict=True):
             if corpus is not None and mask.any():
                 batch[mask.numpy()] = corpus.sequences(places[mask], self.block)
         return torch.from_numpy(batch)
