@@ -21,8 +21,7 @@ import torch
 from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.provenance import git_revision, machine
 from scripts import command
-from scripts.benchmark.cases import Case, Clock, Row, measure
-from scripts.benchmark.tables import rates, table
+from scripts.benchmark.cases import Case, Clock, Row, measure, rates, table
 
 BENCHMARKS = ("core", "vision", "language", "atari", "humanoid")
 
