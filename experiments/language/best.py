@@ -20,15 +20,20 @@ BEST = "best"  # its name once it is settled
 
 
 class Best:
-    """The lowest validation loss of phase 0 so far, and the state that had it."""
+    """The lowest validation loss of phase 0 so far, and the state that had it.
+
+    Attributes:
+        loss: the lowest so far.
+        at: the iteration after which it was measured; 0: none yet.
+        settled: whether it is the best of the whole phase and changes no more.
+        held: the state that had it, from `Workspace.snapshot`, until `write` has written it.
+    """
 
     PREFIX = "best_at_"  # of its name on disk while it may change
 
     def __init__(self) -> None:
-        self.loss = math.inf  # the lowest so far
-        self.at = 0  # the iteration after which it was measured; 0: none yet
-        self.settled = False  # whether it is the best of the whole phase and changes no more
-        self._held: dict[str, Any] | None = None  # its state, until that is written
+        self.loss, self.at, self.settled = math.inf, 0, False
+        self.held: dict[str, Any] | None = None
 
     @property
     def _name(self) -> str:
@@ -41,19 +46,15 @@ class Best:
     def load(self, state: list[Any]) -> None:
         """Restore what a checkpoint stores."""
         self.loss, self.at, self.settled = state
-        self._held = None
+        self.held = None
 
     def improves(self, loss: float, at: int) -> bool:
-        """Whether the validation loss after iteration `at` is the lowest so far; if so, call `hold` next."""
+        """Whether the validation loss after iteration `at` is the lowest so far; if so, set `held` next."""
         if self.settled or not loss < self.loss:
             return False
         self.loss, self.at = loss, at
-        self._held = None  # released first, so that memory never holds two
+        self.held = None  # released first, so that memory never holds two
         return True
-
-    def hold(self, content: dict[str, Any]) -> None:
-        """Keep a copy of the state, from `Workspace.snapshot`, for the next `write`."""
-        self._held = content
 
     def settles(self, at: int, last: bool, wait: float) -> bool:
         """Whether it is final after iteration `at`: the phase is over, or `wait` iterations brought nothing lower."""
@@ -62,14 +63,14 @@ class Best:
     def write(self, workspace: Workspace, state: dict[str, Any], keep: list[str], at: int) -> None:
         """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too."""
         folder = workspace.path
-        if self._held is not None and self.at == at and not self.settled:  # both are the same state
+        if self.held is not None and self.at == at and not self.settled:  # both are the same state
             keep = [*keep, self._name]
-        elif self._held is not None:
-            checkpoint.save_as(folder, self._held, self._name)
+        elif self.held is not None:
+            checkpoint.save_as(folder, self.held, self._name)
         if self.settled and BEST not in checkpoint.kept(folder):
             checkpoint.keep_also(folder, self._name, BEST)
         workspace.save(state, keep)
-        self._held = None
+        self.held = None
         for _, name in self._on_disk(folder)[:-2]:
             checkpoint.drop(folder, name)
 

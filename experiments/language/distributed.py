@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -98,10 +97,10 @@ class ProcessGroup:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def announce(self, method: str, argument: Any) -> None:
+    def announce(self, method: str, *arguments: Any) -> None:
         """In the main process: make the others call this method of their experiment, too."""
         if self.is_main_process:
-            self.broadcast((method, argument))
+            self.broadcast((method, arguments))
 
     def carry_out(
         self, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
@@ -117,7 +116,7 @@ class ProcessGroup:
                 return self._repeat(prepare)
 
         def prepare_everywhere() -> Any:
-            self.announce("prepare", None)
+            self.announce("prepare")
             return prepare()
 
         try:
@@ -132,18 +131,16 @@ class ProcessGroup:
         """Call what the main process announces, until the job ends."""
         experiment: Any = None
         while True:
-            method, argument = self.broadcast()
+            method, arguments = self.broadcast()
             if method == "end":
-                if argument is not None:
-                    raise Interrupted(argument)
+                if arguments[0] is not None:
+                    raise Interrupted(arguments[0])
                 return {"status": "done in another process"}
             with suppress(UserError, Interrupted):  # the main process meets and reports them, too
                 if method == "prepare":
                     experiment = prepare()
-                elif method == "load_state_dict":
-                    experiment.load_state_dict(argument)
-                else:  # a workspace is used in the main process alone
-                    experiment.train(SimpleNamespace(path="the main process's directory"), argument)
+                else:
+                    getattr(experiment, method)(*arguments)
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, UserError | None]:

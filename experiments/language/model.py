@@ -5,6 +5,7 @@ A new model is a class with GPT's constructor and methods, in `MODELS`, and `con
 
 import math
 import re
+from collections import OrderedDict
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -56,28 +57,16 @@ class Attention(nn.Module):
         return torch.softmax(scores.float() + future, dim=-1).to(value.dtype) @ value
 
 
-class Mlp(nn.Module):
-    """Two linear layers, four times as wide between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width, bias=False)
-        self.gelu = nn.GELU()
-        self.c_proj = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
-
-
 class Block(nn.Module):
-    """Attention and MLP, each on a normalised input and added to it."""
+    """Attention and an MLP four times as wide inside, each on a normalised input and added to it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, bias=False)
         self.attn = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width, bias=False)
-        self.mlp = Mlp(width)
+        inner, outer = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=inner, gelu=nn.GELU(), c_proj=outer))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))

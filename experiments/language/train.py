@@ -8,6 +8,7 @@ full reset 3.057, FIRE 3.019 (3 seeds, scale=paper).
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ class LanguageTraining(Experiment):
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
         """Train phase 0 until the checkpoint to branch from is kept, or, from there, phase 1 to its end."""
-        self.group.announce("train", until_phase)
+        self.group.announce("train", SimpleNamespace(path="the main process's directory"), until_phase)
         if until_phase > 1 and self.phase == 0:
             self.phase, self.origin, self.iteration = 1, self.iteration, 0
             self.cross_boundary(lambda row: self.group.on_main_process(lambda: workspace.log.append(row)))
@@ -188,7 +189,7 @@ class LanguageTraining(Experiment):
             progress.show(f"iteration {at}", **{short: row[name] for short, name in names.items() if name in row})
             self.totals = self.new_totals()
             if validates and phase == 0 and self.best.improves(row["val/loss"], at) and self.group.is_main_process:
-                self.best.hold(workspace.snapshot(self.state_dict()))
+                self.best.held = workspace.snapshot(self.state_dict())
         settles = phase == 0 and self.best.settles(at, last, self.cfg.patience * budget.iterations[0])
         if keep or settles or self.group.on_main_process(lambda: workspace.save_due()):
             self.save(workspace, keep, settles)

@@ -57,12 +57,8 @@ class Case:
 
     def chosen(self, pattern: str) -> "Case | None":
         """The case with the loops that a pattern names, and the first; whole if it names the case; None if nothing."""
-
-        def fits(text: str) -> bool:
-            return fnmatch(text.lower(), pattern.lower()) or pattern.lower() in text.lower()
-
-        asked = [name for name in self.loops if any(map(fits, (self.name, name, f"{self.name}, {name}")))]
-        first = next(iter(self.loops))
+        glob, first = f"*{pattern.lower()}*", next(iter(self.loops))
+        asked = [name for name in self.loops if fnmatch(f"{self.name}, {name}".lower(), glob)]
         loops = {name: make for name, make in self.loops.items() if name in asked or name == first}
         return replace(self, loops=loops) if asked else None
 
