@@ -1,10 +1,11 @@
-"""The best checkpoint of phase 0.
+"""The checkpoints of phase 0 that are kept to branch from: the best, and one at every tenth thousand of the paper's
+iterations, in proportion at other scales.
 
-Writing one takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the memory
-of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the next
-checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
+Writing the best takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the
+memory of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the
+next checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
 
-On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
+On disk the best is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
 newest of both are kept, so that the best of any checkpoint that a run resumes from is there.
 """
 
@@ -17,6 +18,13 @@ from experiments.common.errors import UserError
 from experiments.common.workspace import Workspace
 
 BEST = "best"  # its name once it is settled
+PERIODIC = [f"{thousands}k" for thousands in range(10, 100, 10)]
+PAPER_ITERATIONS = 97_282  # of phase 0
+
+
+def kept_at(checkpoint: str, iterations: int) -> int:
+    """The iteration of phase 0, of so many, after which a periodic checkpoint is kept."""
+    return max(1, round(int(checkpoint[:-1]) * 1000 / PAPER_ITERATIONS * iterations))
 
 
 class Best:

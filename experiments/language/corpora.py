@@ -66,13 +66,10 @@ def load(
     """The corpus that a list of configuration entries names.
 
     Args:
-        entries: corpora or files, as `prepare` takes them.
-        tokenizer: gpt2 or bytes.
-        data_dir: the user's data folder.
+        entries, tokenizer, data_dir, column: as `prepare` takes them.
         block: tokens a model sees at once.
         command: what prepares the token files.
         first_tokens: how many of the training tokens are used, from the front; None: all.
-        column: of the text in parquet and JSON files.
 
     Raises:
         UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.

@@ -1,4 +1,5 @@
-"""GPT as in the paper (nanoGPT's 124M network, after GPT-2): pre-norm transformer without biases, with a tied head.
+"""GPT as in the paper (nanoGPT's 124M network, after GPT-2): pre-norm transformer without biases, with a tied head; its
+optimiser and learning rate, and what GPUs make of it.
 
 A new model is a class with GPT's constructor and methods, in `MODELS`, and `configs/language/model/<name>.yaml`.
 """
@@ -127,6 +128,25 @@ def build(cfg: DictConfig) -> GPT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         return MODELS[cfg.model.name](budget.layers, budget.heads, budget.width, budget.block, vocabulary)
+
+
+def new_optimizer(model: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
+    """AdamW with empty moments; matrices decay, vectors do not."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": cfg.optimizer.weight_decay},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cfg.budget.learning_rate, betas=tuple(cfg.optimizer.betas), fused=True)
+
+
+def learning_rate(iteration: int, iterations: int, cfg: DictConfig) -> float:
+    """Linear warm-up, then a cosine to a tenth of the highest rate at the end of the phase."""
+    highest = cfg.budget.learning_rate
+    warmup = min(cfg.optimizer.warmup_fraction * iterations, cfg.optimizer.warmup_limit)
+    if iteration < warmup:
+        return highest * (iteration + 1) / (warmup + 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * (iteration - warmup) / max(iterations - warmup, 1)))
+    return highest * (0.1 + 0.9 * cosine)
 
 
 def preferred_attention(device: str, length: int) -> AbstractContextManager[object]:

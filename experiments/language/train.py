@@ -25,7 +25,7 @@ from experiments.common.progress import Progress
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import seed_everything
 from experiments.common.workspace import Workspace
-from experiments.language import model, protocol
+from experiments.language import best, model
 from experiments.language.best import BEST, Best
 from experiments.language.corpora import Corpus, Mixture
 from experiments.language.distributed import ProcessGroup
@@ -58,7 +58,7 @@ class LanguageTraining(Experiment):
         self.compiled = runtime.compiled(self.model)
         self.called: Any = DistributedDataParallel(self.compiled) if group.world_size > 1 else self.compiled
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
-        self.optimizer = protocol.new_optimizer(self.model, cfg)
+        self.optimizer = model.new_optimizer(self.model, cfg)
         self.begin_during(0)
         self.iteration, self.origin = 0, 0  # of this phase, and where it began
         self.best = Best()
@@ -66,7 +66,7 @@ class LanguageTraining(Experiment):
         self.peak = peak_rate(runtime)
         self.branch, self.rewinds = cfg.checkpoint, cfg.checkpoint == BEST
         # After which iteration of phase 0 each periodic checkpoint is kept.
-        self.periodic = {name: protocol.kept_at(name, budget.iterations[0]) for name in protocol.PERIODIC}
+        self.periodic = {name: best.kept_at(name, budget.iterations[0]) for name in best.PERIODIC}
         kept = [at for at in self.periodic.values() if self.rewinds or at <= self.periodic[self.branch]]
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's moments
         self.disk_bytes = (len(kept) + 1 + 6) * size
@@ -131,12 +131,12 @@ class LanguageTraining(Experiment):
         """The same weights in all processes, and a new optimiser, unless the run keeps it."""
         self.group.broadcast_([*self.model.parameters(), *self.model.buffers()])
         if self.cfg.optimizer_at_boundary == "reset":
-            self.optimizer = protocol.new_optimizer(self.model, self.cfg)
+            self.optimizer = model.new_optimizer(self.model, self.cfg)
 
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""
         cfg, budget = self.cfg, self.cfg.budget
-        rate = protocol.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
+        rate = model.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         batch = self.mixtures[self.phase].batch(cfg.seed, self.phase, self.iteration, budget.sequences)

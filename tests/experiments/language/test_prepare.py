@@ -176,7 +176,7 @@ def test_made_again_when_the_text_changes_or_a_file_is_damaged(tmp_path: Path) -
 
 def test_tokenizers(cache: Path) -> None:
     text = "Naïve café, 東京 — <|endoftext|>\n\n  def f(x):\treturn x ** 2"
-    for name in tokenizers.NAMES:
+    for name in tokenizers.VOCABULARY:
         tokenizer = tokenizers.load(name, cache)
         encoded = tokenizer.encode(text)
         assert encoded.dtype == np.uint16
