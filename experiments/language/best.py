@@ -5,7 +5,7 @@ Writing the best takes seconds (1.5 GB at GPT-0.1B), so after an improved valida
 memory of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the
 next checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
 
-On disk the best is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
+On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
 newest of both are kept, so that the best of any checkpoint that a run resumes from is there.
 """
 
@@ -69,7 +69,8 @@ class Best:
         return not self.settled and (last or (self.at > 0 and at - self.at >= wait))
 
     def write(self, workspace: Workspace, state: dict[str, Any], keep: list[str], at: int) -> None:
-        """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too."""
+        """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too. In
+        phase 1 there is no best to write."""
         folder = workspace.path
         if self.held is not None and self.at == at and not self.settled:  # both are the same state
             keep = [*keep, self._name]

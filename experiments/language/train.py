@@ -204,10 +204,7 @@ class LanguageTraining(Experiment):
         self.finite_totals(workspace)
         started = time.perf_counter()
         self.best.settled = self.best.settled or settles
-        if self.phase == 0:
-            self.group.on_main_process(lambda: self.best.write(workspace, self.state_dict(), keep, self.iteration))
-        else:
-            self.group.on_main_process(lambda: workspace.save(self.state_dict(), keep))
+        self.group.on_main_process(lambda: self.best.write(workspace, self.state_dict(), keep, self.iteration))
         self.clock += time.perf_counter() - started  # which does not count as training
         if (signal := self.group.on_main_process(lambda: workspace.signal)) is not None:
             raise Interrupted(signal)

@@ -95,14 +95,14 @@ def measure(
                 print(f"{case.name}: {shown}, {name}: {times[name][-1]:.3f} s", flush=True)
             longest = max(longest, clock() - started) if turn else 0.0
         seconds = pd.DataFrame(times)[1:]  # turns x loops
-        rates = pd.Series({name: loop.work for name, loop in loops.items()}) / seconds
-        slower = rates.rdiv(rates.iloc[:, 0], axis=0)
+        per_second = pd.Series({name: loop.work for name, loop in loops.items()}) / seconds
+        over_first = per_second.rdiv(per_second.iloc[:, 0], axis=0)
         rows = []
         for name, loop in loops.items():
             row: Row = {"case": case.name, "loop": name, "unit": case.unit, "repeats": len(seconds)}
-            for column, values in (("seconds", seconds[name]), ("per_second", rates[name])):
+            for column, values in (("seconds", seconds[name]), ("per_second", per_second[name])):
                 row |= {column: values.median(), f"{column}_min": values.min(), f"{column}_max": values.max()}
-            row["over_first"] = slower[name].median()
+            row["over_first"] = over_first[name].median()
             rows.append(row | loop.columns(row))
     return rows
 
