@@ -48,8 +48,7 @@ class Corpus:
         count = min(at_most, *(len(there) / share for there, share in zip(places, shares, strict=True) if share))
         rows = []
         for file, there, share in zip(self.val, places, shares, strict=True):
-            wanted = round(count * share) if share else 0
-            chosen = np.linspace(0, len(there) - 1, wanted).round().astype(int)
+            chosen = np.linspace(0, len(there) - 1, round(count * share)).round().astype(int)
             rows += [file[there[i] : there[i] + block + 1] for i in chosen]
         return torch.from_numpy(np.stack(rows).astype(np.int32))
 
