@@ -1,8 +1,9 @@
-"""The best checkpoint of phase 0.
+"""The checkpoints of phase 0 that are kept to branch from: the best, and one at every tenth thousand of the paper's
+iterations, in proportion at other scales.
 
-Writing one takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the memory
-of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the next
-checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
+Writing the best takes seconds (1.5 GB at GPT-0.1B), so after an improved validation the state is only copied in the
+memory of the training device: a millisecond, and 1.5 GB beside some 30 GB of activations. The copy is written with the
+next checkpoint of the run. A killed run trains the lost part again; on a CPU it finds the same best.
 
 On disk it is kept as `best_at_<iteration>`. A checkpoint is written after the best that its state names, and the two
 newest of both are kept, so that the best of any checkpoint that a run resumes from is there.
@@ -17,18 +18,30 @@ from experiments.common.errors import UserError
 from experiments.common.workspace import Workspace
 
 BEST = "best"  # its name once it is settled
+PERIODIC = [f"{thousands}k" for thousands in range(10, 100, 10)]
+PAPER_ITERATIONS = 97_282  # of phase 0
+
+
+def kept_at(checkpoint: str, iterations: int) -> int:
+    """The iteration of phase 0, of so many, after which a periodic checkpoint is kept."""
+    return max(1, round(int(checkpoint[:-1]) * 1000 / PAPER_ITERATIONS * iterations))
 
 
 class Best:
-    """The lowest validation loss of phase 0 so far, and the state that had it."""
+    """The lowest validation loss of phase 0 so far, and the state that had it.
+
+    Attributes:
+        loss: the lowest so far.
+        at: the iteration after which it was measured; 0: none yet.
+        settled: whether it is the best of the whole phase and changes no more.
+        held: the state that had it, from `Workspace.snapshot`, until `write` has written it.
+    """
 
     PREFIX = "best_at_"  # of its name on disk while it may change
 
     def __init__(self) -> None:
-        self.loss = math.inf  # the lowest so far
-        self.at = 0  # the iteration after which it was measured; 0: none yet
-        self.settled = False  # whether it is the best of the whole phase and changes no more
-        self._held: dict[str, Any] | None = None  # its state, until that is written
+        self.loss, self.at, self.settled = math.inf, 0, False
+        self.held: dict[str, Any] | None = None
 
     @property
     def _name(self) -> str:
@@ -41,35 +54,32 @@ class Best:
     def load(self, state: list[Any]) -> None:
         """Restore what a checkpoint stores."""
         self.loss, self.at, self.settled = state
-        self._held = None
+        self.held = None
 
     def improves(self, loss: float, at: int) -> bool:
-        """Whether the validation loss after iteration `at` is the lowest so far; if so, call `hold` next."""
+        """Whether the validation loss after iteration `at` is the lowest so far; if so, set `held` next."""
         if self.settled or not loss < self.loss:
             return False
         self.loss, self.at = loss, at
-        self._held = None  # released first, so that memory never holds two
+        self.held = None  # released first, so that memory never holds two
         return True
-
-    def hold(self, content: dict[str, Any]) -> None:
-        """Keep a copy of the state, from `Workspace.snapshot`, for the next `write`."""
-        self._held = content
 
     def settles(self, at: int, last: bool, wait: float) -> bool:
         """Whether it is final after iteration `at`: the phase is over, or `wait` iterations brought nothing lower."""
         return not self.settled and (last or (self.at > 0 and at - self.at >= wait))
 
     def write(self, workspace: Workspace, state: dict[str, Any], keep: list[str], at: int) -> None:
-        """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too."""
+        """Write the best that `state` names, then a checkpoint of `state` after iteration `at`, kept as `keep` too. In
+        phase 1 there is no best to write."""
         folder = workspace.path
-        if self._held is not None and self.at == at and not self.settled:  # both are the same state
+        if self.held is not None and self.at == at and not self.settled:  # both are the same state
             keep = [*keep, self._name]
-        elif self._held is not None:
-            checkpoint.save_as(folder, self._held, self._name)
+        elif self.held is not None:
+            checkpoint.save_as(folder, self.held, self._name)
         if self.settled and BEST not in checkpoint.kept(folder):
             checkpoint.keep_also(folder, self._name, BEST)
         workspace.save(state, keep)
-        self._held = None
+        self.held = None
         for _, name in self._on_disk(folder)[:-2]:
             checkpoint.drop(folder, name)
 

@@ -4,9 +4,8 @@ from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
 from experiments.common.schema import COUNT, EACH_PHASE, LATER_PHASES, NOTHING, setting
-from experiments.language.best import BEST
-from experiments.language.protocol import PERIODIC
-from experiments.language.tokenizers import NAMES
+from experiments.language.best import BEST, PERIODIC
+from experiments.language.tokenizers import VOCABULARY
 
 
 @dataclass
@@ -89,7 +88,7 @@ class LanguageConfig(BaseConfig):
 
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: str = setting(choices=(BEST, *PERIODIC), decides=LATER_PHASES)
-    tokenizer: str = setting(choices=NAMES)
+    tokenizer: str = setting(choices=tuple(VOCABULARY))
     patience: float = setting(above=0, high=1)
     model: ModelConfig = field(default_factory=ModelConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

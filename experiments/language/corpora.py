@@ -10,8 +10,8 @@ from torch import Tensor
 
 from experiments.common.errors import UserError
 from experiments.common.seeding import generator
-from experiments.language.prepare import folder_of, verify
-from experiments.language.sources import NAMED, files_of, fingerprint
+from experiments.language.prepare import verify
+from experiments.language.sources import NAMED, existing, fingerprint, folder_of
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
 
@@ -48,8 +48,7 @@ class Corpus:
         count = min(at_most, *(len(there) / share for there, share in zip(places, shares, strict=True) if share))
         rows = []
         for file, there, share in zip(self.val, places, shares, strict=True):
-            wanted = round(count * share) if share else 0
-            chosen = np.linspace(0, len(there) - 1, wanted).round().astype(int)
+            chosen = np.linspace(0, len(there) - 1, round(count * share)).round().astype(int)
             rows += [file[there[i] : there[i] + block + 1] for i in chosen]
         return torch.from_numpy(np.stack(rows).astype(np.int32))
 
@@ -66,21 +65,19 @@ def load(
     """The corpus that a list of configuration entries names.
 
     Args:
-        entries: corpora or files, as `prepare` takes them.
-        tokenizer: gpt2 or bytes.
-        data_dir: the user's data folder.
+        entries, tokenizer, data_dir, column: as `prepare` takes them.
         block: tokens a model sees at once.
         command: what prepares the token files.
         first_tokens: how many of the training tokens are used, from the front; None: all.
-        column: of the text in parquet and JSON files.
 
     Raises:
         UserError: a file that is missing, damaged, of another tokenizer, or shorter than a block.
     """
     corpus = Corpus([], [], [])
+    splits = {"train": corpus.train, "val": corpus.val}
     for entry in entries:
         folder = folder_of(entry, tokenizer, data_dir, column)
-        for split, files in (("train", corpus.train), ("val", corpus.val)):
+        for split, files in splits.items():
             tokens, sha256 = _open(folder, split, entry, tokenizer, column, command)
             files.append(tokens)
             corpus.identity.append([split, sha256, len(tokens)])
@@ -89,7 +86,7 @@ def load(
         for number, tokens in enumerate(corpus.train):
             corpus.train[number] = tokens[:first_tokens]
             first_tokens = max(first_tokens - len(tokens), 0)
-    for split, files in (("train", corpus.train), ("val", corpus.val)):
+    for split, files in splits.items():
         if (longest := max(map(len, files))) <= block:
             raise UserError(
                 f"budget.block={block} is longer than the {split} text of {', '.join(entries)}: "
@@ -100,9 +97,7 @@ def load(
 
 def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
     if not (folder / f"{split}.json").exists():
-        if entry not in NAMED and not files_of(entry):
-            raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}")
-        if Path(entry).expanduser().is_dir() and tokenizer != "gpt2":
+        if entry not in NAMED and existing(entry)[0].is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
         raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
     try:
@@ -124,9 +119,8 @@ class Mixture:
     """
 
     def __init__(self, first: Corpus, second: Corpus | None, replay: float, block: int) -> None:
-        self.first, self.second = first, second
+        self.corpora, self.block = (first, second), block
         self.replay = 1.0 if second is None else replay
-        self.block = block
 
     def batch(self, seed: int, phase: int, iteration: int, size: int, stream: str = "order") -> Tensor:
         """Sequences of one iteration, (size, block + 1), int32."""
@@ -134,7 +128,7 @@ class Mixture:
         old = torch.rand(size, generator=source) < self.replay
         places = torch.rand(size, generator=source, dtype=torch.float64)
         batch = np.empty((size, self.block + 1), np.int32)
-        for corpus, mask in ((self.first, old), (self.second, ~old)):
+        for corpus, mask in zip(self.corpora, (old, ~old), strict=True):
             if corpus is not None and mask.any():
                 batch[mask.numpy()] = corpus.sequences(places[mask], self.block)
         return torch.from_numpy(batch)

@@ -8,13 +8,11 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from experiments.common.domain import Prepare
 from experiments.common.errors import Interrupted, StopSignals, UserError
@@ -64,10 +62,9 @@ class ProcessGroup:
         Raises:
             UserError: what the action raised, in every process.
         """
-        result, error = _attempt(action) if self.is_main_process else (None, None)
-        result, message = self.broadcast((result, error and str(error)))
-        if message is not None:
-            raise error or UserError(message)
+        result, error = self.broadcast(_attempt(action) if self.is_main_process else None)
+        if error is not None:
+            raise error
         return result
 
     def on_every_process(self, action: Callable[[], Any]) -> Any:
@@ -77,25 +74,22 @@ class ProcessGroup:
             UserError: what the action raised, in every process, also where it succeeded.
         """
         result, error = _attempt(action)
-        messages = [error and str(error)] * self.world_size
+        errors = [error] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(messages, messages[0], group=self._control)
-        for message in messages:
-            if message is not None:
-                raise error or UserError(message)
+            dist.all_gather_object(errors, error, group=self._control)
+        if any(errors):
+            raise error or next(filter(None, errors))
         return result
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def sum_(self, tensor: Tensor) -> None:
         """Add up the values of all processes, in place."""
         if self.world_size > 1:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
+            dist.all_reduce(tensor)
 
-    def mean_(self, tensors: Sequence[Tensor]) -> None:
+    def mean_(self, tensor: Tensor) -> None:
         """Average the values of all processes, in place."""
-        self.sum_(tensors)
-        for tensor in tensors:
-            tensor /= self.world_size
+        self.sum_(tensor)
+        tensor /= self.world_size
 
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Give every process the main process's values, in place."""
@@ -103,14 +97,10 @@ class ProcessGroup:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def data_parallel(self, network: Any) -> Any:
-        """`network`, which may be compiled, with gradients averaged over the processes."""
-        return network if self.world_size == 1 else DistributedDataParallel(network)
-
-    def announce(self, method: str, argument: Any) -> None:
+    def announce(self, method: str, *arguments: Any) -> None:
         """In the main process: make the others call this method of their experiment, too."""
         if self.is_main_process:
-            self.broadcast((method, argument))
+            self.broadcast((method, arguments))
 
     def carry_out(
         self, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
@@ -126,7 +116,7 @@ class ProcessGroup:
                 return self._repeat(prepare)
 
         def prepare_everywhere() -> Any:
-            self.announce("prepare", None)
+            self.announce("prepare")
             return prepare()
 
         try:
@@ -141,18 +131,16 @@ class ProcessGroup:
         """Call what the main process announces, until the job ends."""
         experiment: Any = None
         while True:
-            method, argument = self.broadcast()
+            method, arguments = self.broadcast()
             if method == "end":
-                if argument is not None:
-                    raise Interrupted(argument)
+                if arguments[0] is not None:
+                    raise Interrupted(arguments[0])
                 return {"status": "done in another process"}
             with suppress(UserError, Interrupted):  # the main process meets and reports them, too
                 if method == "prepare":
                     experiment = prepare()
-                elif method == "load_state_dict":
-                    experiment.load_state_dict(argument)
-                else:  # a workspace is used in the main process alone
-                    experiment.train(SimpleNamespace(path="the main process's directory"), argument)
+                else:
+                    getattr(experiment, method)(*arguments)
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[Any, UserError | None]:

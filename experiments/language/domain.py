@@ -2,8 +2,8 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,8 +21,7 @@ from experiments.language.distributed import ProcessGroup
 from experiments.language.model import MODELS
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """The two corpora and the processes of a run."""
 
     first: Corpus
@@ -71,9 +70,16 @@ class Language(Domain):
             raise UserError(f"optimizer.betas={list(cfg.optimizer.betas)} must be below 1")
 
     def open(self, cfg: DictConfig, runtime: Runtime) -> Opened:
-        """Join the processes and load the corpora."""
-        group = ProcessGroup(runtime.device)
-        check_split(cfg, runtime, group.world_size)
+        """Join the processes and load the corpora. UserError unless an iteration divides evenly into forward passes and
+        processes, or with CUDA graphs, whose memory the next pass would overwrite, into one pass a process."""
+        group, budget = ProcessGroup(runtime.device), cfg.budget
+        if budget.sequences % (budget.micro_batch * group.world_size):
+            raise UserError(
+                f"budget.sequences={budget.sequences} is not a multiple of budget.micro_batch={budget.micro_batch}"
+                + (f" times {group.world_size} processes" if group.world_size > 1 else "")
+            )
+        if runtime.compile == "graphs" and budget.sequences > budget.micro_batch * group.world_size:
+            raise UserError("compile=graphs accumulates no gradients; use compile=true or a larger budget.micro_batch")
         first, second = group.on_every_process(lambda: load_corpora(cfg))
         return Opened(first, second, group)
 
@@ -104,7 +110,7 @@ class Language(Domain):
     def experiment(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Opened) -> Experiment:
         from experiments.language.train import LanguageTraining
 
-        return LanguageTraining(cfg, runtime, method, opened.first, opened.second, opened.group)
+        return LanguageTraining(cfg, runtime, method, *opened)
 
     def in_every_process(
         self, opened: Opened, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]], stop: StopSignals
@@ -112,37 +118,27 @@ class Language(Domain):
         return opened.group.carry_out(prepare, carry_out, stop)
 
 
-def check_split(cfg: DictConfig, runtime: Runtime, processes: int) -> None:
-    """Raise UserError unless an iteration divides evenly into forward passes and processes, or with CUDA graphs, whose
-    memory the next pass would overwrite, into one pass a process."""
-    budget = cfg.budget
-    if budget.sequences % (budget.micro_batch * processes):
-        raise UserError(
-            f"budget.sequences={budget.sequences} is not a multiple of budget.micro_batch={budget.micro_batch}"
-            + (f" times {processes} processes" if processes > 1 else "")
-        )
-    if runtime.compile == "graphs" and budget.sequences > budget.micro_batch * processes:
-        raise UserError("compile=graphs does not accumulate gradients; use compile=true or a larger budget.micro_batch")
-
-
 def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
-    settings = {"tokenizer": cfg.tokenizer, "data_dir": data_folder(cfg), "block": cfg.budget.block}
-    settings |= {"command": prepare_command(cfg), "column": cfg.data.text_column}
-    first = corpora.load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens, **settings)
-    return first, corpora.load(list(cfg.data.second), **settings)
+    """Both corpora of a configuration."""
+    load = partial(
+        corpora.load, tokenizer=cfg.tokenizer, data_dir=data_folder(cfg), block=cfg.budget.block,
+        command=prepare_command(cfg), column=cfg.data.text_column,
+    )  # fmt: skip
+    return load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens), load(list(cfg.data.second))
 
 
 def prepare_command(cfg: DictConfig) -> str:
     """What makes the token files that a configuration needs."""
-    data = cfg.data
-    words = [f"data={data.name}", f"tokenizer={cfg.tokenizer}"]
-    named: Any = OmegaConf.load(CONFIGS / "language" / "data" / f"{data.name}.yaml")
+    data, words = cfg.data, [f"data={cfg.data.name}", f"tokenizer={cfg.tokenizer}"]
+    named = OmegaConf.load(CONFIGS / "language" / "data" / f"{data.name}.yaml")
     for key in ("first", "second"):
-        if OmegaConf.is_missing(named, key) or list(data[key]) != list(named[key]):
-            words.append(shlex.quote(f"data.{key}=[{','.join(data[key])}]"))
-    words += [f"data.text_column={data.text_column}"] if data.text_column != "text" else []
-    words += [shlex.quote(f"data_dir={cfg.data_dir}")] if data_folder(cfg) != default_data_dir() else []
-    return f"python -m scripts.prepare_data language {' '.join(words)}"
+        if OmegaConf.select(named, key) != data[key]:
+            words.append(f"data.{key}=[{','.join(data[key])}]")
+    if data.text_column != "text":
+        words.append(f"data.text_column={data.text_column}")
+    if data_folder(cfg) != default_data_dir():
+        words.append(f"data_dir={cfg.data_dir}")
+    return f"python -m scripts.prepare_data language {shlex.join(words)}"
 
 
 LANGUAGE = Language()

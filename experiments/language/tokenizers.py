@@ -54,7 +54,6 @@ class Gpt2:
 
 Tokenizer = Bytes | Gpt2
 VOCABULARY = {"gpt2": Gpt2.tokens, "bytes": Bytes.tokens}
-NAMES = tuple(VOCABULARY)
 
 
 def load(name: str, data_dir: Path) -> Tokenizer:

@@ -8,11 +8,13 @@ full reset 3.057, FIRE 3.019 (3 seeds, scale=paper).
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import fire
 from experiments.common import plasticity
@@ -23,11 +25,11 @@ from experiments.common.progress import Progress
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import seed_everything
 from experiments.common.workspace import Workspace
-from experiments.language import model, protocol
+from experiments.language import best, model
 from experiments.language.best import BEST, Best
 from experiments.language.corpora import Corpus, Mixture
 from experiments.language.distributed import ProcessGroup
-from experiments.language.hardware import peak_rate, preferred_attention
+from experiments.language.model import peak_rate, preferred_attention
 
 PROBE_TOKENS = 4096  # of the first corpus's validation text, that the plasticity metrics look at
 EVAL_TOKENS = 16_384  # in one uncompiled forward pass
@@ -54,9 +56,9 @@ class LanguageTraining(Experiment):
         super().__init__(cfg, runtime, method, self.model)
         self.model.to(runtime.device)
         self.compiled = runtime.compiled(self.model)
-        self.called = group.data_parallel(self.compiled)
+        self.called: Any = DistributedDataParallel(self.compiled) if group.world_size > 1 else self.compiled
         self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
-        self.optimizer = protocol.new_optimizer(self.model, cfg)
+        self.optimizer = model.new_optimizer(self.model, cfg)
         self.begin_during(0)
         self.iteration, self.origin = 0, 0  # of this phase, and where it began
         self.best = Best()
@@ -64,7 +66,7 @@ class LanguageTraining(Experiment):
         self.peak = peak_rate(runtime)
         self.branch, self.rewinds = cfg.checkpoint, cfg.checkpoint == BEST
         # After which iteration of phase 0 each periodic checkpoint is kept.
-        self.periodic = {name: protocol.kept_at(name, budget.iterations[0]) for name in protocol.PERIODIC}
+        self.periodic = {name: best.kept_at(name, budget.iterations[0]) for name in best.PERIODIC}
         kept = [at for at in self.periodic.values() if self.rewinds or at <= self.periodic[self.branch]]
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's moments
         self.disk_bytes = (len(kept) + 1 + 6) * size
@@ -107,7 +109,7 @@ class LanguageTraining(Experiment):
 
     def train(self, workspace: Workspace, until_phase: int) -> None:
         """Train phase 0 until the checkpoint to branch from is kept, or, from there, phase 1 to its end."""
-        self.group.announce("train", until_phase)
+        self.group.announce("train", SimpleNamespace(path="the main process's directory"), until_phase)
         if until_phase > 1 and self.phase == 0:
             self.phase, self.origin, self.iteration = 1, self.iteration, 0
             self.cross_boundary(lambda row: self.group.on_main_process(lambda: workspace.log.append(row)))
@@ -129,12 +131,12 @@ class LanguageTraining(Experiment):
         """The same weights in all processes, and a new optimiser, unless the run keeps it."""
         self.group.broadcast_([*self.model.parameters(), *self.model.buffers()])
         if self.cfg.optimizer_at_boundary == "reset":
-            self.optimizer = protocol.new_optimizer(self.model, self.cfg)
+            self.optimizer = model.new_optimizer(self.model, self.cfg)
 
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""
         cfg, budget = self.cfg, self.cfg.budget
-        rate = protocol.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
+        rate = model.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         batch = self.mixtures[self.phase].batch(cfg.seed, self.phase, self.iteration, budget.sequences)
@@ -153,7 +155,11 @@ class LanguageTraining(Experiment):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         skipped = ~torch.isfinite(norm)  # loss scaling has left this step out
-        self.after_step(skipped)
+        if self.method.acts_in(self.phase) and not (self.scaler.is_enabled() and bool(skipped)):
+            if self.during.is_due():  # all processes act alike on the same measurements
+                for measured in self.during.measured():
+                    self.group.mean_(measured)
+            self.during.after_step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         norm = torch.where(skipped, 0.0, norm) if self.scaler.is_enabled() else norm
         self.totals += torch.stack([total, norm, skipped.float(), torch.ones_like(total)])
@@ -165,14 +171,6 @@ class LanguageTraining(Experiment):
         if self.runtime.device == "cuda":
             batch = batch.pin_memory().to("cuda", non_blocking=True)
         return batch.long()
-
-    def after_step(self, skipped: Tensor) -> None:
-        """What the method does after a step of the optimiser, with the same measurements in all processes."""
-        if not self.method.acts_in(self.phase) or (self.scaler.is_enabled() and bool(skipped)):
-            return
-        if self.during.is_due():
-            self.group.mean_(self.during.measured())
-        self.during.after_step(self.optimizer)
 
     def finish_iteration(self, workspace: Workspace, progress: Progress) -> None:
         """Validate, log and keep checkpoints where that is due after this iteration."""
@@ -191,7 +189,7 @@ class LanguageTraining(Experiment):
             progress.show(f"iteration {at}", **{short: row[name] for short, name in names.items() if name in row})
             self.totals = self.new_totals()
             if validates and phase == 0 and self.best.improves(row["val/loss"], at) and self.group.is_main_process:
-                self.best.hold(workspace.snapshot(self.state_dict()))
+                self.best.held = workspace.snapshot(self.state_dict())
         settles = phase == 0 and self.best.settles(at, last, self.cfg.patience * budget.iterations[0])
         if keep or settles or self.group.on_main_process(lambda: workspace.save_due()):
             self.save(workspace, keep, settles)
@@ -206,10 +204,7 @@ class LanguageTraining(Experiment):
         self.finite_totals(workspace)
         started = time.perf_counter()
         self.best.settled = self.best.settled or settles
-        if self.phase == 0:
-            self.group.on_main_process(lambda: self.best.write(workspace, self.state_dict(), keep, self.iteration))
-        else:
-            self.group.on_main_process(lambda: workspace.save(self.state_dict(), keep))
+        self.group.on_main_process(lambda: self.best.write(workspace, self.state_dict(), keep, self.iteration))
         self.clock += time.perf_counter() - started  # which does not count as training
         if (signal := self.group.on_main_process(lambda: workspace.signal)) is not None:
             raise Interrupted(signal)
@@ -221,7 +216,7 @@ class LanguageTraining(Experiment):
             UserError: the loss, or without loss scaling the gradient, is not finite; such a state is never saved.
         """
         totals = self.totals.clone()
-        self.group.sum_([totals])
+        self.group.sum_(totals)
         if not torch.isfinite(totals).all():
             raise UserError(
                 f"the loss or gradient is not finite in phase {self.phase}, by iteration {self.iteration}; the last "
@@ -272,7 +267,7 @@ class LanguageTraining(Experiment):
         for call, part in parts[self.group.rank :: self.group.world_size]:
             with self.runtime.autocast, preferred_attention(self.runtime.device, block):
                 total += call(part.long()).double() * len(part)
-        self.group.sum_([total])
+        self.group.sum_(total)
         return float(total) / len(windows)
 
     @torch.no_grad()

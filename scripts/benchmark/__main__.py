@@ -21,8 +21,7 @@ import torch
 from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.provenance import git_revision, machine
 from scripts import command
-from scripts.benchmark.cases import Case, Clock, Row, measure
-from scripts.benchmark.tables import rates, table
+from scripts.benchmark.cases import Case, Clock, Row, measure, rates, table
 
 BENCHMARKS = ("core", "vision", "language", "atari", "humanoid")
 
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counte
     )
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), metavar="benchmark", help="one or more")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", metavar="PATTERN", help="cases or loops whose name has this, or fits it as a glob")
+    parser.add_argument("--only", metavar="PATTERN", help="cases or loops in whose name this glob is found")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole command")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each loop at most (default: %(default)s)")
     parser.add_argument("--synthetic", action="store_true", help="vision: random images in place of CIFAR-10")

@@ -60,17 +60,6 @@ def plain(cfg: DictConfig, mode: str, stack: ExitStack) -> Loop:
     return repeated(loop.take_step, STEPS[cfg.device], cfg.dqn.environments)
 
 
-def q_network(cfg: DictConfig, actions: int) -> nn.Sequential:
-    """DQN's network (Mnih et al. 2015) in PyTorch's usual memory format."""
-    width, hidden = cfg.budget.width, cfg.budget.hidden
-    return nn.Sequential(
-        nn.Conv2d(4, width, 8, stride=4), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 4, stride=2), nn.ReLU(),
-        nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(2 * width * 49, hidden), nn.ReLU(), nn.Linear(hidden, actions),
-    )  # fmt: skip
-
-
 class PlainLoop:
     """DQN as one writes it first."""
 
@@ -81,7 +70,13 @@ class PlainLoop:
         settings: dict[str, Any] = {"wrappers": [screen, stack], "frameskip": 1, "repeat_action_probability": STICKY}
         self.envs = gym.make_vec("ALE/Asterix-v5", cfg.dqn.environments, mode, **settings)
         actions = int(self.envs.single_action_space.n)  # type: ignore[attr-defined]
-        self.q = q_network(cfg, actions).to(self.device)
+        width, hidden = cfg.budget.width, cfg.budget.hidden
+        self.q = nn.Sequential(  # of Mnih et al. 2015, in PyTorch's usual memory format
+            nn.Conv2d(4, width, 8, stride=4), nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 4, stride=2), nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(2 * width * 49, hidden), nn.ReLU(), nn.Linear(hidden, actions),
+        ).to(self.device)  # fmt: skip
         self.target = deepcopy(self.q)
         self.optimizer = torch.optim.Adam(self.q.parameters(), cfg.optimizer.learning_rate, eps=cfg.optimizer.eps)
         state, number = np.zeros((4, 84, 84), np.uint8), np.float32(0)

@@ -1,20 +1,22 @@
 """What all benchmarks share: cases, whose loops are timed alternately, so that a slow minute slows all of them."""
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 Row = dict[str, Any]
 Clock = Callable[[], float]  # seconds
+# Title of a table's column: which column of the rows it shows, in which format, multiplied by what.
+Columns = Mapping[str, tuple[str, str, float]]
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,8 @@ class Case:
 
     def chosen(self, pattern: str) -> "Case | None":
         """The case with the loops that a pattern names, and the first; whole if it names the case; None if nothing."""
-
-        def fits(text: str) -> bool:
-            return fnmatch(text.lower(), pattern.lower()) or pattern.lower() in text.lower()
-
-        asked = [name for name in self.loops if any(map(fits, (self.name, name, f"{self.name}, {name}")))]
-        first = next(iter(self.loops))
+        glob, first = f"*{pattern.lower()}*", next(iter(self.loops))
+        asked = [name for name in self.loops if fnmatch(f"{self.name}, {name}".lower(), glob)]
         loops = {name: make for name, make in self.loops.items() if name in asked or name == first}
         return replace(self, loops=loops) if asked else None
 
@@ -77,7 +75,7 @@ def measure(
     Raises:
         TimeoutError: it is `end` before there was a turn that counts.
     """
-    now, longest, rows = clock(), 0.0, list[Row]()
+    now, longest = clock(), 0.0
     share_end = now + (end - now) / (waiting + 1)
     if now >= end:
         raise TimeoutError
@@ -96,12 +94,15 @@ def measure(
                 shown = f"turn {turn}" if turn else "warm-up"
                 print(f"{case.name}: {shown}, {name}: {times[name][-1]:.3f} s", flush=True)
             longest = max(longest, clock() - started) if turn else 0.0
-        costs = {name: [seconds / loops[name].work for seconds in times[name][1:]] for name in loops}
-        first = next(iter(costs.values()))
+        seconds = pd.DataFrame(times)[1:]  # turns x loops
+        per_second = pd.Series({name: loop.work for name, loop in loops.items()}) / seconds
+        over_first = per_second.rdiv(per_second.iloc[:, 0], axis=0)
+        rows = []
         for name, loop in loops.items():
-            row = {"case": case.name, "loop": name, "unit": case.unit, "repeats": len(first)}
-            row |= spread("seconds", times[name][1:]) | spread("per_second", [1 / cost for cost in costs[name]])
-            row["over_first"] = statistics.median(a / b for a, b in zip(costs[name], first, strict=True))
+            row: Row = {"case": case.name, "loop": name, "unit": case.unit, "repeats": len(seconds)}
+            for column, values in (("seconds", seconds[name]), ("per_second", per_second[name])):
+                row |= {column: values.median(), f"{column}_min": values.min(), f"{column}_max": values.max()}
+            row["over_first"] = over_first[name].median()
             rows.append(row | loop.columns(row))
     return rows
 
@@ -114,11 +115,6 @@ def timed(function: Callable[[], object], device: str) -> float:
     function()
     wait()
     return time.perf_counter() - started
-
-
-def spread(name: str, values: Sequence[float]) -> Row:
-    """Columns for the median of some values and their range."""
-    return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def repeated(step: Callable[[], object], times: int, work: float) -> Loop:
@@ -148,3 +144,26 @@ class PlainBuffer:
         """Each part of `count` transitions."""
         rows = self.rng.integers(min(self.added, self.capacity), size=count)
         return [torch.as_tensor(array[rows], device=device) for array in self.arrays]
+
+
+def table(rows: pd.DataFrame, columns: Columns) -> str:
+    """A row for each loop. The first column's range and number of turns follow it; what is not known is left out."""
+    shown = {"": rows.case.where(~rows.case.duplicated(), ""), "loop": rows.loop}
+    known = {title: column for title, column in columns.items() if column[0] in rows}
+    for number, (title, (name, form, factor)) in enumerate(known.items()):
+        shown[title] = cells(rows[name] * factor, form)
+        if number == 0:
+            low, high = (cells(rows[f"{name}_{end}"] * factor, form) for end in ("min", "max"))
+            shown["range"] = (low + " to " + high).where((rows.repeats > 1) & (low != ""), "")
+            shown["turns"] = cells(rows.repeats, "{:.0f}")
+    return pd.DataFrame(shown).to_markdown(index=False, disable_numparse=True)
+
+
+def rates(unit: str) -> Columns:
+    """The usual columns: work a second, and how many times as fast the first loop is."""
+    return {f"{unit} / s": ("per_second", "{:,.1f}", 1), "ours / this": ("over_first", "{:.2f}", 1)}
+
+
+def cells(values: pd.Series, form: str) -> pd.Series:
+    """Numbers as text; empty where there is none."""
+    return values.map(form.format).where(values.notna(), "")

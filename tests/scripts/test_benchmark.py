@@ -18,8 +18,7 @@ from experiments.common.runtime import resolve_runtime
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import atari, core, humanoid, language, vision
-from scripts.benchmark.cases import Case, Loop, measure
-from scripts.benchmark.tables import rates, table
+from scripts.benchmark.cases import Case, Loop, measure, rates, table
 from tests.conftest import REPOSITORY
 from tests.peak_memory import peak_of_new_storage
 

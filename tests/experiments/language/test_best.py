@@ -8,7 +8,7 @@ import pytest
 
 from experiments.common import checkpoint
 from experiments.common.workspace import Workspace
-from experiments.language import protocol
+from experiments.language import best
 from experiments.language.train import LanguageTraining
 from tests.conftest import Command, numbers, run_dirs
 
@@ -28,7 +28,7 @@ PERIODIC = {"30k": 4, "60k": 7}  # the checkpoints that are kept, and after whic
 def losses(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float]], None]:
     """Phase 0 has the validation losses that are given."""
     evaluate = LanguageTraining.evaluate
-    monkeypatch.setattr(protocol, "PERIODIC", list(PERIODIC))
+    monkeypatch.setattr(best, "PERIODIC", list(PERIODIC))
 
     def script(values: list[float]) -> None:
         def scripted(self: LanguageTraining) -> dict[str, float]:

@@ -12,7 +12,7 @@ from experiments.common.config import build_method, compose_domain
 from experiments.common.domain import describe
 from experiments.common.errors import UserError
 from experiments.common.runtime import resolve_runtime
-from experiments.language import protocol, sources
+from experiments.language import best, model, sources
 from experiments.language.config import LanguageConfig
 from experiments.language.distributed import ProcessGroup
 from experiments.language.domain import LANGUAGE, Opened, load_corpora
@@ -61,7 +61,7 @@ def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float,
     assert cfg.method.coefficient == coefficient
     fire = composed("scale=paper", f"checkpoint={checkpoint}").method
     assert (fire.name, fire.solver, fire.steps) == ("fire", "newton_schulz", 5)
-    assert at == 0 or protocol.kept_at(checkpoint, budget.iterations[0]) == at
+    assert at == 0 or best.kept_at(checkpoint, budget.iterations[0]) == at
     assert sources.NAMED["wikitext103"].config == "wikitext-103-v1"
 
 
@@ -73,20 +73,20 @@ def test_workstation_is_gpt2_size_on_ones_own_files() -> None:
     assert (cfg.data.name, cfg.tokenizer, cfg.precision) == ("files", "gpt2", "bf16")
     assert 2_000_000 <= budget.first_tokens <= 5_000_000
     # Phase 0 until 60k, and four methods, at the 450,000 tokens a second that others report.
-    iterations = protocol.kept_at("60k", budget.iterations[0]) + 4 * budget.iterations[1]
+    iterations = best.kept_at("60k", budget.iterations[0]) + 4 * budget.iterations[1]
     assert iterations * budget.sequences * budget.block / 450_000 < 13 * 60
     assert composed("scale=workstation", "data=wikitext2_imdb").data.name == "wikitext2_imdb"
 
 
 def test_learning_rate_is_a_warm_up_and_a_cosine() -> None:
     cfg = composed("scale=paper")
-    at = partial(protocol.learning_rate, iterations=97_282, cfg=cfg)
+    at = partial(model.learning_rate, iterations=97_282, cfg=cfg)
     assert at(0) == pytest.approx(6e-4 / 2001)
     assert at(1999) < at(2000) == 6e-4 > at(2001)
     assert at(2000 + (97_282 - 2000) // 2) == pytest.approx((6e-4 + 6e-5) / 2)
     assert at(97_281) == pytest.approx(6e-5, rel=1e-4)
     assert at(50_000) == pytest.approx(6e-5 + 5.4e-4 * 0.5 * (1 + math.cos(math.pi * 48_000 / 95_282)))
-    assert protocol.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
+    assert model.learning_rate(99, 1000, cfg) == pytest.approx(6e-4 * 100 / 101)  # a tenth of a short phase
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from experiments.common import checkpoint
 from experiments.common.metric_log import read_rows
 from experiments.language import model
 from experiments.language.domain import load_corpora
-from experiments.language.hardware import preferred_attention
+from experiments.language.model import preferred_attention
 from tests.conftest import Command, needs_cuda, numbers, run_dirs
 
 Rows = list[dict[str, Any]]

@@ -14,8 +14,7 @@ from experiments.common.runtime import Runtime
 from experiments.language.config import LanguageConfig
 from experiments.language.distributed import ProcessGroup
 from experiments.language.domain import load_corpora
-from experiments.language.hardware import preferred_attention
-from experiments.language.model import GPT
+from experiments.language.model import GPT, preferred_attention
 from experiments.language.train import LanguageTraining
 from tests.conftest import Command, numbers, run_dirs
 

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import fire
 from experiments.common.runtime import Runtime
 from experiments.language import model
-from experiments.language.hardware import PEAK_16_BIT, peak_rate
+from experiments.language.model import PEAK_16_BIT, peak_rate
 
 LAYERS, HEADS, WIDTH, BLOCK, VOCABULARY = 3, 4, 48, 32, 128
 

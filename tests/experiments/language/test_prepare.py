@@ -22,7 +22,8 @@ from tokenizers import ByteLevelBPETokenizer
 from experiments.common.errors import UserError
 from experiments.language import prepare as preparation
 from experiments.language import sources, tokenizers
-from experiments.language.prepare import folder_of, prepare
+from experiments.language.prepare import prepare
+from experiments.language.sources import folder_of
 from tests.conftest import REPOSITORY, interrupt, start_module
 
 DOCUMENTS = [f"Document {i}: {'Größe ' * (i % 7)}naïve café\n" + "x " * (i % 50) for i in range(2000)]
@@ -175,7 +176,7 @@ def test_made_again_when_the_text_changes_or_a_file_is_damaged(tmp_path: Path) -
 
 def test_tokenizers(cache: Path) -> None:
     text = "Naïve café, 東京 — <|endoftext|>\n\n  def f(x):\treturn x ** 2"
-    for name in tokenizers.NAMES:
+    for name in tokenizers.VOCABULARY:
         tokenizer = tokenizers.load(name, cache)
         encoded = tokenizer.encode(text)
         assert encoded.dtype == np.uint16

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments.common import checkpoint
-from experiments.language import model, protocol
+from experiments.language import best, model
 from experiments.language.domain import load_corpora
 from tests.conftest import Command, numbers, run_dirs
 
@@ -38,7 +38,7 @@ def test_sweep_branches_from_three_checkpoints_of_one_phase_0(language: Command,
     (phase,) = phase_dirs(outputs)
     kept = checkpoint.kept(phase)
     at = {name: torch.load(path, weights_only=True)["state"]["position"][1] for name, path in kept.items()}
-    periodic = {name: round(int(name[:-1]) / 97.282 * 40) for name in protocol.PERIODIC}
+    periodic = {name: round(int(name[:-1]) / 97.282 * 40) for name in best.PERIODIC}
     assert {"best", "30k", "60k"} <= at.keys()
     assert all(at[name] == periodic[name] for name in at if name.endswith("k"))
     rows = runs(outputs)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.language.prepare import folder_of
+from experiments.language.sources import folder_of
 from tests.conftest import REPOSITORY
 from tests.experiments.language.test_prepare import DOCUMENTS, MEASURE, described, documents, write
 
