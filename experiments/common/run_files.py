@@ -12,9 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common.errors import UserError
 from experiments.common.files import checksum, write_text
@@ -37,7 +35,7 @@ def configuration(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     try:
         found = OmegaConf.load(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:  # those of files, of YAML and of OmegaConf have no other base in common
         raise _damaged(path, error) from error
     if not isinstance(found, DictConfig):
         raise _damaged(path, "it holds no settings")

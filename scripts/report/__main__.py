@@ -30,6 +30,7 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: no run has finished, or one is damaged or of another domain.
     """
+    command.check_writable(out)
     runs, step = find_runs(roots), described(domain).results.step
     for run in runs:
         if any(step not in row for row in run.rows):
@@ -51,6 +52,7 @@ def report_all(folder: Path) -> None:
     found = [load(path.with_suffix(".csv")) for name in NAMES for path in sorted((folder / name).glob("*.json"))]
     if not found:
         raise UserError(f"no results in {folder}")
+    command.check_writable(folder)
     for result in found:
         show(result, folder / result.first.domain)
     (folder / "index.html").write_text(page(found, folder))

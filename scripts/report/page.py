@@ -25,6 +25,9 @@ TEMPLATES = Environment(
     trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
 )  # fmt: skip
 
+html = MarkdownIt(options_update={"html": False}).enable("table").render
+"""Markdown as HTML; HTML in it is shown, not interpreted."""
+
 
 def figure(result: Result) -> Figure:
     """The picture of a result."""
@@ -61,7 +64,6 @@ def missing(result: Result) -> str:
 
 def page(results: Sequence[Result], folder: Path) -> str:
     """The page's HTML, with what is written about the results in `folder`."""
-    html = MarkdownIt().enable("table").render
     domains = []
     for domain in NAMES:
         own, sections = [result for result in results if result.first.domain == domain], []

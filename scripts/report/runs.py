@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common.errors import UserError
+from experiments.common import run_files
 from experiments.common.metric_log import Row, read_rows
-from experiments.common.workspace import run_directories
+from scripts import command
 
 # Part of a run's identity, though they change its numbers only as chance does: key -> words.
 RAN_WITH = {
@@ -44,6 +44,20 @@ class Run:
     rows: list[Row]
     recipes: dict[str, dict[str, Any]]
     finished: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "Run":
+        """The run in a directory.
+
+        Raises:
+            UserError: a file of it is damaged.
+        """
+        info, done = run_files.description(path), run_files.summary(path)
+        if done is not None:
+            run_files.check_finished_log(path, done)
+        parts = [info, *info["continued"], *info["branched_from"]]
+        rows = read_rows(path / "metrics.jsonl")
+        return cls(path, info, info["values"], parts, rows, run_files.recipes(path), done is not None)
 
     @property
     def group(self) -> str:
@@ -86,24 +100,13 @@ class Run:
 
 
 def find_runs(roots: Sequence[Path]) -> list[Run]:
-    """The runs below `roots`, each once, the finished ones first.
-
-    Raises:
-        UserError: a run is damaged.
-    """
+    """The runs below `roots`, each once, the finished ones first; damaged ones are named and left out."""
     runs: dict[tuple[str, str], Run] = {}
-    for path in sorted(run_directories(roots), key=lambda path: not (path / "done").exists()):
-        try:
-            info = json.loads((path / "run.json").read_text())
-            parts = [info, *info.get("continued", []), *info.get("branched_from", [])]
-            recipes = {file.stem: json.loads(file.read_text()) for file in sorted(path.glob("recipes/*.json"))}
-            rows, done = read_rows(path / "metrics.jsonl"), (path / "done").exists()
-            run = Run(path, info, info["values"], parts, rows, recipes, done)
-            first = runs.setdefault((info["identity"], info["machine"]), run)
-        except (json.JSONDecodeError, KeyError) as error:
-            raise UserError(f"damaged {path}: {error!r}; delete it to do the run again") from error
+    paths = sorted(run_files.run_directories(roots), key=lambda path: not (path / "done").exists())
+    for run in command.readable(paths, Run.read):
+        first = runs.setdefault((run.info["identity"], run.info["machine"]), run)
         if first is not run:
-            print(f"left out, the same run as {first.path}: {path}")
+            print(f"left out, the same run as {first.path}: {run.path}")
     return list(runs.values())
 
 

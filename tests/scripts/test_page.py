@@ -13,6 +13,7 @@ import pytest
 
 from experiments.common.config import recipes
 from experiments.domains import NAMES
+from scripts.report.page import html
 from tests.conftest import REPOSITORY
 
 RESULTS = REPOSITORY / "results"
@@ -50,6 +51,12 @@ def test_page_is_that_of_the_csvs(made_anew: Path) -> None:
     committed, anew = (without_figures((folder / "index.html").read_text()) for folder in (RESULTS, made_anew))
     assert anew == committed
     assert (made_anew / "summary.md").read_text() == (RESULTS / "summary.md").read_text()
+
+
+def test_html_in_findings_is_text() -> None:
+    assert html("<script>x</script> <img src=x onerror=y>\n") == (
+        "<p>&lt;script&gt;x&lt;/script&gt; &lt;img src=x onerror=y&gt;</p>\n"
+    )
 
 
 def test_page_holds_every_number_and_names_what_was_not_run() -> None:
