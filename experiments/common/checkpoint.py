@@ -34,9 +34,7 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
     # Kept first: of two files that a crash may leave, the numbered one must not be alone, since the state in it may say
     # that it has been kept.
     for name in keep:
-        target = folder / f"kept-{name}-{digits}.pt"
-        link(temporary, target)
-        _drop_others(folder, name, target)
+        _keep(temporary, name, digits)
     path = move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
     for _, old in found[: len(found) - 1]:
         old.unlink(missing_ok=True)
@@ -47,21 +45,27 @@ def save_as(folder: Path, content: dict[str, Any], name: str) -> Path:
     """Write `content` to keep it as `name`, in place of an earlier one; what a run resumes from does not change."""
     temporary, digits = write_checked(folder, lambda file: torch.save(content, file))
     path = move(temporary, folder / f"kept-{name}-{digits}.pt")
-    _drop_others(folder, name, path)
+    drop(folder, name, path)
     return path
 
 
 def keep_also(folder: Path, name: str, other: str) -> None:
     """Keep what is kept as `name`, if anything, as `other`, too, in place of an earlier one."""
     if (path := kept(folder).get(name)) is not None:
-        target = path.with_name(f"kept-{other}-{path.stem.rpartition('-')[2]}.pt")
-        link(path, target)
-        _drop_others(folder, other, target)
+        _keep(path, other, _digits(path))
 
 
-def drop(folder: Path, name: str) -> None:
-    """Delete what is kept as `name`, if anything."""
-    _drop_others(folder, name, None)
+def _keep(path: Path, name: str, digits: str) -> None:
+    target = path.with_name(f"kept-{name}-{digits}.pt")
+    link(path, target)
+    drop(path.parent, name, target)
+
+
+def drop(folder: Path, name: str, but: Path | None = None) -> None:
+    """Delete what is kept as `name`, if anything, except the file `but`."""
+    for path in folder.glob(f"kept-{name}-*.pt"):
+        if path != but:
+            path.unlink(missing_ok=True)
 
 
 def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path, str]:
@@ -95,12 +99,6 @@ def link(path: Path, target: Path) -> None:
         copy = target.parent / f".{target.stem}-{os.getpid()}.tmp"
         shutil.copyfile(path, copy)
         move(copy, target)
-
-
-def _drop_others(folder: Path, name: str, path: Path | None) -> None:
-    for other in folder.glob(f"kept-{name}-*.pt"):
-        if other != path:
-            other.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -144,7 +142,11 @@ def final_weights(run_dir: Path) -> dict[str, Any]:
 
 def intact(path: Path) -> bool:
     """Whether a file's content is what the digits in its name say."""
-    return checksum(path)[:16] == path.stem.rpartition("-")[2]
+    return checksum(path)[:16] == _digits(path)
+
+
+def _digits(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
 
 
 def kept(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from experiments.common.config import BaseConfig
 from experiments.common.errors import StopSignals
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
-from experiments.common.schema import digest, identity, phase_0_identity
+from experiments.common.schema import digest, identity
 
 Prepare = Callable[[], Experiment]
 
@@ -149,12 +149,9 @@ class Job:
 def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Job:
     """Name and identity of a run, and what of it phase 0 depends on."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    whole = identity(domain.schema, values)
-    first = phase_0_identity(domain.schema, values)
-    for found in (whole, first):
-        found |= runtime.identity() | {"phase_version": domain.phase_version}
-    whole |= domain.extra_identity(cfg, opened)
-    first |= domain.extra_phase_0_identity(cfg, opened)
+    computed = asdict(runtime) | {"phase_version": domain.phase_version}
+    whole = identity(domain.schema, values) | computed | domain.extra_identity(cfg, opened)
+    first = identity(domain.schema, values, phase_0=True) | computed | domain.extra_phase_0_identity(cfg, opened)
     if method.acts_in(0):  # phase 0 is this method's own, and its units are in the model's scope
         first |= {"method": whole["method"], "model": whole["model"]}
     group, name = f"{domain.benchmark(cfg)}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"

@@ -16,11 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, schema, sweep_job
-from experiments.common.config import build_method, check_names, method_words
+from experiments.common import checkpoint, schema, sweep_job
+from experiments.common.config import build_method, check_names, method_settings
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
+from experiments.common.metric_log import Mirror, Row
 from experiments.common.provenance import note_recipe
 from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
@@ -40,7 +41,8 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = resolve_runtime(cfg, domain.compile_on_cuda)
     opened = domain.open(cfg, runtime)
     job = describe(domain, cfg, runtime, method, opened)
-    words, papers = (" ".join([*some, method_words(cfg)]) for some in (job.choices, domain.paper_choices(cfg)))
+    given = [f"method={cfg.method.name}", *method_settings()]  # which the command line has chosen
+    words, papers = (" ".join([*some, *given]) for some in (job.choices, domain.paper_choices(cfg)))
     logger.info(
         "%s %s seed=%d scale=%s: %s, %s on %s.%s",
         domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
@@ -72,20 +74,19 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         return {**summary, "path": str(job.run_dir), "status": "done before"}
     try:
         experiment = prepare()
-    except UserError:
-        raise
     except Exception as error:
-        keep_traceback(job.run_dir, error)
+        if not isinstance(error, UserError):
+            keep_traceback(job.run_dir, error)
         raise
     check_disk(job, experiment)
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    with Workspace(
-        job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()
-    ) as run:  # a sweep that was killed may still be saving, and another one may do the same
-        done = run.done
+    # A sweep that was killed may still be saving, and another one may do the same.
+    in_sweep = sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    with Workspace(job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep) as run:
+        done = summary_of(run.path)
         if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
         note_recipe(job.run_dir)
@@ -95,7 +96,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         summary = None
         try:
             with run.text_log():
-                summary = train(job, experiment, run, stop, mirror)
+                summary = train(job, experiment, run, stop, mirror.log)
             if (run.path / VIDEO).exists():
                 mirror.video(run.path / VIDEO)
         except Exception as error:
@@ -106,9 +107,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         return {**summary, "path": str(run.path), "status": "done"}
 
 
-def train(
-    job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: metric_log.Mirror
-) -> dict[str, Any]:
+def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: Mirror) -> dict[str, Any]:
     """Train from wherever the run stands to its end; returns its summary."""
     started = time.perf_counter()
     state = run.resume()
@@ -122,7 +121,8 @@ def train(
     if state is None and job.cfg.phase_cache:
         rows, provenance = shared_phase(job, experiment, stop, live)
         run.note_branch(provenance)
-        run.log.extend(rows)
+        for row in rows:
+            run.log.append(row)
     elif experiment.phase == 0:
         reach_branch(experiment, run, stop)
         experiment.load_state_dict(run.go_back(experiment.branch))
@@ -136,8 +136,8 @@ def train(
 
 
 def shared_phase(
-    job: Job, experiment: Experiment, stop: StopSignals, mirror: metric_log.Mirror | None
-) -> tuple[list[metric_log.Row], list[dict[str, Any]]]:
+    job: Job, experiment: Experiment, stop: StopSignals, mirror: Mirror | None
+) -> tuple[list[Row], list[dict[str, Any]]]:
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
     with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
@@ -167,11 +167,6 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
         experiment.train(workspace, 1)
     if experiment.branch == END:
         workspace.save(experiment.state_dict(), keep=[END])
-
-
-def in_sweep() -> bool:
-    """Whether this job is one of a sweep."""
-    return sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

@@ -93,24 +93,19 @@ class Workspace:
         self._lock.release()
 
     def _acquire(self) -> None:
-        announced = False
-        while True:
-            try:
-                self._lock.acquire(timeout=0)
-                break
-            except Timeout:
-                holder = self.path / "holder"
-                who = holder.read_text().strip() if holder.exists() else "another process"
-                if not self._wait:
-                    raise UserError(f"{self.path} is in use by {who}") from None
-                if not announced:
-                    logger.info("waiting for %s, which holds %s", who, self.path)
-                    announced = True
-                time.sleep(0.5)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = self.path / "holder"
+            who = holder.read_text().strip() if holder.exists() else "another process"
+            if not self._wait:
+                raise UserError(f"{self.path} is in use by {who}") from None
+            logger.info("waiting for %s, which holds %s", who, self.path)
+            self._lock.acquire(poll_interval=0.5)
 
     def _describe(self) -> None:
         """Write what this is; on a later opening make sure that it still is."""
-        if not self._description.exists():
+        if not (self.path / "run.json").exists():
             self._new = True
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
             known = {"identity": self.identity, "values": self._values, "choices": self._choices}
@@ -119,15 +114,11 @@ class Workspace:
         elif (known := self._read_description()["identity"]) != self.identity:
             raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
 
-    @property
-    def _description(self) -> Path:
-        return self.path / "run.json"
-
     def _read_description(self) -> dict[str, Any]:
-        return json.loads(self._description.read_text())
+        return json.loads((self.path / "run.json").read_text())
 
     def _write_description(self, description: dict[str, Any]) -> None:
-        write_text(self._description, json.dumps(description, indent=1) + "\n")
+        write_text(self.path / "run.json", json.dumps(description, indent=1) + "\n")
 
     def _note_continuation(self) -> None:
         """Add to the description what has changed around the job since it was last trained."""
@@ -146,11 +137,6 @@ class Workspace:
     def note_branch(self, provenance: list[dict[str, Any]]) -> None:
         """Add to the description where the phase it continues from was trained."""
         self._write_description({**self._read_description(), "branched_from": provenance})
-
-    @property
-    def done(self) -> dict[str, Any] | None:
-        """The summary of a finished job, else None."""
-        return summary_of(self.path)
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to resume from, with all generators set to it; None at the start."""
