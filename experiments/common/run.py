@@ -12,11 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, schema, sweep_job
+from experiments.common import checkpoint, schema
 from experiments.common.config import build_method, check_names, method_settings
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
@@ -30,8 +28,9 @@ from experiments.common.workspace import Workspace, keep_traceback, summary_of
 logger = logging.getLogger("fire")
 
 
-def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
-    """A run from its composed configuration: validate everything, then train what is missing; returns its summary."""
+def run(domain: Domain, cfg: DictConfig, stop: StopSignals, wait: bool) -> dict[str, Any]:
+    """A run from its composed configuration: validate everything, then train what is missing; returns its summary. If
+    another process holds its directory, `wait` for it; otherwise that is an error."""
     schema.check(domain.schema, cfg)
     if cfg.until == "phase0" and not cfg.phase_cache:
         raise UserError("until=phase0 trains the shared phase, which phase_cache=false does without; choose one")
@@ -53,13 +52,13 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     def prepare() -> Experiment:
         return domain.experiment(cfg, runtime, method, opened)
 
-    ended = domain.in_every_process(opened, prepare, lambda prepare: carry_out(job, prepare, stop), stop)
+    ended = domain.in_every_process(opened, prepare, lambda prepare: carry_out(job, prepare, stop, wait), stop)
     if ended["status"] == "done before":
         domain.revisit(cfg, runtime, method, job.run_dir)
     return {"run": job.name, **ended}
 
 
-def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) -> dict[str, Any]:
+def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wait: bool) -> dict[str, Any]:
     """Train what is missing of a run; returns its summary.
 
     `prepare` loads the data and builds the experiment; it is called before anything is written, and not at all for a
@@ -83,9 +82,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    # A sweep that was killed may still be saving, and another one may do the same.
-    in_sweep = sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
-    with Workspace(job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep) as run:
+    with Workspace(job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=wait) as run:
         done = summary_of(run.path)
         if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
