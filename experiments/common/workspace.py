@@ -77,11 +77,10 @@ class Workspace:
                 left_over.unlink()
             write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._describe()
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
-            raise UserError(f"cannot use {self.path}: {error}") from error
-        except BaseException:
-            self._lock.release()
+            if isinstance(error, OSError):
+                raise UserError(f"cannot use {self.path}: {error}") from error
             raise
         return self
 
@@ -230,8 +229,7 @@ class Workspace:
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
-        for weights in self.path.glob(f"kept-{checkpoint.FINAL}-*.pt"):
-            weights.unlink()
+        checkpoint.drop(self.path, checkpoint.FINAL)
         self._describe()
 
     @contextmanager

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from hydra._internal.core_plugins import basic_launcher
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
 from experiments.common import schema
 from experiments.common.config import BaseConfig
@@ -23,7 +20,7 @@ from experiments.common.errors import UserError
 from hydra_plugins.fire_experiments.parallel import Slot, run_parallel
 
 
-class LocalLauncher(Launcher):
+class LocalLauncher(basic_launcher.BasicLauncher):
     """One job after the other in this process or, with `jobs` > 1, that many at once, each in another process.
 
     A job takes a free GPU; where there are more jobs than GPUs they share them. On the CPU each gets its share of the
@@ -31,22 +28,19 @@ class LocalLauncher(Launcher):
     """
 
     def __init__(self, jobs: int = 1) -> None:
+        super().__init__()
         self.jobs = jobs
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra."""
-        self.hydra_context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra; names the outcomes by what differs between the jobs, also of a sweep that is stopped."""
         setup_globals()
         schema.check(BaseConfig, self.config)
-        task: Any = self.task
+        task = self.task_function
         earlier, task.outcomes = task.outcomes, []  # of earlier batches, with hydra.sweeper.max_batch_size
         outcomes: dict[int, dict[str, Any]] = {}
         try:
             if self.jobs == 1:
-                return [self._run_here(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+                return super().launch(job_overrides, initial_job_idx)
             self._run_elsewhere(job_overrides, outcomes)
             return [
                 JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcomes[number])
@@ -62,18 +56,6 @@ class LocalLauncher(Launcher):
                 earlier.append({**ended, "run": name or ended["run"]})
             task.outcomes = earlier
 
-    def _run_here(self, overrides: Sequence[str], number: int) -> JobReturn:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        HydraConfig.instance().set_config(config)
-        returned = run_job(
-            hydra_context=self.hydra_context, task_function=self.task, config=config,
-            job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir",
-        )  # fmt: skip
-        returned.return_value  # noqa: B018 - raises what a job has raised, such as Interrupted
-        return returned
-
     def _run_elsewhere(self, job_overrides: Sequence[Sequence[str]], outcomes: dict[int, dict[str, Any]]) -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(f"jobs={self.jobs} starts processes; use either torchrun or jobs")
@@ -85,7 +67,7 @@ class LocalLauncher(Launcher):
         about_sweeps = re.compile(r"\+*hydra[./](mode|sweeper|launcher|sweep)\b")
         general = [word for word in self.config.hydra.overrides.hydra if not about_sweeps.match(word)]
         general += ["hydra.mode=RUN"] + ([] if self.config.threads else [f"threads={threads}"])  # a job's own win
-        task: Any = self.task
+        task = self.task_function
         later = schema.later_keys(task.domain.schema)
         run_parallel(task.domain.name, [[*general, *job] for job in job_overrides], later, slots, at_once, outcomes)
 
