@@ -127,17 +127,33 @@ def read(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_kept(folder: Path, *names: str) -> tuple[Path, dict[str, Any]]:
+    """File and content of the checkpoint kept as the first of `names` that there is, on the CPU.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    found = kept(folder)
+    path = next((found[name] for name in names if name in found), None)
+    if path is None:
+        there = ", ".join(found) or "none"
+        raise UserError(f"{folder} has no checkpoint {' or '.join(names)}; those there are: {there}")
+    if (content := read(path)) is None:
+        raise UserError(f"damaged checkpoint {path}; delete {folder} to start over")
+    return path, content
+
+
 def final_weights(run_dir: Path) -> dict[str, Any]:
     """The weights that a finished run has left.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
-    path = kept(run_dir).get(FINAL)
-    content = read(path) if path else None
-    if content is None:
-        raise UserError(f"the final weights in {run_dir} are missing or damaged; overwrite=true trains them again")
-    return content["state"]["model"]
+    try:
+        return read_kept(run_dir, FINAL)[1]["state"]["model"]
+    except UserError as error:
+        line = f"the final weights in {run_dir} are missing or damaged; overwrite=true trains them again"
+        raise UserError(line) from error
 
 
 def intact(path: Path) -> bool:

@@ -138,8 +138,7 @@ def shared_phase(
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
     with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
-        found = shared.branch(experiment.branch)
-        if found is not None:
+        if experiment.branch in checkpoint.kept(shared.path):
             logger.info("phase 0 was trained before: %s", shared.path)
         else:
             if (state := shared.resume()) is not None:
@@ -148,12 +147,9 @@ def shared_phase(
             shared.log.show(mirror)
             reach_branch(experiment, shared, stop)
             checkpoint.remove(shared.path, but=1)  # from which a later branch point would be reached
-            found = shared.branch(experiment.branch)
-        if found is None:
-            there = ", ".join(checkpoint.kept(shared.path)) or "none"
-            raise UserError(f"phase 0 has no checkpoint {experiment.branch}; those there are: {there}")
-        experiment.load_state_dict(found[0])
-        return found[1], shared.provenance
+        state, rows = shared.branch(experiment.branch)
+        experiment.load_state_dict(state)
+        return rows, shared.provenance
 
 
 def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals) -> None:

@@ -171,19 +171,13 @@ class Workspace:
             "log_bytes": self.log.position(), "log_rows": len(self.log.rows),
         }  # fmt: skip
 
-    def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]] | None:
-        """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then; None if
-        there is none.
+    def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]]:
+        """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then.
 
         Raises:
-            UserError: it is damaged or of another configuration.
+            UserError: there is none, or it is damaged or of another configuration.
         """
-        path = checkpoint.kept(self.path).get(name)
-        if path is None:
-            return None
-        content = checkpoint.read(path)
-        if content is None:
-            raise UserError(f"damaged checkpoint {path}; delete {self.path} to start over")
+        path, content = checkpoint.read_kept(self.path, name)
         rows = metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
         if len(rows) < content["log_rows"]:
             raise UserError(f"{self.path / 'metrics.jsonl'} has lost rows; delete {self.path} to start over")
@@ -192,11 +186,7 @@ class Workspace:
     def go_back(self, name: str) -> dict[str, Any]:
         """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""
         self.log.close()
-        path = checkpoint.kept(self.path).get(name)
-        content = checkpoint.read(path) if path else None
-        if content is None:
-            raise UserError(f"no intact checkpoint {name} in {self.path}; delete {self.path} to start over")
-        checkpoint.save(self.path, content)
+        checkpoint.save(self.path, checkpoint.read_kept(self.path, name)[1])
         return self.resume()  # type: ignore[return-value]
 
     def save_due(self) -> bool:
