@@ -27,6 +27,7 @@ logger = logging.getLogger("fire")
 
 DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
+ALGORITHMS = {32: "MD5", 64: "SHA-256"}  # of checksums, by their number of hexadecimal digits
 
 Source = Callable[[Path, Path], Iterable[tuple[str, bytes]]]
 """Given the data folder and an empty folder for downloads, yields file names and contents; raises UserError."""
@@ -57,7 +58,7 @@ class Files:
             path = data_dir / self.folder / name
             try:
                 if not has_checksum(path.read_bytes(), checksum):
-                    found[name] = f"{path} is damaged: its {_algorithm(checksum)} is not {checksum}"
+                    found[name] = f"{path} is damaged: its {ALGORITHMS[len(checksum)]} is not {checksum}"
             except FileNotFoundError:
                 found[name] = f"{path} is missing"
             except OSError as error:
@@ -113,12 +114,8 @@ class Files:
 
 def has_checksum(content: bytes, checksum: str) -> bool:
     """Whether a file has an MD5 (against damage, not against attack) or SHA-256, in hexadecimal digits."""
-    algorithm = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[_algorithm(checksum)]
-    return algorithm(content, usedforsecurity=False).hexdigest() == checksum
-
-
-def _algorithm(checksum: str) -> str:
-    return {32: "MD5", 64: "SHA-256"}[len(checksum)]
+    algorithm = ALGORITHMS[len(checksum)].replace("-", "")
+    return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == checksum
 
 
 def default_data_dir() -> Path:

@@ -82,7 +82,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    with Workspace(job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=wait) as run:
+    with Workspace(job.run_dir, job.identity, cfg, job.choices, stop, wait) as run:
         done = summary_of(run.path)
         if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
@@ -137,7 +137,7 @@ def shared_phase(
 ) -> tuple[list[Row], list[dict[str, Any]]]:
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
-    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
+    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, job.choices, stop, wait=True) as shared:
         if experiment.branch in checkpoint.kept(shared.path):
             logger.info("phase 0 was trained before: %s", shared.path)
         else:

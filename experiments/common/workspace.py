@@ -12,10 +12,9 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -44,30 +43,23 @@ class Workspace:
     log: metric_log.MetricLog
 
     def __init__(
-        self,
-        path: Path,
-        identity: dict[str, Any],
-        cfg: DictConfig,
-        *,
-        stop: StopSignals,
-        choices: Sequence[str] = (),
-        wait: bool = False,
+        self, path: Path, identity: dict[str, Any], cfg: DictConfig, choices: list[str], stop: StopSignals, wait: bool
     ) -> None:
         """
         Args:
             path: the directory.
             identity: the values that can change a number.
             cfg: the configuration, kept beside them.
-            stop: whether the job has been asked to stop.
             choices: the words of the command line that choose the benchmark.
+            stop: whether the job has been asked to stop.
             wait: for another process that holds the directory; otherwise that is an error.
         """
         self.path, self.identity, self._values = path, digest(identity), identity
-        self._cfg, self._stop, self._choices, self._wait = cfg, stop, list(choices), wait
+        self._cfg, self._stop, self._choices, self._wait = cfg, stop, choices, wait
         self._interval = cfg.checkpoint_seconds
         self._last_save = time.monotonic()
         self._lock = FileLock(path / ".lock")
-        self._new = self._discard = False
+        self._new = False  # whether this process has made the directory
 
     def __enter__(self) -> "Workspace":
         try:
@@ -84,11 +76,9 @@ class Workspace:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if hasattr(self, "log"):
             self.log.close()
-        if self._discard:
-            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     def _acquire(self) -> None:
@@ -237,9 +227,9 @@ class Workspace:
     def note_failure(self, error: Exception) -> None:
         """Keep the traceback of a failed run; a new directory in which nothing was logged goes altogether."""
         if isinstance(error, UserError) and self._new and not (hasattr(self, "log") and self.log.rows):
-            self._discard = True
-            return
-        keep_traceback(self.path, error)
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            keep_traceback(self.path, error)
 
 
 def summary_of(run_dir: Path) -> dict[str, Any] | None:
