@@ -15,10 +15,9 @@ from fire import metrics
 
 def of_reset(report: fire.ResetReport) -> dict[str, Any]:
     """The metrics of a reset."""
-    normalised = report.sfe_normalised
     return {
         "reset/sfe": report.sfe,
-        **({} if normalised is None else {"reset/sfe_normalised": normalised}),
+        **({} if report.sfe_normalised is None else {"reset/sfe_normalised": report.sfe_normalised}),
         "reset/dfi_before": report.dfi_before,
         "reset/dfi_after": report.dfi_after,
         "reset/seconds": report.seconds,
