@@ -4,7 +4,6 @@ experiments. What is there already is only verified. After an interruption the s
 """
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from experiments.common import schema
 from experiments.common.config import compose_domain, data_folder
 from experiments.common.errors import UserError
 from experiments.common.fetch import DEFAULT_DATA, Files, default_data_dir
-from experiments.common.launch import composition_error
+from experiments.common.launch import composition_error, start_logging
 from experiments.humanoid import assets
 from experiments.language.config import LanguageConfig
 from experiments.language.domain import LANGUAGE
@@ -49,9 +48,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     arguments = parser.parse_args()
-    logger = logging.getLogger("fire")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [logging.StreamHandler(sys.stdout)]
+    start_logging()
     if arguments.workers < 1:
         raise UserError(f"--workers={arguments.workers} must be positive")
     if arguments.dataset == "language":

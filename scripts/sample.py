@@ -32,15 +32,8 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     cfg = OmegaConf.load(folder / "config.yaml")
     if "tokenizer" not in cfg:
         raise UserError(f"{folder} is not a run of a language model")
-    kept = checkpoint.kept(folder)
-    names = [name] if name else [checkpoint.FINAL, BEST, *reversed(list(kept))]
-    path = next((kept[one] for one in names if one in kept), None)
-    if path is None:
-        there = ", ".join(kept) or "none; it is not finished"
-        raise UserError(f"{folder} has no checkpoint{f' {name}' if name else ''}; those there are: {there}")
-    content = checkpoint.read(path)
-    if content is None:
-        raise UserError(f"{path} is damaged")
+    names = [name] if name else [checkpoint.FINAL, BEST, *reversed(list(checkpoint.kept(folder)))]
+    path, content = checkpoint.read_kept(folder, *names)
     network = model.build(cfg)  # type: ignore[arg-type]
     try:
         network.load_state_dict(content["state"]["model"])

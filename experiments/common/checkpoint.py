@@ -34,9 +34,7 @@ def save(folder: Path, content: dict[str, Any], keep: Iterable[str] = ()) -> Pat
     # Kept first: of two files that a crash may leave, the numbered one must not be alone, since the state in it may say
     # that it has been kept.
     for name in keep:
-        target = folder / f"kept-{name}-{digits}.pt"
-        link(temporary, target)
-        _drop_others(folder, name, target)
+        _keep(temporary, name, digits)
     path = move(temporary, folder / f"checkpoint-{number:06d}-{digits}.pt")
     for _, old in found[: len(found) - 1]:
         old.unlink(missing_ok=True)
@@ -47,21 +45,27 @@ def save_as(folder: Path, content: dict[str, Any], name: str) -> Path:
     """Write `content` to keep it as `name`, in place of an earlier one; what a run resumes from does not change."""
     temporary, digits = write_checked(folder, lambda file: torch.save(content, file))
     path = move(temporary, folder / f"kept-{name}-{digits}.pt")
-    _drop_others(folder, name, path)
+    drop(folder, name, path)
     return path
 
 
 def keep_also(folder: Path, name: str, other: str) -> None:
     """Keep what is kept as `name`, if anything, as `other`, too, in place of an earlier one."""
     if (path := kept(folder).get(name)) is not None:
-        target = path.with_name(f"kept-{other}-{path.stem.rpartition('-')[2]}.pt")
-        link(path, target)
-        _drop_others(folder, other, target)
+        _keep(path, other, _digits(path))
 
 
-def drop(folder: Path, name: str) -> None:
-    """Delete what is kept as `name`, if anything."""
-    _drop_others(folder, name, None)
+def _keep(path: Path, name: str, digits: str) -> None:
+    target = path.with_name(f"kept-{name}-{digits}.pt")
+    link(path, target)
+    drop(path.parent, name, target)
+
+
+def drop(folder: Path, name: str, but: Path | None = None) -> None:
+    """Delete what is kept as `name`, if anything, except the file `but`."""
+    for path in folder.glob(f"kept-{name}-*.pt"):
+        if path != but:
+            path.unlink(missing_ok=True)
 
 
 def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path, str]:
@@ -97,12 +101,6 @@ def link(path: Path, target: Path) -> None:
         move(copy, target)
 
 
-def _drop_others(folder: Path, name: str, path: Path | None) -> None:
-    for other in folder.glob(f"kept-{name}-*.pt"):
-        if other != path:
-            other.unlink(missing_ok=True)
-
-
 def load(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest intact checkpoint of `folder`, on the CPU; None if there is none at all.
 
@@ -129,22 +127,42 @@ def read(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_kept(folder: Path, *names: str) -> tuple[Path, dict[str, Any]]:
+    """File and content of the checkpoint kept as the first of `names` that there is, on the CPU.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    found = kept(folder)
+    path = next((found[name] for name in names if name in found), None)
+    if path is None:
+        there = ", ".join(found) or "none"
+        raise UserError(f"{folder} has no checkpoint {' or '.join(names)}; those there are: {there}")
+    if (content := read(path)) is None:
+        raise UserError(f"damaged checkpoint {path}; delete {folder} to start over")
+    return path, content
+
+
 def final_weights(run_dir: Path) -> dict[str, Any]:
     """The weights that a finished run has left.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
-    path = kept(run_dir).get(FINAL)
-    content = read(path) if path else None
-    if content is None:
-        raise UserError(f"the final weights in {run_dir} are missing or damaged; overwrite=true trains them again")
-    return content["state"]["model"]
+    try:
+        return read_kept(run_dir, FINAL)[1]["state"]["model"]
+    except UserError as error:
+        line = f"the final weights in {run_dir} are missing or damaged; overwrite=true trains them again"
+        raise UserError(line) from error
 
 
 def intact(path: Path) -> bool:
     """Whether a file's content is what the digits in its name say."""
-    return checksum(path)[:16] == path.stem.rpartition("-")[2]
+    return checksum(path)[:16] == _digits(path)
+
+
+def _digits(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
 
 
 def kept(folder: Path) -> dict[str, Path]:

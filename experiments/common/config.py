@@ -150,10 +150,8 @@ def compose_domain(domain: str, schema: type[BaseConfig], overrides: Iterable[st
 
 def recipes(domain: str) -> list[str]:
     """The names of a domain's recipes, those it shares with others last."""
-    names = [
-        path.stem for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))
-    ]
-    return list(dict.fromkeys(names))
+    paths = [path for root in (domain, "shared") for path in sorted((CONFIGS / root / "experiment").glob("*.yaml"))]
+    return list(dict.fromkeys(path.stem for path in paths))
 
 
 def build_method(cfg: DictConfig) -> fire.Method:
@@ -188,11 +186,6 @@ def check_names(cfg: DictConfig) -> None:
             raise UserError(f"{word} cannot be set; choose a method with method=...")
         if word.endswith("={}"):
             raise UserError(f"{word} would change nothing: Hydra merges it into what is there")
-
-
-def method_words(cfg: DictConfig) -> str:
-    """The method as the command line has chosen it, with the settings that were given there."""
-    return " ".join([f"method={cfg.method.name}", *method_settings()])
 
 
 def method_settings() -> list[str]:

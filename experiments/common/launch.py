@@ -6,11 +6,14 @@ on this machine (`hydra_plugins/fire_experiments`), or on a cluster.
 """
 
 import difflib
+import json
 import logging
 import os
 import signal
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from tabulate import tabulate
 
-from experiments.common import sweep_job
 from experiments.common.config import CONFIGS, BaseConfig, register_schemas
 from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
@@ -32,6 +34,9 @@ logger = logging.getLogger("fire")
 # Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and
 # does not say which; submitit ignores it, so a job that is then killed resumes from its last checkpoint.
 CLUSTER_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+# The file in which a job of a sweep on this machine leaves how it ended. Where the variable is set, the process is one.
+OUTCOME = "FIRE_OUTCOME"
 
 
 def launch(domain: Domain) -> int:
@@ -46,12 +51,12 @@ def launch(domain: Domain) -> int:
     status = 0
     try:
         with task.stop:
-            if sweep_job.is_job():
-                sweep_job.stop_with_parent()
+            if OUTCOME in os.environ:
+                stop_with_parent()
             hydra.main(version_base="1.3", config_path=str(CONFIGS / domain.name), config_name="config")(task)()
     except Interrupted as stopped:
         # Of several jobs the sweep prints how to resume.
-        logger.info("stopped by %s%s", stopped, "" if sweep_job.is_job() else f"; to resume: {command_line()}")
+        logger.info("stopped by %s%s", stopped, "" if OUTCOME in os.environ else f"; to resume: {command_line()}")
         status = stopped.exit_status
     except KeyboardInterrupt:
         logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
@@ -71,10 +76,20 @@ def launch(domain: Domain) -> int:
     return status or int(failed > 0) if is_main_process else 0
 
 
+def stop_with_parent() -> None:
+    """End this job as by SIGTERM when the process of its sweep dies."""
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when the other end is closed; sys.stdin would be locked at the interpreter's end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def end(outcomes: list[dict[str, Any]]) -> int:
     """Print how the jobs of a sweep ended; returns how many failed."""
-    if sweep_job.is_job() and outcomes:
-        sweep_job.leave_outcome(outcomes[-1])
+    if outcomes and OUTCOME in os.environ:
+        Path(os.environ[OUTCOME]).write_text(json.dumps(outcomes[-1]))
     failed = sum(outcome["status"] == "failed" for outcome in outcomes)
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")
@@ -140,14 +155,16 @@ class Task:
 
 def _attempt(cfg: DictConfig, domain: Domain, stop: StopSignals) -> dict[str, Any]:
     """Run one job and return how it ended."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep:
         logger.info("")
     started = time.perf_counter()
     outcome = {"run": f"{cfg.method.name}-s{cfg.seed}", "status": "failed", "result": "", "path": ""}
     try:
         stop.check()  # a signal that came in the last moments of the job before
         check_keys(cfg, domain.schema)
-        ended = run(domain, cfg, stop)
+        # A sweep that was killed may still be saving, and another one may do the same.
+        ended = run(domain, cfg, stop, wait=in_sweep or OUTCOME in os.environ)
         outcome.update({key: ended[key] for key in outcome if key in ended})
     except Exception as error:  # the sweep continues
         if cfg.debug:

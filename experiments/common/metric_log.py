@@ -3,20 +3,15 @@
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.common.errors import UserError
 
 Row = dict[str, Any]
-
-
-class Mirror(Protocol):
-    """Something that shows the rows elsewhere."""
-
-    def log(self, number: int, row: Row) -> None:
-        """Show row `number`; one that was shown before is left out."""
+Mirror = Callable[[int, Row], None]
+"""Shows a row elsewhere, given its number; leaves out one that it has shown before."""
 
 
 class MetricLog:
@@ -31,12 +26,9 @@ class MetricLog:
     def show(self, mirror: Mirror | None) -> None:
         """Show all rows, and those to come, in `mirror`."""
         self._mirror = mirror
-        self._show_from(0)
-
-    def _show_from(self, start: int) -> None:
-        for number in range(start, len(self.rows)):
-            if self._mirror:
-                self._mirror.log(number, self.rows[number])
+        if mirror:
+            for number, row in enumerate(self.rows):
+                mirror(number, row)
 
     def append(self, row: Row) -> None:
         """Write one row; a number that is not finite becomes null, because JSON has no other word for it."""
@@ -47,12 +39,8 @@ class MetricLog:
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error}") from error
         self.rows.append(row)
-        self._show_from(len(self.rows) - 1)
-
-    def extend(self, rows: Iterable[Row]) -> None:
-        """Write several rows."""
-        for row in rows:
-            self.append(row)
+        if self._mirror:
+            self._mirror(len(self.rows) - 1, row)
 
     def position(self) -> int:
         """Length of the file in bytes, safely on disk: what a checkpoint remembers."""

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +15,9 @@ from fire import metrics
 
 def of_reset(report: fire.ResetReport) -> dict[str, Any]:
     """The metrics of a reset."""
-    normalised = report.sfe_normalised
     return {
         "reset/sfe": report.sfe,
-        **({} if normalised is None else {"reset/sfe_normalised": normalised}),
+        **({} if report.sfe_normalised is None else {"reset/sfe_normalised": report.sfe_normalised}),
         "reset/dfi_before": report.dfi_before,
         "reset/dfi_after": report.dfi_after,
         "reset/seconds": report.seconds,
@@ -77,10 +75,8 @@ def sharpness(model: nn.Module, loss: Callable[[Any], Tensor], batches: Sequence
     """
     started = time.perf_counter()
     sizes = [len(batch[0]) if isinstance(batch, tuple) else len(batch) for batch in batches]
-    losses = [
-        partial(_weighted, loss, batch, size * len(batches) / sum(sizes))
-        for batch, size in zip(batches, sizes, strict=True)
-    ]
+    weights = [size * len(batches) / sum(sizes) for size in sizes]
+    losses = [lambda b=batch, w=weight: w * loss(b) for batch, weight in zip(batches, weights, strict=True)]
     try:
         with training_statistics(model):
             value, error = metrics.sharpness(losses, [p for p in model.parameters() if p.requires_grad])
@@ -91,7 +87,3 @@ def sharpness(model: nn.Module, loss: Callable[[Any], Tensor], batches: Sequence
         "plasticity/sharpness_error": error,
         "speed/sharpness_seconds": time.perf_counter() - started,
     }
-
-
-def _weighted(loss: Callable[[Any], Tensor], batch: Any, weight: float) -> Tensor:
-    return weight * loss(batch)

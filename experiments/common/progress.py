@@ -53,11 +53,4 @@ class Progress:
         rate = (self._done - self._start) / max(self._told - self._began, 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
         parts = [self._title, place, *(f"{name} {value:.4g}" for name, value in self._shown.items())]
-        logger.info("%s  %s %s/s  %s left", "  ".join(parts), f"{rate:,.0f}", self._unit, duration(left))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 36_000 else f"{seconds / 3600:.1f} h"
+        logger.info("%s  %s %s/s  %s left", "  ".join(parts), f"{rate:,.0f}", self._unit, tqdm.format_interval(left))

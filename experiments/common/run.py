@@ -12,15 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, metric_log, schema, sweep_job
-from experiments.common.config import build_method, check_names, method_words
+from experiments.common import checkpoint, schema
+from experiments.common.config import build_method, check_names, method_settings
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
+from experiments.common.metric_log import Mirror, Row
 from experiments.common.provenance import note_recipe
 from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
@@ -29,8 +28,9 @@ from experiments.common.workspace import Workspace, keep_traceback, summary_of
 logger = logging.getLogger("fire")
 
 
-def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
-    """A run from its composed configuration: validate everything, then train what is missing; returns its summary."""
+def run(domain: Domain, cfg: DictConfig, stop: StopSignals, wait: bool) -> dict[str, Any]:
+    """A run from its composed configuration: validate everything, then train what is missing; returns its summary. If
+    another process holds its directory, `wait` for it; otherwise that is an error."""
     schema.check(domain.schema, cfg)
     if cfg.until == "phase0" and not cfg.phase_cache:
         raise UserError("until=phase0 trains the shared phase, which phase_cache=false does without; choose one")
@@ -40,7 +40,8 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     runtime = resolve_runtime(cfg, domain.compile_on_cuda)
     opened = domain.open(cfg, runtime)
     job = describe(domain, cfg, runtime, method, opened)
-    words, papers = (" ".join([*some, method_words(cfg)]) for some in (job.choices, domain.paper_choices(cfg)))
+    given = [f"method={cfg.method.name}", *method_settings()]  # which the command line has chosen
+    words, papers = (" ".join([*some, *given]) for some in (job.choices, domain.paper_choices(cfg)))
     logger.info(
         "%s %s seed=%d scale=%s: %s, %s on %s.%s",
         domain.name, words, cfg.seed, cfg.scale, domain.headline(cfg, opened), runtime.precision, runtime.device,
@@ -51,13 +52,13 @@ def run(domain: Domain, cfg: DictConfig, stop: StopSignals) -> dict[str, Any]:
     def prepare() -> Experiment:
         return domain.experiment(cfg, runtime, method, opened)
 
-    ended = domain.in_every_process(opened, prepare, lambda prepare: carry_out(job, prepare, stop), stop)
+    ended = domain.in_every_process(opened, prepare, lambda prepare: carry_out(job, prepare, stop, wait), stop)
     if ended["status"] == "done before":
         domain.revisit(cfg, runtime, method, job.run_dir)
     return {"run": job.name, **ended}
 
 
-def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) -> dict[str, Any]:
+def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wait: bool) -> dict[str, Any]:
     """Train what is missing of a run; returns its summary.
 
     `prepare` loads the data and builds the experiment; it is called before anything is written, and not at all for a
@@ -72,20 +73,17 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         return {**summary, "path": str(job.run_dir), "status": "done before"}
     try:
         experiment = prepare()
-    except UserError:
-        raise
     except Exception as error:
-        keep_traceback(job.run_dir, error)
+        if not isinstance(error, UserError):
+            keep_traceback(job.run_dir, error)
         raise
     check_disk(job, experiment)
     if cfg.until == "phase0":
         shared_phase(job, experiment, stop, mirror=None)
         logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
-    with Workspace(
-        job.run_dir, job.identity, cfg, stop=stop, choices=job.choices, wait=in_sweep()
-    ) as run:  # a sweep that was killed may still be saving, and another one may do the same
-        done = run.done
+    with Workspace(job.run_dir, job.identity, cfg, job.choices, stop, wait) as run:
+        done = summary_of(run.path)
         if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
         note_recipe(job.run_dir)
@@ -95,7 +93,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         summary = None
         try:
             with run.text_log():
-                summary = train(job, experiment, run, stop, mirror)
+                summary = train(job, experiment, run, stop, mirror.log)
             if (run.path / VIDEO).exists():
                 mirror.video(run.path / VIDEO)
         except Exception as error:
@@ -106,9 +104,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals) ->
         return {**summary, "path": str(run.path), "status": "done"}
 
 
-def train(
-    job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: metric_log.Mirror
-) -> dict[str, Any]:
+def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: Mirror) -> dict[str, Any]:
     """Train from wherever the run stands to its end; returns its summary."""
     started = time.perf_counter()
     state = run.resume()
@@ -122,7 +118,8 @@ def train(
     if state is None and job.cfg.phase_cache:
         rows, provenance = shared_phase(job, experiment, stop, live)
         run.note_branch(provenance)
-        run.log.extend(rows)
+        for row in rows:
+            run.log.append(row)
     elif experiment.phase == 0:
         reach_branch(experiment, run, stop)
         experiment.load_state_dict(run.go_back(experiment.branch))
@@ -136,13 +133,12 @@ def train(
 
 
 def shared_phase(
-    job: Job, experiment: Experiment, stop: StopSignals, mirror: metric_log.Mirror | None
-) -> tuple[list[metric_log.Row], list[dict[str, Any]]]:
+    job: Job, experiment: Experiment, stop: StopSignals, mirror: Mirror | None
+) -> tuple[list[Row], list[dict[str, Any]]]:
     """Bring `experiment` to its branch point in phase 0, trained here or before; returns the rows until there, and the
     provenance of the phase."""
-    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, stop=stop, choices=job.choices, wait=True) as shared:
-        found = shared.branch(experiment.branch)
-        if found is not None:
+    with Workspace(job.phase_dir, job.phase_0_identity, job.cfg, job.choices, stop, wait=True) as shared:
+        if experiment.branch in checkpoint.kept(shared.path):
             logger.info("phase 0 was trained before: %s", shared.path)
         else:
             if (state := shared.resume()) is not None:
@@ -151,12 +147,9 @@ def shared_phase(
             shared.log.show(mirror)
             reach_branch(experiment, shared, stop)
             checkpoint.remove(shared.path, but=1)  # from which a later branch point would be reached
-            found = shared.branch(experiment.branch)
-        if found is None:
-            there = ", ".join(checkpoint.kept(shared.path)) or "none"
-            raise UserError(f"phase 0 has no checkpoint {experiment.branch}; those there are: {there}")
-        experiment.load_state_dict(found[0])
-        return found[1], shared.provenance
+        state, rows = shared.branch(experiment.branch)
+        experiment.load_state_dict(state)
+        return rows, shared.provenance
 
 
 def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals) -> None:
@@ -167,11 +160,6 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
         experiment.train(workspace, 1)
     if experiment.branch == END:
         workspace.save(experiment.state_dict(), keep=[END])
-
-
-def in_sweep() -> bool:
-    """Whether this job is one of a sweep."""
-    return sweep_job.is_job() or (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def check_disk(job: Job, experiment: Experiment) -> None:

@@ -1,7 +1,7 @@
 """How the numbers of a run are computed: device, precision, compilation, threads."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +29,6 @@ class Runtime:
     precision: str
     compile: str
     threads: int
-
-    def identity(self) -> dict[str, Any]:
-        """Its values by name."""
-        return asdict(self)
 
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
         """`model` as it is to be called in training."""

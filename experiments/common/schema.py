@@ -2,8 +2,8 @@
 
     steps: list[int] = setting(low=1, decides=LATER_PHASES)
 
-`check` refuses what is out of range before a run starts. `identity` and `phase_0_identity` are the settings that can
-change a number of the whole run, or of phase 0, which all methods share.
+`check` refuses what is out of range before a run starts. `identity` are the settings that can change a number of the
+whole run, or of phase 0, which all methods share.
 """
 
 import hashlib
@@ -86,17 +86,9 @@ def _range(low: float, high: float, above: float | None) -> str:
     return "not be negative" if low == 0 else f"be at least {low:.10g}"
 
 
-def identity(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Of the plain `values` of a configuration, those that can change a number of the run."""
-    return _kept(schema, values, phase_0=False)
-
-
-def phase_0_identity(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Those that can change a number of phase 0; `method` is left to the caller."""
-    return _kept(schema, values, phase_0=True)
-
-
-def _kept(schema: Any, values: dict[str, Any], phase_0: bool) -> dict[str, Any]:
+def identity(schema: Any, values: dict[str, Any], phase_0: bool = False) -> dict[str, Any]:
+    """Of the plain `values` of a configuration, those that can change a number of the run or, with `phase_0`, of phase
+    0; whether the method can, the caller must know."""
     kept = dict(values)  # with keys that are no settings, such as versions
     for key, item, kind in _fields(schema):
         decides = item.metadata.get("decides", EVERYTHING)
@@ -105,7 +97,7 @@ def _kept(schema: Any, values: dict[str, Any], phase_0: bool) -> dict[str, Any]:
         if decides == NOTHING or (phase_0 and decides == LATER_PHASES):
             del kept[key]
         elif is_dataclass(kind) and isinstance(values[key], dict):
-            kept[key] = _kept(kind, values[key], phase_0)
+            kept[key] = identity(kind, values[key], phase_0)
         elif phase_0 and decides == EACH_PHASE:
             kept[key] = values[key][0]
     return kept

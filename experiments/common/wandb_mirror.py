@@ -6,6 +6,7 @@ import netrc
 import os
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -52,7 +53,8 @@ class WandbMirror:
         self._run = _tolerant("start", self._init, mode)
         if self._run is None and mode == "online":
             _unreachable = True
-            _tolerant("end the failed attempt", _teardown)  # which would otherwise hold the run's id
+            # Which would otherwise hold the run's id.
+            _tolerant("end the failed attempt", lambda: import_module("wandb").teardown())
             self._run = _tolerant("start offline", self._init, "offline")
         if self._run is not None:
             # An offline run is written whole every time; only the service knows what it has been sent.
@@ -80,12 +82,10 @@ class WandbMirror:
     def video(self, path: Path) -> None:
         """Show a video beside the last row."""
         if self._run is not None:
-            _tolerant("log a video", self._log_video, path)
+            import wandb
 
-    def _log_video(self, path: Path) -> None:
-        import wandb
-
-        self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
+            step = max(self._shown - 1, 0)
+            _tolerant("log a video", lambda: self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=step))
 
     def finish(self, summary: dict[str, Any] | None = None) -> None:
         """Close the run; without a summary it counts as stopped early."""
@@ -137,12 +137,6 @@ def labels(run_dir: Path) -> tuple[str, str, str]:
     words = [*sorted(method.items()), ("optimizer_at_boundary", optimizer)]
     variant = f"{name} ({', '.join(f'{key}={value}' for key, value in words)})"
     return "-".join(run_dir.parts[-3:-1]), digest({"machine": info["machine"], **around})[:8], variant
-
-
-def _teardown() -> None:
-    import wandb
-
-    wandb.teardown()
 
 
 def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any:

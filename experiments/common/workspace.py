@@ -12,10 +12,9 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -44,30 +43,23 @@ class Workspace:
     log: metric_log.MetricLog
 
     def __init__(
-        self,
-        path: Path,
-        identity: dict[str, Any],
-        cfg: DictConfig,
-        *,
-        stop: StopSignals,
-        choices: Sequence[str] = (),
-        wait: bool = False,
+        self, path: Path, identity: dict[str, Any], cfg: DictConfig, choices: list[str], stop: StopSignals, wait: bool
     ) -> None:
         """
         Args:
             path: the directory.
             identity: the values that can change a number.
             cfg: the configuration, kept beside them.
-            stop: whether the job has been asked to stop.
             choices: the words of the command line that choose the benchmark.
+            stop: whether the job has been asked to stop.
             wait: for another process that holds the directory; otherwise that is an error.
         """
         self.path, self.identity, self._values = path, digest(identity), identity
-        self._cfg, self._stop, self._choices, self._wait = cfg, stop, list(choices), wait
+        self._cfg, self._stop, self._choices, self._wait = cfg, stop, choices, wait
         self._interval = cfg.checkpoint_seconds
         self._last_save = time.monotonic()
         self._lock = FileLock(path / ".lock")
-        self._new = self._discard = False
+        self._new = False  # whether this process has made the directory
 
     def __enter__(self) -> "Workspace":
         try:
@@ -77,40 +69,32 @@ class Workspace:
                 left_over.unlink()
             write_text(self.path / "holder", f"process {os.getpid()} on {socket.gethostname()}\n")
             self._describe()
-        except OSError as error:
+        except BaseException as error:
             self._lock.release()
-            raise UserError(f"cannot use {self.path}: {error}") from error
-        except BaseException:
-            self._lock.release()
+            if isinstance(error, OSError):
+                raise UserError(f"cannot use {self.path}: {error}") from error
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if hasattr(self, "log"):
             self.log.close()
-        if self._discard:
-            shutil.rmtree(self.path, ignore_errors=True)
         self._lock.release()
 
     def _acquire(self) -> None:
-        announced = False
-        while True:
-            try:
-                self._lock.acquire(timeout=0)
-                break
-            except Timeout:
-                holder = self.path / "holder"
-                who = holder.read_text().strip() if holder.exists() else "another process"
-                if not self._wait:
-                    raise UserError(f"{self.path} is in use by {who}") from None
-                if not announced:
-                    logger.info("waiting for %s, which holds %s", who, self.path)
-                    announced = True
-                time.sleep(0.5)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = self.path / "holder"
+            who = holder.read_text().strip() if holder.exists() else "another process"
+            if not self._wait:
+                raise UserError(f"{self.path} is in use by {who}") from None
+            logger.info("waiting for %s, which holds %s", who, self.path)
+            self._lock.acquire(poll_interval=0.5)
 
     def _describe(self) -> None:
         """Write what this is; on a later opening make sure that it still is."""
-        if not self._description.exists():
+        if not (self.path / "run.json").exists():
             self._new = True
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
             known = {"identity": self.identity, "values": self._values, "choices": self._choices}
@@ -119,15 +103,11 @@ class Workspace:
         elif (known := self._read_description()["identity"]) != self.identity:
             raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
 
-    @property
-    def _description(self) -> Path:
-        return self.path / "run.json"
-
     def _read_description(self) -> dict[str, Any]:
-        return json.loads(self._description.read_text())
+        return json.loads((self.path / "run.json").read_text())
 
     def _write_description(self, description: dict[str, Any]) -> None:
-        write_text(self._description, json.dumps(description, indent=1) + "\n")
+        write_text(self.path / "run.json", json.dumps(description, indent=1) + "\n")
 
     def _note_continuation(self) -> None:
         """Add to the description what has changed around the job since it was last trained."""
@@ -146,11 +126,6 @@ class Workspace:
     def note_branch(self, provenance: list[dict[str, Any]]) -> None:
         """Add to the description where the phase it continues from was trained."""
         self._write_description({**self._read_description(), "branched_from": provenance})
-
-    @property
-    def done(self) -> dict[str, Any] | None:
-        """The summary of a finished job, else None."""
-        return summary_of(self.path)
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to resume from, with all generators set to it; None at the start."""
@@ -186,19 +161,13 @@ class Workspace:
             "log_bytes": self.log.position(), "log_rows": len(self.log.rows),
         }  # fmt: skip
 
-    def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]] | None:
-        """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then; None if
-        there is none.
+    def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]]:
+        """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then.
 
         Raises:
-            UserError: it is damaged or of another configuration.
+            UserError: there is none, or it is damaged or of another configuration.
         """
-        path = checkpoint.kept(self.path).get(name)
-        if path is None:
-            return None
-        content = checkpoint.read(path)
-        if content is None:
-            raise UserError(f"damaged checkpoint {path}; delete {self.path} to start over")
+        path, content = checkpoint.read_kept(self.path, name)
         rows = metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
         if len(rows) < content["log_rows"]:
             raise UserError(f"{self.path / 'metrics.jsonl'} has lost rows; delete {self.path} to start over")
@@ -207,11 +176,7 @@ class Workspace:
     def go_back(self, name: str) -> dict[str, Any]:
         """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""
         self.log.close()
-        path = checkpoint.kept(self.path).get(name)
-        content = checkpoint.read(path) if path else None
-        if content is None:
-            raise UserError(f"no intact checkpoint {name} in {self.path}; delete {self.path} to start over")
-        checkpoint.save(self.path, content)
+        checkpoint.save(self.path, checkpoint.read_kept(self.path, name)[1])
         return self.resume()  # type: ignore[return-value]
 
     def save_due(self) -> bool:
@@ -244,8 +209,7 @@ class Workspace:
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         checkpoint.remove(self.path)
-        for weights in self.path.glob(f"kept-{checkpoint.FINAL}-*.pt"):
-            weights.unlink()
+        checkpoint.drop(self.path, checkpoint.FINAL)
         self._describe()
 
     @contextmanager
@@ -263,9 +227,9 @@ class Workspace:
     def note_failure(self, error: Exception) -> None:
         """Keep the traceback of a failed run; a new directory in which nothing was logged goes altogether."""
         if isinstance(error, UserError) and self._new and not (hasattr(self, "log") and self.log.rows):
-            self._discard = True
-            return
-        keep_traceback(self.path, error)
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            keep_traceback(self.path, error)
 
 
 def summary_of(run_dir: Path) -> dict[str, Any] | None:

@@ -40,12 +40,10 @@ class Vision(Domain):
             if cfg[key].name not in known:
                 raise UserError(f"{key}.name={cfg[key].name} is unknown; valid: {', '.join(known)}")
         budget, fractions, data_set = cfg.budget, list(cfg.benchmark.fractions), DATA_SETS[cfg.data.name]
-        train_images, test_images = data_set.used(budget)
-        for key, value, highest in (
-            ("train_images", train_images, data_set.train_images), ("test_images", test_images, data_set.test_images),
-        ):  # fmt: skip
-            if value > highest:
-                raise UserError(f"budget.{key}={value} is more than the {highest} that {cfg.data.name} has")
+        train_images, _ = data_set.used(budget)
+        for key, highest in (("train_images", data_set.train_images), ("test_images", data_set.test_images)):
+            if budget[key] is not None and budget[key] > highest:
+                raise UserError(f"budget.{key}={budget[key]} is more than the {highest} that {cfg.data.name} has")
         for key in ("epochs", "test_every"):
             if len(budget[key]) != len(fractions):
                 raise UserError(f"budget.{key}={list(budget[key])} must be {len(fractions)} numbers, one a phase")

@@ -71,12 +71,10 @@ class VisionTraining(Experiment):
         self.disk_bytes = 6 * 3 * sum(t.numel() * t.element_size() for t in self.initial.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """All a checkpoint needs."""
         position = [self.phase, self.epoch, self.batch]
         return {**self.learner.state_dict(), "during": self.during_state(), "position": position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
         self.load_during(state["during"])
         self.learner.begin_phase(self.during, new_optimizer=False)
         self.learner.load_state_dict(state)
@@ -191,12 +189,8 @@ class VisionTraining(Experiment):
         cfg, images = self.cfg, self.phase_images(self.phase)
         chosen = torch.randperm(len(images), generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
         parts = images[chosen.to(images.device)].split(cfg.budget.batch_size)
-        return self.model, self.loss, [self.train_set.batch(part, self.channels_last) for part in parts]
-
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean loss of images and labels, without autocast."""
-        images, labels = batch
-        return F.cross_entropy(self.model(images), labels)
+        batches = [self.train_set.batch(part, self.channels_last) for part in parts]
+        return self.model, lambda batch: F.cross_entropy(self.model(batch[0]), batch[1]), batches
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final test accuracy, and its mean over the tests of the last phase."""

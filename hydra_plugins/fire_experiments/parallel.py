@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import Interrupted, UserError
-from experiments.common.sweep_job import OUTCOME
+from experiments.common.launch import OUTCOME
 
 logger = logging.getLogger("fire")
 
@@ -57,16 +57,51 @@ class Slot:
         return False
 
 
-@dataclass
 class Running:
-    """A job's process."""
+    """The process of job `number` of a sweep, started with these `overrides` in a `slot` that is taken for it."""
 
-    number: int
-    slot: Slot
-    process: subprocess.Popen[str]
-    outcome: Path
-    reader: threading.Thread
-    started: float
+    def __init__(self, domain: str, number: int, overrides: Sequence[str], slot: Slot, scratch: Path) -> None:
+        self.number, self.slot, self._outcome = number, slot, scratch / f"{number}.json"
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._started = time.perf_counter()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{domain}", *slot.overrides, *overrides],
+            env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(self._outcome)},
+            stdin=subprocess.PIPE,  # its end shows the job that this process has died
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
+        )  # fmt: skip
+        logger.info("[%d] started on %s: %s", number, slot.name, shlex.join(overrides))
+        self._reader = threading.Thread(target=self._relay, daemon=True)
+        self._reader.start()
+
+    def _relay(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip():
+                logger.info("[%d] %s", self.number, line.rstrip())
+
+    def outcome(self) -> dict[str, Any]:
+        """What the ended job has left or, where it has left nothing, its exit status."""
+        if self._outcome.exists():
+            return json.loads(self._outcome.read_text())
+        status = self.process.returncode
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        logger.error("[%d] error: the job's process was %s", self.number, how)
+        minutes = f"{(time.perf_counter() - self._started) / 60:.1f}"
+        return {"run": f"[{self.number}]", "status": "failed", "result": how, "path": "", "minutes": minutes}
+
+    def clean_up(self) -> None:
+        """After the process has ended: end what it started, and free its place."""
+        self._reader.join(timeout=1)  # longer only if a child of the job's still holds its output
+        self.kill()
+        self._reader.join(timeout=5)
+        self.slot.lock.release()
+
+    def kill(self) -> None:
+        """End the process and what it started at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # the job leads a process group
 
 
 def run_parallel(
@@ -75,19 +110,15 @@ def run_parallel(
     later: Collection[str],
     slots: Sequence[Slot],
     at_once: int,
-    ended: list[dict[str, Any]],
-) -> list[dict[str, Any]]:
+    outcomes: dict[int, dict[str, Any]],
+) -> None:
     """Run `python -m experiments.<domain>` with each of `jobs`, lists of overrides, on the slots that are free,
     `at_once` of them at most at a time. Each line a job prints is shown with its number.
 
     Args:
         later: the keys of settings that do not decide phase 0.
-        ended: gets the outcome of each job when it ends.
-
-    Returns:
-        The outcome of each, as `experiments.common.launch` has it.
+        outcomes: gets the outcome of each job when it ends, as `experiments.common.launch` has it, by its number.
     """
-    outcomes: dict[int, dict[str, Any]] = {}
     waiting = first_of_each_phase_0(jobs, later)
     running: list[Running] = []
     announced = False
@@ -96,14 +127,14 @@ def run_parallel(
             while waiting or running:
                 for job in [job for job in running if job.process.poll() is not None]:
                     running.remove(job)
-                    outcomes[job.number] = _ended(job)
-                    ended.append({**outcomes[job.number], "number": job.number})
+                    job.clean_up()
+                    outcomes[job.number] = job.outcome()
                 for slot in slots:
                     if not waiting or len(running) == at_once:
                         break
                     if all(job.slot is not slot for job in running) and slot.take():
                         number = waiting.pop(0)
-                        running.append(_start(domain, number, jobs[number], slot, Path(scratch)))
+                        running.append(Running(domain, number, jobs[number], slot, Path(scratch)))
                 if waiting and not running and not announced:
                     logger.info("waiting for a device: all are in use by other sweeps")
                     announced = True
@@ -112,7 +143,6 @@ def run_parallel(
             logger.info("stopping %d jobs, which save first", len(running))
             _stop(running)
             raise
-    return [outcomes[number] for number in range(len(jobs))]
 
 
 def first_of_each_phase_0(jobs: Sequence[Sequence[str]], later: Collection[str]) -> list[int]:
@@ -130,41 +160,6 @@ def first_of_each_phase_0(jobs: Sequence[Sequence[str]], later: Collection[str])
     return [number for _, number in sorted(turns)]
 
 
-def _start(domain: str, number: int, overrides: Sequence[str], slot: Slot, scratch: Path) -> Running:
-    outcome = scratch / f"{number}.json"
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{domain}", *slot.overrides, *overrides],
-        env={**os.environ, **slot.environment, "PYTHONPATH": path, OUTCOME: str(outcome)},
-        stdin=subprocess.PIPE,  # its end shows the job that this process has died
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on
-    )  # fmt: skip
-    logger.info("[%d] started on %s: %s", number, slot.name, shlex.join(overrides))
-    reader = threading.Thread(target=_relay, args=(number, process), daemon=True)
-    reader.start()
-    return Running(number, slot, process, outcome, reader, time.perf_counter())
-
-
-def _relay(number: int, process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip():
-            logger.info("[%d] %s", number, line.rstrip())
-
-
-def _ended(job: Running) -> dict[str, Any]:
-    """The outcome that a job has left or, where it has left none, its exit status."""
-    _clean_up(job)
-    if job.outcome.exists():
-        return json.loads(job.outcome.read_text())
-    status = job.process.returncode
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    logger.error("[%d] error: the job's process was %s", job.number, how)
-    minutes = f"{(time.perf_counter() - job.started) / 60:.1f}"
-    return {"run": f"[{job.number}]", "status": "failed", "result": how, "path": "", "minutes": minutes}
-
-
 def _stop(running: Sequence[Running]) -> None:
     """Have all jobs save and end; a second Ctrl-C ends them at once."""
     for job in running:
@@ -176,18 +171,5 @@ def _stop(running: Sequence[Running]) -> None:
                     job.process.wait()
                 except KeyboardInterrupt:
                     for other in running:
-                        _kill(other)
-        _clean_up(job)
-
-
-def _clean_up(job: Running) -> None:
-    """After a job's process has ended: end what it started, and free its place."""
-    job.reader.join(timeout=1)  # longer only if a child of the job's still holds its output
-    _kill(job)
-    job.reader.join(timeout=5)
-    job.slot.lock.release()
-
-
-def _kill(job: Running) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(job.process.pid, signal.SIGKILL)  # the job leads a process group
+                        other.kill()
+        job.clean_up()

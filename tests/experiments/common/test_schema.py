@@ -54,7 +54,7 @@ def test_identities() -> None:
     inner = {"steps": [3, 2], "share": None}
     assert schema.identity(Outer, values) == {"seed": 0, "compile": "auto", "method": "fire", "inner": inner}
     first = {"seed": 0, "compile": "auto", "inner": {"steps": 3, "share": None}}
-    assert schema.phase_0_identity(Outer, values) == first
+    assert schema.identity(Outer, values, phase_0=True) == first
     assert set(schema.later_keys(Outer)) == {"folder", "method"}
 
 

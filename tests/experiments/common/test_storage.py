@@ -66,14 +66,12 @@ def test_metric_log_survives_a_cut_off_line(tmp_path: Path) -> None:
 
 
 def test_mirror_sees_every_row_once(tmp_path: Path) -> None:
-    class Recorder:
-        def __init__(self) -> None:
-            self.seen: list[int] = []
+    seen: list[int] = []
 
-        def log(self, number: int, row: dict) -> None:
-            self.seen.append(number)
+    def mirror(number: int, row: dict) -> None:
+        seen.append(number)
 
-    path, mirror = tmp_path / "metrics.jsonl", Recorder()
+    path = tmp_path / "metrics.jsonl"
     first = MetricLog(path)
     first.append({"a": 1})
     first.show(mirror)
@@ -82,7 +80,7 @@ def test_mirror_sees_every_row_once(tmp_path: Path) -> None:
     again = MetricLog(path)
     again.show(mirror)
     again.append({"a": 3})
-    assert mirror.seen == [0, 1, 0, 1, 2]  # reopening offers what there was; the mirror itself knows what it has shown
+    assert seen == [0, 1, 0, 1, 2]  # reopening offers what there was; the mirror itself knows what it has shown
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -124,14 +124,14 @@ def test_a_job_goes_where_no_other_sweep_is(caplog: pytest.LogCaptureFixture, mo
     assert held.take()
     release = threading.Timer(60, held.lock.release)  # so that a job that waits for it fails the test
     release.start()
-    outcomes = run_parallel(
-        "vision", [["--version"], ["--version"]], (), [Slot(n, {}, []) for n in ("first", "b", "c")], 1, []
-    )
+    outcomes: dict[int, dict] = {}
+    slots = [Slot(name, {}, []) for name in ("first", "b", "c")]
+    run_parallel("vision", [["--version"], ["--version"]], (), slots, 1, outcomes)
     release.cancel()
     held.lock.release()
     started = re.findall(r"\[(\d)\] started on (\w+)", caplog.text)
     assert started == [("0", "b"), ("1", "b")]  # one at once
-    assert [outcome["result"] for outcome in outcomes] == ["ended with status 0"] * 2
+    assert [outcomes[number]["result"] for number in (0, 1)] == ["ended with status 0"] * 2
 
 
 @pytest.mark.slow

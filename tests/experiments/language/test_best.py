@@ -47,7 +47,7 @@ class Killed(BaseException):
 def killed_at(number: int, patch: pytest.MonkeyPatch) -> None:
     """The process dies before its operation `number` on the files of checkpoints."""
     left = [number]
-    for name in ("write_checked", "move", "link", "_drop_others"):
+    for name in ("write_checked", "move", "link", "drop"):
         real = getattr(checkpoint, name)
 
         def dies(*arguments: Any, real: Callable[..., Any] = real) -> Any:
