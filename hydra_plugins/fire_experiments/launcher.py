@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra._internal.core_plugins import basic_launcher
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
 
 from experiments.common import schema
 from experiments.common.config import BaseConfig
@@ -20,7 +22,7 @@ from experiments.common.errors import UserError
 from hydra_plugins.fire_experiments.parallel import Slot, run_parallel
 
 
-class LocalLauncher(basic_launcher.BasicLauncher):
+class LocalLauncher(Launcher):
     """One job after the other in this process or, with `jobs` > 1, that many at once, each in another process.
 
     A job takes a free GPU; where there are more jobs than GPUs they share them. On the CPU each gets its share of the
@@ -28,8 +30,12 @@ class LocalLauncher(basic_launcher.BasicLauncher):
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        super().__init__()
         self.jobs = jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.config = hydra_context, config
+        self.task_function: Any = task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra; names the outcomes by what differs between the jobs, also of a sweep that is stopped."""
@@ -40,7 +46,7 @@ class LocalLauncher(basic_launcher.BasicLauncher):
         outcomes: dict[int, dict[str, Any]] = {}
         try:
             if self.jobs == 1:
-                return super().launch(job_overrides, initial_job_idx)
+                return [self._run_here(words, initial_job_idx + i) for i, words in enumerate(job_overrides)]
             self._run_elsewhere(job_overrides, outcomes)
             return [
                 JobReturn(overrides=overrides, status=JobStatus.COMPLETED, _return_value=outcomes[number])
@@ -55,6 +61,17 @@ class LocalLauncher(basic_launcher.BasicLauncher):
                 ended = outcomes.get(number, missing)
                 earlier.append({**ended, "run": name or ended["run"]})
             task.outcomes = earlier
+
+    def _run_here(self, words: Sequence[str], number: int) -> JobReturn:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        returned = run_job(
+            hydra_context=self.hydra_context, task_function=self.task_function, config=config,
+            job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir",
+        )  # fmt: skip
+        returned.return_value  # noqa: B018 - raises what a job has raised, which is its traceback with debug=true
+        return returned
 
     def _run_elsewhere(self, job_overrides: Sequence[Sequence[str]], outcomes: dict[int, dict[str, Any]]) -> None:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
