@@ -51,7 +51,7 @@ def check_whole(name: str, value: Any, low: int, high: float = math.inf) -> None
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if not low <= int(value) <= high:
-        valid = f"in [{low}, {high:g}]" if math.isfinite(high) else f"of at least {low}"
+        valid = f"in [{low}, {high:.0f}]" if math.isfinite(high) else f"of at least {low}"
         raise ValueError(f"{name} must be a whole number {valid}, got {value!r}")
 
 

@@ -130,8 +130,12 @@ def check_patterns(
     """Raise ValueError, with examples of what there is, for a pattern that matches none of the module `names`."""
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise ValueError(f"{option} pattern {pattern!r} matches no {what}; there are: {shown}")
+            raise ValueError(f"{option} pattern {pattern!r} matches no {what}; there are: {examples(names)}")
+
+
+def examples(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def storage_key(tensor: Tensor) -> tuple:

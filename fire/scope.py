@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from fire.checks import check_fused, check_patterns_type, check_type
-from fire.matrices import check_patterns, matches, unwrap, weight_matrices
+from fire.matrices import check_patterns, examples, matches, unwrap, weight_matrices
 from fire.units import unit_layers
 
 
@@ -53,7 +53,7 @@ class Scope:
         children = [name for name, _ in unwrap(model).named_modules() if name]
         for pattern in self.inject:
             if not any(fnmatchcase(name, pattern) for name in children):
-                raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {', '.join(children)}")
+                raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {examples(children)}")
         unit_layers(model, self.units)
 
     def resets(self, names: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.matrices import unwrap
+from fire.matrices import examples, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """Names under which optimisers keep running means of a parameter's gradient."""
@@ -99,7 +99,7 @@ def unit_layers(model: nn.Module, units: Mapping[str, Mapping[str, Any]]) -> lis
         expression = re.compile(re.escape(pattern).replace(r"\*", "(.*)"))
         found = [(name, match.groups()) for name in modules if name and (match := expression.fullmatch(name))]
         if not found:
-            raise ValueError(f"units pattern {pattern!r} matches no module; there are: {', '.join(list(modules)[1:])}")
+            raise ValueError(f"units pattern {pattern!r} matches no module; there are: {examples(list(modules)[1:])}")
         for name, texts in found:
             if modules[name] in layers:
                 raise ValueError(f"units: {name} is {layers[modules[name]].name}, which has its units already")

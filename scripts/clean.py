@@ -6,16 +6,15 @@ their command would resume. `--free` deletes both kinds.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.common import checkpoint
+from experiments.common import checkpoint, run_files
 from experiments.common.errors import UserError
-from experiments.common.workspace import is_shared_phase
+from experiments.common.run_files import is_shared_phase
 from scripts import command
 
 
@@ -57,10 +56,9 @@ def main() -> None:
     total = 0
     if not arguments.outputs.is_dir():
         raise UserError(f"there is no folder {arguments.outputs}")
-    for description in sorted(arguments.outputs.rglob("run.json")):
-        folder = description.parent
+    folders = [path.parent for path in sorted(arguments.outputs.rglob("run.json"))]
+    for folder, words in command.readable(folders, lambda folder: (folder, run_files.description(folder)["command"])):
         if found := size(folder):
-            words = json.loads(description.read_text())["command"]
             print(f"{found / 1e6:10.1f} MB  {folder}  ({kind(folder)}, of: {words})")
             total += found if not arguments.free or free(folder) else 0
     print(f"{total / 1e6:10.1f} MB  {'freed' if arguments.free else 'in all; --free deletes them'}")

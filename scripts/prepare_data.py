@@ -15,7 +15,8 @@ from experiments.common import schema
 from experiments.common.config import compose_domain, data_folder
 from experiments.common.errors import UserError
 from experiments.common.fetch import DEFAULT_DATA, Files, default_data_dir
-from experiments.common.launch import composition_error, start_logging
+from experiments.common.launch import start_logging
+from experiments.common.words import check_keys, checked, composition_error
 from experiments.humanoid import assets
 from experiments.language.config import LanguageConfig
 from experiments.language.domain import LANGUAGE
@@ -29,9 +30,10 @@ FILES: dict[str, Files] = {"humanoid": assets.FILES, **{name: one.files for name
 def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) -> str:
     """Token files of both corpora of a configuration."""
     try:
-        cfg = compose_domain("language", LanguageConfig, overrides)
+        cfg = compose_domain("language", LanguageConfig, checked("language", overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composition_error(error, LanguageConfig)) from error
+    check_keys(cfg, LanguageConfig)
     schema.check(LanguageConfig, cfg)
     LANGUAGE.check(cfg)
     folder = data_dir or data_folder(cfg)

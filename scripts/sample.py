@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.common import checkpoint
+from experiments.common import checkpoint, run_files, schema
 from experiments.common.config import data_folder
 from experiments.common.errors import UserError
 from experiments.language import model, tokenizers
 from experiments.language.best import BEST
+from experiments.language.config import LanguageConfig
 from experiments.language.model import GPT
+from fire.checks import check_number, check_whole
 from scripts import command
 
 
@@ -29,17 +30,18 @@ def load(folder: Path, name: str | None) -> tuple[GPT, tokenizers.Tokenizer]:
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} is not the directory of a run")
-    cfg = OmegaConf.load(folder / "config.yaml")
-    if "tokenizer" not in cfg:
+    if "tokenizer" not in run_files.configuration(folder):
         raise UserError(f"{folder} is not a run of a language model")
+    cfg = run_files.configuration(folder, LanguageConfig)
+    schema.check(LanguageConfig, cfg)
     names = [name] if name else [checkpoint.FINAL, BEST, *reversed(list(checkpoint.kept(folder)))]
     path, content = checkpoint.read_kept(folder, *names)
-    network = model.build(cfg)  # type: ignore[arg-type]
+    network = model.build(cfg)
     try:
         network.load_state_dict(content["state"]["model"])
     except RuntimeError as error:
         raise UserError(f"{path} is of another network: {str(error).splitlines()[0]}") from error
-    return network.eval(), tokenizers.load(cfg.tokenizer, data_folder(cfg))  # type: ignore[arg-type]
+    return network.eval(), tokenizers.load(cfg.tokenizer, data_folder(cfg))
 
 
 @torch.no_grad()
@@ -80,8 +82,16 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=50, help="default: %(default)s; 0: all")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.tokens < 1 or given.temperature < 0 or given.top_k < 0:
-        raise UserError("--tokens must be positive, --temperature and --top-k not negative")
+    try:
+        check_whole("--tokens", given.tokens, 1, 10**6)
+        check_number("--temperature", given.temperature, 0)
+        check_whole("--top-k", given.top_k, 0, 10**6)
+        check_whole("--seed", given.seed, 0, 2**32 - 1)
+        given.prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt is not UTF-8") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
     network, tokenizer = load(given.run, given.checkpoint)
     start = [tokenizer.end, *tokenizer.encode(given.prompt).tolist()]
     drawn = continuation(network, start, given.tokens, tokenizer.tokens, given.temperature, given.top_k, given.seed)

@@ -17,8 +17,8 @@ import wandb_workspaces.workspaces as ws
 from experiments.common.config import WandbConfig
 from experiments.common.domain import Domain
 from experiments.common.errors import UserError
+from experiments.common.run_files import run_directories
 from experiments.common.wandb_mirror import labels
-from experiments.common.workspace import run_directories
 from experiments.domains import NAMES, domain
 from scripts import command
 from scripts.report.methods import colour
@@ -29,15 +29,15 @@ PLASTICITY = (
 )  # fmt: skip
 
 
-def view(of: Domain, runs: Sequence[Path], entity: str, project: str) -> ws.Workspace:
-    """The workspace of a domain, not saved yet, with the colours of its runs."""
+def view(of: Domain, groups: Sequence[tuple[str, str, str]], entity: str, project: str) -> ws.Workspace:
+    """The workspace of a domain, not saved yet, with colours for the groups of its runs."""
     spec = of.results
     over_seeds: dict[str, Any] = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "title_x": spec.steps}
     sections = []
     for title, metrics in (("results", [spec.metric, *spec.apart]), ("plasticity", PLASTICITY)):
         panels: list[Any] = [reports.LinePlot(title=m, x=spec.step, y=[m], **over_seeds) for m in metrics]
         sections.append(ws.Section(name=title, panels=panels, is_open=True))
-    colours: dict[object, object] = {ws.GroupPath(*group): colour(group[-1]) for group in map(labels, runs)}
+    colours: dict[object, object] = {ws.GroupPath(*group): colour(group[-1]) for group in groups}
     shown = ws.RunsetSettings(
         filters=[ws.Tags().isin([of.name])],
         groupby=[ws.Metric("Group"), ws.Config("settings"), ws.Config("variant")],
@@ -57,9 +57,13 @@ def main() -> None:
     given = parser.parse_args()
     if not given.entity:
         raise UserError("whose workspace? give --entity or set WANDB_ENTITY")
-    runs = [run.absolute() for run in run_directories(given.folders)]
+    for folder in given.folders:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}")
+    folders = [run.absolute() for run in run_directories(given.folders)]
+    runs = list(command.readable(folders, lambda run: (run.parts[-3], labels(run))))
     for name in NAMES:
-        made = view(domain(name), [run for run in runs if run.parts[-3] == name], given.entity, given.project)
+        made = view(domain(name), [group for of, group in runs if of == name], given.entity, given.project)
         try:
             print(f"{name}: {made.save().url}")
         except Exception as error:  # whatever W&B raises: no key, no network, no such entity

@@ -8,6 +8,7 @@ one costs an interval and not the run. One that is to stay has a name beside its
 
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from experiments.common.errors import UserError
-from experiments.common.files import checksum, sync_folder
+from experiments.common.files import checksum, sync_folder, temporary_name
 
 logger = logging.getLogger("fire")
 FINAL = "final"  # name of the weights a finished run leaves behind, in the domains that keep them
@@ -70,9 +71,9 @@ def drop(folder: Path, name: str, but: Path | None = None) -> None:
 
 def write_checked(folder: Path, dump: Callable[[BinaryIO], None]) -> tuple[Path, str]:
     """A temporary file with what `dump` writes, safely on disk, and the digits of its checksum."""
-    temporary = folder / f".checkpoint-{os.getpid()}.tmp"
+    temporary = temporary_name(folder / "checkpoint")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             dump(file)
             file.flush()
             os.fsync(file.fileno())
@@ -96,7 +97,7 @@ def link(path: Path, target: Path) -> None:
     except FileExistsError:
         pass
     except OSError:
-        copy = target.parent / f".{target.stem}-{os.getpid()}.tmp"
+        copy = temporary_name(target)
         shutil.copyfile(path, copy)
         move(copy, target)
 
@@ -124,7 +125,10 @@ def read(path: Path) -> dict[str, Any] | None:
     if not intact(path):
         logger.warning("warning: damaged checkpoint %s: its content does not match the checksum in its name", path)
         return None
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:  # whose text advises to trust the file
+        raise UserError(f"{path} is refused: it is no file of plain values and tensors") from error
 
 
 def read_kept(folder: Path, *names: str) -> tuple[Path, dict[str, Any]]:

@@ -117,7 +117,7 @@ class BaseConfig:
     precision: str = setting("fp32", choices=("fp32", "tf32", "bf16", "fp16"))
     compile: str = setting("auto", choices=("auto", "true", "false", "graphs"))
     threads: int = setting(0, low=0, high=1024)
-    sharpness: int = setting(0, low=0, high=1e9, decides=LATER_PHASES)
+    sharpness: int = setting(0, low=0, high=1e6, decides=LATER_PHASES)
     until: str = setting("end", choices=("end", "phase0"), decides=NOTHING)
     phase_cache: bool = setting(True, decides=NOTHING)
     overwrite: bool = setting(False, decides=NOTHING)
@@ -199,6 +199,20 @@ def build_scope(cfg: DictConfig) -> fire.Scope:
     return fire.Scope(**OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
 
+def expanded(path: str) -> Path:
+    """A path with ~ and variables replaced, which shells do not do after `outputs_dir=`."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+# Hydra makes a folder for a sweep itself.
+OmegaConf.register_new_resolver("expanded", lambda path: str(expanded(path)), replace=True)
+
+
 def data_folder(cfg: DictConfig) -> Path:
     """The user's data folder."""
-    return Path(os.path.expandvars(cfg.data_dir or DEFAULT_DATA)).expanduser()
+    return expanded(cfg.data_dir or DEFAULT_DATA)
+
+
+def outputs_folder(cfg: DictConfig) -> Path:
+    """Where runs are kept."""
+    return expanded(cfg.outputs_dir)

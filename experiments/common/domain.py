@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 
 import fire
-from experiments.common.config import BaseConfig
+from experiments.common.config import BaseConfig, outputs_folder
 from experiments.common.errors import StopSignals
 from experiments.common.experiment import Experiment
 from experiments.common.runtime import Runtime
@@ -61,6 +61,7 @@ class Domain(ABC):
         name: as in `python -m experiments.<name>`.
         schema: of its configuration.
         phase_version: raised by every change of what a phase computes; part of the identity of runs and phases.
+        several_processes: whether torchrun may start several, which train one run together.
         compile_on_cuda: what compile=auto means on a GPU.
         results: how its results are reported.
     """
@@ -68,6 +69,7 @@ class Domain(ABC):
     name: ClassVar[str]
     schema: ClassVar[type[BaseConfig]]
     phase_version: ClassVar[int]
+    several_processes: ClassVar[bool] = False
     compile_on_cuda: ClassVar[str] = "graphs"
     results: ClassVar[Results]
 
@@ -146,7 +148,7 @@ def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Met
     first = identity(domain.schema, values, phase_0=True) | computed | domain.extra_phase_0_identity(cfg, opened)
     if method.acts_in(0):  # phase 0 is this method's own, and its units are in the model's scope
         first |= {"method": whole["method"], "model": whole["model"]}
-    name, outputs = f"{cfg.method.name}-s{cfg.seed}", Path(cfg.outputs_dir)
+    name, outputs = f"{cfg.method.name}-s{cfg.seed}", outputs_folder(cfg)
     run_dir = outputs / domain.name / f"{domain.benchmark(cfg)}-{cfg.scale}" / f"{name}-{digest(whole)[:8]}"
     phase_dir = outputs / "phases" / digest({"domain": domain.name, **first})[:16]
     return Job(cfg, name, domain.choices(cfg), whole, first, run_dir, phase_dir)

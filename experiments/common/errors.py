@@ -59,6 +59,16 @@ class StopSignals:
         finally:
             self._deferring = False
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred`, raise where a signal comes: in a block that may be long and in which nothing is saved."""
+        deferring, self._deferring = self._deferring, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferring = deferring
+
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.received is not None:

@@ -8,6 +8,7 @@ A domain's training loop is in its `train.py`. What all domains do alike at a bo
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +42,7 @@ class Experiment(ABC):
             kept by the caller; any other the domain keeps itself, and trains phase 0 no further than it must.
         rewinds: whether phase 0 may have to be trained beyond the branch point, to know that it is one.
         disk_bytes: what its checkpoints take at most, roughly, in the run and in the shared phase.
+        at_once: context in which a signal ends the run at once, back at its last checkpoint.
     """
 
     x_axis: ClassVar[str]
@@ -48,6 +50,7 @@ class Experiment(ABC):
     branch: str = END
     rewinds: bool = False
     disk_bytes: int
+    at_once: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, network: nn.Module) -> None:
         """`network`: with its initial weights, on the CPU.
@@ -124,6 +127,10 @@ class Experiment(ABC):
         Raises:
             UserError: a pattern of the scope that matches nothing, or a weight that is not finite.
         """
+        with self.at_once():  # many steps, or sharpness on many samples, may take hours
+            append(self._reset())
+
+    def _reset(self) -> Row:
         row: Row = {"phase": self.phase, self.x_axis: self.position()}
         if before := self.sharpness():
             row["reset/sharpness_before"] = before["plasticity/sharpness"]
@@ -139,7 +146,7 @@ class Experiment(ABC):
         row |= plasticity.of_reset(report)
         self.begin_during(self.phase)
         self.after_reset()
-        append(row | self.evaluate() | self.plasticity() | self.sharpness())
+        return row | self.evaluate() | self.plasticity() | self.sharpness()
 
     def begin_during(self, phase: int) -> None:
         """Make what the method does during training in `phase`."""

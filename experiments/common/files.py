@@ -12,6 +12,12 @@ from experiments.common.errors import UserError
 ABANDONED_SECONDS = 3600.0  # no file takes this long to write
 
 
+def temporary_name(target: Path) -> Path:
+    """A name that nobody can foresee, beside the target. Open it with mode x, which writes to no file that is there and
+    follows no link."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_bytes(target: Path, content: bytes) -> None:
     """Write a file by renaming a finished temporary one, to survive a crash and a power cut.
 
@@ -21,12 +27,12 @@ def write_bytes(target: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or not writable.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    temporary = temporary_name(target)
     try:
         for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
             if leftover.lstat().st_mtime < time.time() - ABANDONED_SECONDS:
                 leftover.unlink(missing_ok=True)
-        with temporary.open("xb") as file:  # x: a file that is there, or a link to one, is never written to
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -40,6 +46,11 @@ def write_bytes(target: Path, content: bytes) -> None:
 def write_text(target: Path, text: str) -> None:
     """The same for text."""
     write_bytes(target, text.encode())
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """The error for a file of a run or shared phase that cannot be what was written."""
+    return UserError(f"damaged {path}: {' '.join(str(why).split())}; delete {path.parent} to start over")
 
 
 def sync_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ after the last one, with a table of what ran. Hydra's launcher decides where a j
 on this machine (`hydra_plugins/fire_experiments`), or on a cluster.
 """
 
-import difflib
 import json
 import logging
 import os
@@ -18,13 +17,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf import DictConfig
 from tabulate import tabulate
 
-from experiments.common.config import CONFIGS, BaseConfig, register_schemas
+from experiments.common import words
+from experiments.common.config import CONFIGS, register_schemas
 from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
 from experiments.common.provenance import command_line
@@ -43,13 +41,15 @@ def launch(domain: Domain) -> int:
     """Run the command line of `domain`; returns the exit status."""
     # Of the processes that torchrun starts the first prints and returns the status; the others print only what nobody
     # expects.
-    is_main_process = int(os.environ.get("RANK", 0)) == 0
+    is_main_process = not domain.several_processes or os.environ.get("RANK", "0") == "0"
     start_logging(logging.INFO if is_main_process else logging.CRITICAL)
     register_schemas(domain.schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra's errors reach us instead of its own printing
     task = Task(domain)
     status = 0
     try:
+        check_processes(domain)
+        sys.argv[1:] = words.checked(domain.name, sys.argv[1:])
         with task.stop:
             if OUTCOME in os.environ:
                 stop_with_parent()
@@ -61,19 +61,26 @@ def launch(domain: Domain) -> int:
     except KeyboardInterrupt:
         logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
         status = 130
-    except (HydraException, OmegaConfBaseException) as error:
-        if "debug=true" in sys.argv:
-            raise
-        logger.error("error: %s", composition_error(error, domain.schema))
-        return 2
     except UserError as error:
         logger.error("error: %s", error)
         return 2
-    except OSError as error:  # Hydra's own folder cannot be made
-        logger.error("error: outputs_dir cannot be used: %s", error)
+    except Exception as error:  # of Hydra's composing, or of a launcher; those of jobs are in their outcomes
+        if "debug=true" in sys.argv:
+            raise
+        logger.error("error: %s", words.composition_error(error, domain.schema))
         return 2
     failed = end(task.outcomes)
     return status or int(failed > 0) if is_main_process else 0
+
+
+def check_processes(domain: Domain) -> None:
+    """Raise UserError for variables of torchrun that would be ignored, or cannot be read."""
+    for name, of_one in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
+        value = os.environ.get(name) or of_one
+        if not value.isdecimal():
+            raise UserError(f"{name}={value} must be a whole number; torchrun sets it")
+        if value != of_one and not domain.several_processes:
+            raise UserError(f"{name}={value}, but {domain.name} trains in one process: start it without torchrun")
 
 
 def stop_with_parent() -> None:
@@ -100,10 +107,22 @@ def end(outcomes: list[dict[str, Any]]) -> int:
     return failed
 
 
+class QuietStream(logging.StreamHandler):
+    """Prints to standard output; once nobody reads it any more, or its disk is full, nothing, and the run continues."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by `logging` in the handler of an error."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def start_logging(level: int = logging.INFO) -> None:
     """Print what is logged, plainly."""
     logger.setLevel(level)
-    logger.handlers = [logging.StreamHandler(sys.stdout)]
+    logger.handlers = [QuietStream(sys.stdout)]
     logger.propagate = False
 
 
@@ -162,7 +181,7 @@ def _attempt(cfg: DictConfig, domain: Domain, stop: StopSignals) -> dict[str, An
     outcome = {"run": f"{cfg.method.name}-s{cfg.seed}", "status": "failed", "result": "", "path": ""}
     try:
         stop.check()  # a signal that came in the last moments of the job before
-        check_keys(cfg, domain.schema)
+        words.check_keys(cfg, domain.schema)
         # A sweep that was killed may still be saving, and another one may do the same.
         ended = run(domain, cfg, stop, wait=in_sweep or OUTCOME in os.environ)
         outcome.update({key: ended[key] for key in outcome if key in ended})
@@ -177,7 +196,7 @@ def _attempt(cfg: DictConfig, domain: Domain, stop: StopSignals) -> dict[str, An
 def _report_failure(error: Exception) -> str:
     """Print an error of a job in one line; returns it."""
     expected = isinstance(error, UserError)
-    line = _one_line(str(error)) if expected else f"{type(error).__name__}: {_one_line(str(error))}"
+    line = words.one_line(str(error)) if expected else f"{type(error).__name__}: {words.one_line(str(error))}"
     notes = getattr(error, "__notes__", []) or ([] if expected else ["debug=true shows where"])
     level = logging.ERROR if expected else logging.CRITICAL
     logger.log(level, "error: %s%s", line, "".join(f" ({note})" for note in notes))
@@ -186,34 +205,3 @@ def _report_failure(error: Exception) -> str:
         sys.stdout.flush()
         os._exit(1)
     return line
-
-
-def check_keys(cfg: DictConfig, schema: type[BaseConfig]) -> None:
-    """Raise UserError for a key added with `+` that no schema knows."""
-    try:
-        # As a plain container, because Hydra lets a key added with `+` slip into a typed one.
-        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg))
-    except OmegaConfBaseException as error:
-        raise UserError(composition_error(error, schema)) from error
-
-
-def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
-    """Several lines of Hydra and OmegaConf as one; for an unknown key with the valid ones."""
-    text = _one_line(str(error).split("Config search path")[0].split("full_key:")[0])
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
-        parent, key = cause.parent_node, str(cause.key)
-        valid = [str(k) for k in parent] if parent is not None else list(schema.__dataclass_fields__)
-        prefix = (cause.full_key or key)[: -len(key)]
-        close = difflib.get_close_matches(key, valid, n=1)
-        known = f"did you mean {prefix + close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
-        return f"unknown key {cause.full_key or key!r}; {known}"
-    if "Ambiguous value for argument" in text:
-        return "several values for one key make a sweep, which needs -m before all else"
-    if isinstance(cause, OmegaConfBaseException) and cause is not error:
-        return f"{text}: {_one_line(str(cause).split('full_key:')[0])}"
-    return text
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

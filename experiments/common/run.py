@@ -9,13 +9,12 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.common import checkpoint, schema
-from experiments.common.config import build_method, check_names, method_settings
+from experiments.common import checkpoint, run_files, schema
+from experiments.common.config import build_method, check_names, method_settings, outputs_folder
 from experiments.common.domain import Domain, Job, describe
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.experiment import END, Experiment
@@ -23,7 +22,7 @@ from experiments.common.metric_log import Mirror, Row
 from experiments.common.provenance import note_recipe
 from experiments.common.runtime import resolve_runtime
 from experiments.common.wandb_mirror import VIDEO, open_mirror
-from experiments.common.workspace import Workspace, keep_traceback, summary_of
+from experiments.common.workspace import Workspace, keep_traceback
 
 logger = logging.getLogger("fire")
 
@@ -65,7 +64,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
     run that is done.
     """
     cfg = job.cfg
-    summary = None if cfg.overwrite or cfg.until != "end" else summary_of(job.run_dir)
+    summary = None if cfg.overwrite or cfg.until != "end" else run_files.summary(job.run_dir)
     if summary is not None:
         logger.info("done before: %s (overwrite=true redoes it)", job.run_dir)
         checkpoint.remove(job.run_dir)  # left by a process that died just before it would have removed them
@@ -83,7 +82,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
         logger.info("phase 0 is in %s", job.phase_dir)
         return {"path": str(job.phase_dir), "status": "phase 0 done"}
     with Workspace(job.run_dir, job.identity, cfg, job.choices, stop, wait) as run:
-        done = summary_of(run.path)
+        done = run_files.summary(run.path)
         if done is not None and cfg.overwrite:  # an interrupted attempt is continued instead, however it was begun
             run.erase()
         note_recipe(job.run_dir)
@@ -107,6 +106,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
 def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: Mirror) -> dict[str, Any]:
     """Train from wherever the run stands to its end; returns its summary."""
     started = time.perf_counter()
+    experiment.at_once = stop.at_once
     state = run.resume()
     # What is trained beyond the branch point is no part of this run, and a mirror cannot take a row back.
     live = None if experiment.rewinds else mirror
@@ -164,7 +164,7 @@ def reach_branch(experiment: Experiment, workspace: Workspace, stop: StopSignals
 
 def check_disk(job: Job, experiment: Experiment) -> None:
     """Raise UserError unless the checkpoints a run holds at once fit on the disk."""
-    folder = Path(job.cfg.outputs_dir).absolute()
+    folder = outputs_folder(job.cfg).absolute()
     while not folder.exists():
         folder = folder.parent
     needed, free = experiment.disk_bytes, shutil.disk_usage(folder).free

@@ -14,8 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.errors import UserError
-from experiments.common.files import checksum, write_text
+from experiments.common.files import checksum, damaged, write_text
 
 LOG_CHECKSUM = "metrics_sha256"  # in `done`
 _NEEDED = ("identity", "values", "command", "machine", "git", "versions", "continued", "branched_from")
@@ -30,15 +29,16 @@ def description(folder: Path) -> dict[str, Any]:
     return _read_object(folder / "run.json", _NEEDED)
 
 
-def configuration(folder: Path) -> DictConfig:
-    """The configuration of a run."""
+def configuration(folder: Path, schema: Any = None) -> DictConfig:
+    """The configuration of a run, which must fit the `schema` if one is given."""
     path = folder / "config.yaml"
     try:
-        found = OmegaConf.load(path)
+        found: Any = OmegaConf.load(path)
+        found = OmegaConf.merge(OmegaConf.structured(schema), found) if schema else found
     except Exception as error:  # those of files, of YAML and of OmegaConf have no other base in common
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(found, DictConfig):
-        raise _damaged(path, "it holds no settings")
+        raise damaged(path, "it holds no settings")
     return found
 
 
@@ -59,7 +59,16 @@ def check_finished_log(folder: Path, found: dict[str, Any]) -> None:
     """Raise UserError unless the metric log of a finished run is as it was when the run finished."""
     path = folder / "metrics.jsonl"
     if LOG_CHECKSUM in found and (not path.exists() or checksum(path) != found[LOG_CHECKSUM]):
-        raise _damaged(path, "it has changed since the run finished")
+        raise damaged(path, "it has changed since the run finished")
+
+
+def overwrites(folder: Path) -> int:
+    """How often a run has been redone in place of an earlier one."""
+    path = folder / "overwrites"
+    try:
+        return int(path.read_bytes()) if path.exists() else 0
+    except ValueError as error:
+        raise damaged(path, error) from error
 
 
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
@@ -82,13 +91,9 @@ def _read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     if not isinstance(found, dict):
-        raise _damaged(path, "it holds no object")
+        raise damaged(path, "it holds no object")
     if missing := [key for key in needed if key not in found]:
-        raise _damaged(path, f"it has no {missing[0]!r}")
+        raise damaged(path, f"it has no {missing[0]!r}")
     return found
-
-
-def _damaged(path: Path, why: object) -> UserError:
-    return UserError(f"damaged {path}: {' '.join(str(why).split())}; delete {path.parent} to start over")

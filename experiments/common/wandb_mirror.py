@@ -1,6 +1,5 @@
 """Weights & Biases as a mirror of the metric log. It never stops a run: what goes wrong here is a warning."""
 
-import json
 import logging
 import netrc
 import os
@@ -13,6 +12,7 @@ from urllib.parse import urlparse
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.common import run_files
 from experiments.common.schema import digest
 
 logger = logging.getLogger("fire")
@@ -108,14 +108,13 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror
 
     Its id holds the identity and how often the run was redone, so that two attempts never mix.
     """
-    config: Any = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-    info = json.loads((run_dir / "run.json").read_text())
-    overwrites = run_dir / "overwrites"
+    config: Any = OmegaConf.to_container(run_files.configuration(run_dir))
+    info = run_files.description(run_dir)
     group, settings_of_run, variant = labels(run_dir)
     return WandbMirror(
         mode=settings.mode,
         dir=str(run_dir),
-        id=f"{info['identity'][:16]}-{overwrites.read_text().strip() if overwrites.exists() else 0}",
+        id=f"{info['identity'][:16]}-{run_files.overwrites(run_dir)}",
         x_axis=x_axis,
         config={**config, **info["values"], "variant": variant, "settings": settings_of_run},
         project=settings.project,
@@ -129,7 +128,7 @@ def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror
 def labels(run_dir: Path) -> tuple[str, str, str]:
     """By what runs are grouped: their domain, benchmark and scale; everything else but method and seed that can change
     their numbers, as a hash, since only what agrees in that may be compared; and the method with all its settings."""
-    info = json.loads((run_dir / "run.json").read_text())
+    info = run_files.description(run_dir)
     around = dict(info["values"])
     method, optimizer = dict(around.pop("method")), around.pop("optimizer_at_boundary")
     del around["seed"]

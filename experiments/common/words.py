@@ -1,8 +1,9 @@
-"""The words of a command line, checked before Hydra reads them: what Hydra would answer in its own terms, or with a
-traceback, is refused here in one line."""
+"""The words of a command line: what Hydra would answer in its own terms, or with a traceback, is one line here."""
 
+import difflib
 import itertools
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.common.config import CONFIGS
+from experiments.common.config import CONFIGS, BaseConfig
 from experiments.common.errors import UserError
 
 LONGEST = 4096  # characters of a word: as long as a path may be
@@ -26,6 +29,14 @@ WITH_VALUE = (
     "--config-name", "-cd", "--config-dir", "--experimental-rerun",
 )  # fmt: skip
 FOLDERS = ("outputs_dir", "data_dir")
+# What OmegaConf says of a value that does not fit -> what we say after the word.
+_VALUES = {
+    "is not Optional": " is no value: {key} needs one",
+    "is not a ListConfig": " is not a list: {key}=[{value}]",
+    "could not be converted to Integer": " is not a whole number",
+    "could not be converted to Float": " is not a number",
+    "is not a valid bool": " is not true or false",
+}
 
 
 def checked(domain: str, words: Sequence[str]) -> list[str]:
@@ -95,3 +106,47 @@ def _choices(domain: str, group: str) -> list[str]:
     """The names of the files of a group; none if it is no group."""
     folders = [CONFIGS / root / group for root in (domain, "shared")] if group else []
     return sorted({path.stem for folder in folders for path in Path(folder).glob("*.yaml")})
+
+
+def check_keys(cfg: DictConfig, schema: type[BaseConfig]) -> None:
+    """Raise UserError for a key added with `+` that no schema knows."""
+    try:
+        # As a plain container, because Hydra lets a key added with `+` slip into a typed one.
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg))
+    except OmegaConfBaseException as error:
+        raise UserError(composition_error(error, schema)) from error
+
+
+def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
+    """What Hydra or OmegaConf say in several lines as one, in our words where they are known."""
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes a folder for a sweep
+        return f"outputs_dir cannot be used: {error}"
+    text = one_line(str(error).split("Config search path")[0].split("full_key:")[0])
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        parent, key = cause.parent_node, str(cause.key)
+        valid = [str(k) for k in parent] if parent is not None else list(schema.__dataclass_fields__)
+        prefix = (cause.full_key or key)[: -len(key)]
+        close = difflib.get_close_matches(key, valid, n=1)
+        known = f"did you mean {prefix + close[0]!r}?" if close else f"valid: {', '.join(sorted(valid))}"
+        return f"unknown key {cause.full_key or key!r}; {known}"
+    if "Ambiguous value for argument" in text:
+        return "several values for one key make a sweep, which needs -m"
+    if word := re.match(r"Error merging override (\S+)", text):
+        key, _, value = word[1].lstrip("+").partition("=")
+        for theirs, ours in _VALUES.items():
+            if theirs in text or theirs in str(cause):
+                return shorten(word[1]) + ours.format(key=key, value=value)
+    if isinstance(cause, OmegaConfBaseException) and cause is not error:
+        return f"{text}: {one_line(str(cause).split('full_key:')[0])}"
+    return text
+
+
+def shorten(text: str) -> str:
+    """A long text without its middle."""
+    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
+
+
+def one_line(text: str) -> str:
+    """Several lines as one."""
+    return " ".join(text.split())

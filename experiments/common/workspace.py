@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common import checkpoint, metric_log
+from experiments.common import checkpoint, metric_log, run_files
 from experiments.common.errors import StopSignals, UserError
 from experiments.common.files import write_text
 from experiments.common.provenance import PARTS, circumstances
@@ -72,7 +72,7 @@ class Workspace:
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError):
-                raise UserError(f"cannot use {self.path}: {error}") from error
+                raise UserError(f"outputs_dir={self._cfg.outputs_dir} cannot be used: {error}") from error
             raise
         return self
 
@@ -100,18 +100,15 @@ class Workspace:
             known = {"identity": self.identity, "values": self._values, "choices": self._choices}
             known |= {**circumstances(self._values["device"]), "continued": [], "branched_from": []}
             self._write_description(known)
-        elif (known := self._read_description()["identity"]) != self.identity:
+        elif (known := run_files.description(self.path)["identity"]) != self.identity:
             raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
-
-    def _read_description(self) -> dict[str, Any]:
-        return json.loads((self.path / "run.json").read_text())
 
     def _write_description(self, description: dict[str, Any]) -> None:
         write_text(self.path / "run.json", json.dumps(description, indent=1) + "\n")
 
     def _note_continuation(self) -> None:
         """Add to the description what has changed around the job since it was last trained."""
-        known, now = self._read_description(), circumstances(self._values["device"])
+        known, now = run_files.description(self.path), circumstances(self._values["device"])
         last = {**known, **(known["continued"] or [{}])[-1]}
         if any(last[key] != now[key] for key in PARTS):
             known["continued"].append({key: now[key] for key in (*PARTS, "started", "command")})
@@ -120,12 +117,12 @@ class Workspace:
     @property
     def provenance(self) -> list[dict[str, Any]]:
         """Commit, versions and machine of each part of this job's training."""
-        known = self._read_description()
+        known = run_files.description(self.path)
         return [{key: part[key] for key in PARTS} for part in (known, *known["continued"])]
 
     def note_branch(self, provenance: list[dict[str, Any]]) -> None:
         """Add to the description where the phase it continues from was trained."""
-        self._write_description({**self._read_description(), "branched_from": provenance})
+        self._write_description({**run_files.description(self.path), "branched_from": provenance})
 
     def resume(self) -> dict[str, Any] | None:
         """Open the metric log and return the state to resume from, with all generators set to it; None at the start."""
@@ -134,7 +131,7 @@ class Workspace:
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
         state = self._restore(*loaded) if loaded else None
-        metric_log.cut(metrics, loaded[1]["log_bytes"] if loaded else 0)
+        metric_log.cut(metrics, loaded[1]["log"] if loaded else None)
         self.log = metric_log.MetricLog(metrics)
         self._last_save = time.monotonic()
         return state
@@ -156,10 +153,7 @@ class Workspace:
         return copy.deepcopy(self._content(state))
 
     def _content(self, state: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "identity": self.identity, "state": state, "rng": rng_state(),
-            "log_bytes": self.log.position(), "log_rows": len(self.log.rows),
-        }  # fmt: skip
+        return {"identity": self.identity, "state": state, "rng": rng_state(), "log": self.log.position()}
 
     def branch(self, name: str) -> tuple[dict[str, Any], list[metric_log.Row]]:
         """The state of the checkpoint kept as `name`, with all generators set to it, and the rows until then.
@@ -168,9 +162,7 @@ class Workspace:
             UserError: there is none, or it is damaged or of another configuration.
         """
         path, content = checkpoint.read_kept(self.path, name)
-        rows = metric_log.read_rows(self.path / "metrics.jsonl")[: content["log_rows"]]
-        if len(rows) < content["log_rows"]:
-            raise UserError(f"{self.path / 'metrics.jsonl'} has lost rows; delete {self.path} to start over")
+        rows = metric_log.rows_until(self.path / "metrics.jsonl", content["log"])
         return self._restore(path, content), rows
 
     def go_back(self, name: str) -> dict[str, Any]:
@@ -197,14 +189,13 @@ class Workspace:
         if weights is not None:
             content = {"identity": self.identity, "state": {"model": weights}}
             checkpoint.save_as(self.path, content, checkpoint.FINAL)
-        write_text(self.path / "done", json.dumps(summary, indent=1) + "\n")
+        run_files.finish(self.path, summary)
         checkpoint.remove(self.path)
 
     def erase(self) -> None:
         """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
-        counter = self.path / "overwrites"
-        count = (int(counter.read_text()) if counter.exists() else 0) + 1
-        write_text(counter, f"{count}\n")  # first, so that no crash lets two attempts share a W&B id
+        # First, so that no crash lets two attempts share a W&B id.
+        write_text(self.path / "overwrites", f"{run_files.overwrites(self.path) + 1}\n")
         for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", VIDEO):
             target = self.path / name
             shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
@@ -232,33 +223,9 @@ class Workspace:
             keep_traceback(self.path, error)
 
 
-def summary_of(run_dir: Path) -> dict[str, Any] | None:
-    """What a finished run has left in `done`; None if it has not finished.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    path = run_dir / "done"
-    try:
-        return json.loads(path.read_text()) if path.exists() else None
-    except json.JSONDecodeError as error:
-        raise UserError(f"damaged {path}: {error}; delete it to continue the run") from error
-
-
 def keep_traceback(folder: Path, error: Exception) -> None:
     """Write where `error`, which is being handled, came from, and note in it where that can be read."""
     with suppress(OSError):  # a full disk has been reported already
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.log").write_text(traceback.format_exc())
         error.add_note(f"traceback in {folder / 'error.log'}")
-
-
-def run_directories(folders: Iterable[Path]) -> list[Path]:
-    """All run directories, finished or not, below some folders."""
-    described = {file.parent for folder in folders for file in folder.rglob("run.json")}
-    return sorted(path for path in described if not is_shared_phase(path))
-
-
-def is_shared_phase(path: Path) -> bool:
-    """Whether a workspace is an entry of the phase cache."""
-    return path.parent.name == "phases"

@@ -35,6 +35,7 @@ class Language(Domain):
     name = "language"
     schema = LanguageConfig
     phase_version = 2
+    several_processes = True
     compile_on_cuda = "true"
     results = Results(
         metric="val/loss",

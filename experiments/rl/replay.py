@@ -7,7 +7,6 @@ ones take 56 GB.
 """
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from torch import Tensor
 
 from experiments.common import checkpoint
 from experiments.common.errors import UserError
+from experiments.common.memory import available
 from experiments.rl import segments
 from experiments.rl.transfers import copy, to
 
 CANDIDATES = 8  # drawn for each transition of a batch; the first that can be used is
 GPU_RESERVE, RAM_RESERVE = 2 << 30, 1 << 30  # for the networks, their gradients, PyTorch itself
 SEGMENT_SLOTS = 8192  # at most, so that writing one takes little memory
-CGROUP = Path("/sys/fs/cgroup")  # version 2, of a container
-MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -267,18 +265,3 @@ def place(stored: Stored, capacity: int, device: str) -> str:
             f"{max(0, free - RAM_RESERVE) // stored.bytes:,}"
         )
     return "cpu"
-
-
-def available(device: str) -> int:
-    """Bytes that can still be taken on `device`, cpu or cuda; on the CPU within the limit of a container."""
-    if device == "cuda":
-        # What PyTorch holds but does not use is free to it too.
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    if not MEMINFO.exists():  # not Linux: what the machine has
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    fields = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    if (CGROUP / "memory.max").exists() and (limit := (CGROUP / "memory.max").read_text().strip()) != "max":
-        used = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, int(limit) - int(used["anon"]))  # files in its cache can be dropped
-    return max(free, 0)

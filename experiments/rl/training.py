@@ -6,7 +6,6 @@ A domain's `train.py` has the loop, and what one step is.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import fire
+from experiments.common.config import outputs_folder
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
 from experiments.common.metric_log import Row
@@ -121,7 +121,7 @@ class AgentTraining(Experiment):
         self.exploration, self.drawing = generator(cfg.seed, "exploration"), generator(cfg.seed, "replay")
         self.step, self.entered = 0, False
         self.meter = Meter()
-        self.outputs = Path(cfg.outputs_dir)
+        self.outputs = outputs_folder(cfg)
         # The buffer of run and shared phase; weights, target and moments in six checkpoints.
         size = sum(tensor.numel() * tensor.element_size() for tensor in self.initial.values())
         self.disk_bytes = 2 * capacity * stored.bytes // stored.compression + 6 * 4 * size

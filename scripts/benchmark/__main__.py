@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counte
         parser.error(f"--budget {options.budget:g}: it must be a positive number of seconds")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch sees no CUDA device here")
+    command.check_writable(options.out)
     end = math.inf if options.budget is None else clock() + options.budget
     names = BENCHMARKS if "all" in options.benchmarks else options.benchmarks
     suites = [Suite(name, options.device, options.synthetic) for name in dict.fromkeys(names)]
