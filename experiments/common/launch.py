@@ -62,12 +62,12 @@ def launch(domain: Domain) -> int:
         logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
         status = 130
     except UserError as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", words.one_line(str(error)))
         return 2
     except Exception as error:  # of Hydra's composing, or of a launcher; those of jobs are in their outcomes
         if "debug=true" in sys.argv:
             raise
-        logger.error("error: %s", words.composition_error(error, domain.schema))
+        logger.error("error: %s", words.one_line(words.composition_error(error, domain.schema)))
         return 2
     failed = end(task.outcomes)
     return status or int(failed > 0) if is_main_process else 0

@@ -19,6 +19,7 @@ from experiments.common.config import CONFIGS, BaseConfig
 from experiments.common.errors import UserError
 
 LONGEST = 4096  # characters of a word: as long as a path may be
+LONGEST_LINE = 900  # that is printed
 MOST_JOBS = 1000  # of a sweep; before the first begins, Hydra composes them all, about ten a second
 MULTIRUN = ("-m", "--multirun")
 FLAGS = (*MULTIRUN, "-r", "--run", "-h", "--help", "--hydra-help", "--version", "--resolve")
@@ -136,17 +137,13 @@ def composition_error(error: Exception, schema: type[BaseConfig]) -> str:
         key, _, value = word[1].lstrip("+").partition("=")
         for theirs, ours in _VALUES.items():
             if theirs in text or theirs in str(cause):
-                return shorten(word[1]) + ours.format(key=key, value=value)
+                return word[1] + ours.format(key=key, value=value)
     if isinstance(cause, OmegaConfBaseException) and cause is not error:
         return f"{text}: {one_line(str(cause).split('full_key:')[0])}"
     return text
 
 
-def shorten(text: str) -> str:
-    """A long text without its middle."""
-    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"
-
-
 def one_line(text: str) -> str:
-    """Several lines as one."""
-    return " ".join(text.split())
+    """Several lines as one, without the middle of a very long one."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

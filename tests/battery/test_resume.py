@@ -1,0 +1,114 @@
+"""A resume relies on no file that has been damaged: it names the file and refuses."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.common.errors import Interrupted
+from experiments.common.files import checksum
+from experiments.common.workspace import Workspace
+from tests.conftest import numbers, run_dirs
+
+Vision = Callable[..., tuple[int, str]]
+WORDS = ("method=none", "checkpoint_seconds=0", "budget.epochs=[3,6]", "budget.test_every=[1,1]")
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Path]:
+    """The outputs of a run that was stopped, once one has been."""
+    return []
+
+
+@pytest.fixture
+def stopped(vision: Vision, made: list[Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory, in tmp_path/outputs, of a run that was stopped when its metric log had six rows."""
+
+    def stop(workspace: Workspace) -> None:
+        if len(workspace.log.rows) >= 6:
+            raise Interrupted(15)
+
+    if not made:
+        outputs = tmp_path_factory.mktemp("stopped")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Workspace, "stop_if_asked", stop)
+            status, printed = vision(*WORDS, f"outputs_dir={outputs}")
+        assert status == 143, printed
+        made.append(outputs)
+    shutil.copytree(made[0], tmp_path / "outputs")
+    (folder,) = run_dirs(tmp_path / "outputs")
+    return folder
+
+
+def zeroed(content: bytes) -> bytes:
+    return content[:300] + bytes(700) + content[1000:]
+
+
+def swapped(content: bytes) -> bytes:
+    """Of equal length, and every line valid."""
+    return content.replace(b'"train/loss": 2', b'"train/loss": 1', 1)
+
+
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "log with zeros": ("metrics.jsonl", zeroed),
+    "log with another number": ("metrics.jsonl", swapped),
+    "log without its end": ("metrics.jsonl", lambda content: content[:-400]),
+    "no log": ("metrics.jsonl", lambda content: b""),
+    "no JSON": ("run.json", lambda content: b"damaged"),
+    "no object": ("run.json", lambda content: b"[]"),
+    "no identity": ("run.json", lambda content: content.replace(b'"identity"', b'"identitx"')),
+    "no UTF-8": ("run.json", lambda content: b"\xff\xfe"),
+    "config": ("config.yaml", lambda content: b"damaged: ["),
+    "count": ("overwrites", lambda content: b"many"),
+    "done": ("done", lambda content: b"{"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_file_is_named(name: str, vision: Vision, stopped: Path) -> None:
+    file, change = DAMAGE[name]
+    path = stopped / file
+    before = path.read_bytes() if path.exists() else b""
+    after = change(before)
+    assert after != before
+    path.write_bytes(after)
+    status, printed = vision(*WORDS)
+    assert status == 1
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert f"damaged {path}: " in line
+    assert "start over" in line
+    assert "Traceback" not in printed
+    assert path.read_bytes() == after  # nothing has been written over the evidence
+
+
+def test_shared_phase_with_a_damaged_log(vision: Vision, tmp_path: Path) -> None:
+    vision("until=phase0", *WORDS)
+    (log,) = (tmp_path / "outputs").glob("phases/*/metrics.jsonl")
+    log.write_bytes(swapped(log.read_bytes()))
+    status, printed = vision(*WORDS)
+    assert status == 1
+    assert f"error: damaged {log}: it has changed since its checkpoint was taken" in printed
+
+
+def test_what_comes_after_the_checkpoint_may_be_lost(vision: Vision, stopped: Path, tmp_path: Path) -> None:
+    with (stopped / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"phase": 1, "epoch": 99}\n{"pha\0\0')
+    assert vision(*WORDS)[0] == 0
+    assert vision(*WORDS, f"outputs_dir={tmp_path / 'whole'}")[0] == 0
+    assert numbers(stopped) == numbers(run_dirs(tmp_path / "whole")[0])
+
+
+def test_a_checkpoint_of_objects_is_refused_without_advice_to_trust_it(
+    vision: Vision, stopped: Path, tmp_path: Path
+) -> None:
+    for path in stopped.glob("checkpoint-*.pt"):
+        path.unlink()
+    torch.save({"identity": Path("x")}, tmp_path / "evil.pt")
+    path = stopped / f"checkpoint-000009-{checksum(tmp_path / 'evil.pt')[:16]}.pt"
+    shutil.move(tmp_path / "evil.pt", path)
+    status, printed = vision(*WORDS)
+    assert status == 1
+    assert f"error: {path} is refused: it is no file of plain values and tensors" in printed
+    assert "weights_only" not in printed
