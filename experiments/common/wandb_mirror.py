@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import run_files
+from experiments.common.metric_log import Row
 from experiments.common.schema import digest
 
 logger = logging.getLogger("fire")
@@ -35,7 +36,8 @@ class WandbMirror:
     """One W&B run that shows the rows of one metric log, each at the step of its number; it starts with the first row.
 
     `x_axis`, the rows' own count of training, is the x-axis of all curves, so that methods overlay without a click.
-    A run that cannot start online is written offline. `settings` are those of `wandb.init`.
+    A run that cannot start online is written offline: whole, when it has finished, because W&B cannot add to what an
+    earlier process wrote offline. `settings` are those of `wandb.init`.
     """
 
     def __init__(self, *, mode: str, x_axis: str, **settings: Any) -> None:
@@ -43,23 +45,25 @@ class WandbMirror:
         overridden = {VARIABLES[variable] for variable in VARIABLES if os.environ.get(variable)}
         self._settings = {key: value for key, value in settings.items() if key not in overridden}
         self._run: Any = None
-        self._started = self._mode == "disabled"
+        self._started = False
         self._shown = 0
+        self._held: dict[int, Row] = {}  # to be written offline
 
     def _start(self) -> None:
         global _unreachable
         self._started = True
-        mode = "offline" if self._mode == "online" and _unreachable else self._mode
-        self._run = _tolerant("start", self._init, mode)
-        if self._run is None and mode == "online":
+        if self._mode == "online" and not _unreachable:
+            self._run = _tolerant("start", self._init, "online")
+            if self._run is not None:
+                self._shown = int(self._run.step)  # rows that the service has from an earlier process
+                logger.info("Weights & Biases: %s", self._run.url)
+                return
             _unreachable = True
             # Which would otherwise hold the run's id.
             _tolerant("end the failed attempt", lambda: import_module("wandb").teardown())
-            self._run = _tolerant("start offline", self._init, "offline")
-        if self._run is not None:
-            # An offline run is written whole every time; only the service knows what it has been sent.
-            self._shown = int(self._run.step) if not self._run.offline else 0
-            logger.info("Weights & Biases: %s", f"offline, in {self._run.dir}" if self._run.offline else self._run.url)
+        if self._mode != "disabled":
+            self._mode = "offline"
+            logger.info("Weights & Biases: offline, to be written when the run has finished")
 
     def _init(self, mode: Any) -> Any:
         import wandb
@@ -70,27 +74,28 @@ class WandbMirror:
         run.define_metric("*", step_metric=self._x_axis)
         return run
 
-    def log(self, number: int, row: dict[str, Any]) -> None:
+    def log(self, number: int, row: Row) -> None:
         """Show row `number`, unless it was shown before."""
         if not self._started:
             self._start()
+        if self._run is None and self._mode == "offline":
+            self._held[number] = row
         if self._run is not None and number >= self._shown:
             self._shown = number + 1
             if _tolerant("log", lambda: self._run.log(row, step=number) or True) is None:
                 self._run = None
 
-    def video(self, path: Path) -> None:
-        """Show a video beside the last row."""
-        if self._run is not None:
-            import wandb
-
-            step = max(self._shown - 1, 0)
-            _tolerant("log a video", lambda: self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=step))
-
-    def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Close the run; without a summary it counts as stopped early."""
+    def finish(self, summary: dict[str, Any] | None = None, video: Path | None = None) -> None:
+        """Close the run; without a summary it counts as stopped early. A video is shown beside the last row."""
+        if self._held and summary is not None and (run := _tolerant("start offline", self._init, "offline")):
+            self._run = run
+            logger.info("Weights & Biases: offline, in %s", run.dir)
+            for number, row in self._held.items():
+                self.log(number, row)
         if self._run is None:
             return
+        if video is not None and video.exists():
+            _tolerant("log a video", self._log_video, video)
         if summary is not None:
             _tolerant("summarise", self._run.summary.update, summary)
         # W&B waits for the last row to arrive, for ever if the network is gone; a sweep must not.
@@ -101,6 +106,11 @@ class WandbMirror:
         if ending.is_alive():
             rest = f"wandb sync --include-online {Path(run.dir).parent}"
             logger.warning("warning: Weights & Biases is still uploading; to send the rest: %s", rest)
+
+    def _log_video(self, path: Path) -> None:
+        import wandb
+
+        self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
 
 
 def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:
@@ -143,8 +153,10 @@ def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any
     try:
         return function(*arguments)
     except Exception as error:  # whatever W&B raises, the training matters more
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logger.warning("warning: Weights & Biases could not %s: %s; the run continues", action, reason)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        given = [name for name in sorted(os.environ) if name.startswith("WANDB_") and name != "WANDB_API_KEY"]
+        variables = f" (with {', '.join(f'{name}={os.environ[name]}' for name in given)})" if given else ""
+        logger.warning("warning: Weights & Biases could not %s: %s%s; the run continues", action, reason, variables)
         return None
 
 
@@ -153,8 +165,10 @@ def _resolve_mode(mode: str) -> str:
         return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
-    if "WANDB_MODE" in os.environ:
-        return os.environ["WANDB_MODE"]
+    if wished := os.environ.get("WANDB_MODE"):
+        if wished in ("online", "offline", "disabled"):
+            return wished
+        logger.warning("warning: WANDB_MODE=%s is unknown; valid: online, offline, disabled", wished)
     return "online" if _has_key() else "offline"
 
 

@@ -86,7 +86,7 @@ class Workspace:
             self._lock.acquire(timeout=0)
         except Timeout:
             holder = self.path / "holder"
-            who = holder.read_text().strip() if holder.exists() else "another process"
+            who = holder.read_text("utf-8").strip() if holder.exists() else "another process"
             if not self._wait:
                 raise UserError(f"{self.path} is in use by {who}") from None
             logger.info("waiting for %s, which holds %s", who, self.path)
@@ -207,7 +207,7 @@ class Workspace:
     def text_log(self) -> Iterator[None]:
         """Copy what is printed while the block runs into the file `log`."""
         (self.path / "error.log").unlink(missing_ok=True)
-        handler = logging.FileHandler(self.path / "log")
+        handler = logging.FileHandler(self.path / "log", encoding="utf-8")
         logger.addHandler(handler)
         try:
             yield
@@ -227,5 +227,5 @@ def keep_traceback(folder: Path, error: Exception) -> None:
     """Write where `error`, which is being handled, came from, and note in it where that can be read."""
     with suppress(OSError):  # a full disk has been reported already
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.log").write_text(traceback.format_exc())
+        (folder / "error.log").write_text(traceback.format_exc(), "utf-8")
         error.add_note(f"traceback in {folder / 'error.log'}")

@@ -24,7 +24,7 @@ CORRECTIONS = {
     "tasks/balance_simple.xml": _BOARD,
     "tasks/balance_hard.xml": _BOARD,
 }
-_LINES = Path(__file__).with_name("assets.sha256").read_text().splitlines()
+_LINES = Path(__file__).with_name("assets.sha256").read_text("utf-8").splitlines()
 SHA256 = {name: checksum for checksum, name in map(str.split, _LINES)}
 COMMAND = "python -m scripts.prepare_data humanoid"
 

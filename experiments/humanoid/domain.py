@@ -16,6 +16,20 @@ from experiments.humanoid import assets, tasks
 from experiments.humanoid.config import HumanoidConfig
 from experiments.rl.domain import RESULTS, AgentDomain, check_multiples
 
+OPENGL = ("egl", "osmesa", "glfw", "glx", "wgl", "cgl")
+SWITCHES = (
+    "disable",
+    "disabled",
+    "off",
+    "false",
+    "0",
+    "enable",
+    "enabled",
+    "on",
+    "true",
+    "1",
+)  # which MuJoCo takes too
+
 
 class Humanoid(AgentDomain):
     """SimBa-SAC on HumanoidBench (paper, section 4.3 and Figure 4b)."""
@@ -41,6 +55,7 @@ class Humanoid(AgentDomain):
         super().check(cfg)
         if cfg.record_video:
             choose_opengl()
+        check_opengl()
         from experiments.humanoid import envs  # which imports MuJoCo
 
         cfg.task = tasks.resolve(cfg.task)
@@ -87,6 +102,13 @@ def choose_opengl() -> None:
                 "is installed"
             )
         os.environ["MUJOCO_GL"] = found[0]
+
+
+def check_opengl() -> None:
+    """Raise UserError for a MUJOCO_GL with which MuJoCo cannot be imported."""
+    value = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if value not in ("", *OPENGL, *SWITCHES):
+        raise UserError(f"MUJOCO_GL={value} is unknown; valid: {', '.join(OPENGL)}, disable")
 
 
 HUMANOID = Humanoid()

@@ -82,7 +82,7 @@ class Suite:
         head = "{machine}, PyTorch {torch}, Python {python}, commit {commit}".format(**origin)
         notes = [f"Only what fits `{only}`.", *self.notes] if only else self.notes
         text = "\n\n".join([head, table(rows, getattr(self.module, "TABLE", rates(rows.unit[0]))), *notes])
-        (out / f"{stem}.md").write_text(f"{text}\n")
+        (out / f"{stem}.md").write_text(f"{text}\n", "utf-8")
         print(f"\n{text}\nwritten: {out / stem}.md, .csv")
 
 

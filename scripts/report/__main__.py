@@ -55,8 +55,8 @@ def report_all(folder: Path) -> None:
     command.check_writable(folder)
     for result in found:
         show(result, folder / result.first.domain)
-    (folder / "index.html").write_text(page(found, folder))
-    (folder / "summary.md").write_text(table(headline(found)) + "\n")
+    (folder / "index.html").write_text(page(found, folder), "utf-8")
+    (folder / "summary.md").write_text(table(headline(found)) + "\n", "utf-8")
     print(f"{folder / 'index.html'}, summary.md: {len(found)} results")
 
 
@@ -64,7 +64,7 @@ def show(result: Result, out: Path) -> str:
     """Write a result's figure and tables; returns the tables."""
     figure(result).savefig(out / f"{result.title}.png", dpi=130)
     text = f"# {result.first.domain}: {result.title}\n\n{markdown(result)}"
-    (out / f"{result.title}.md").write_text(text)
+    (out / f"{result.title}.md").write_text(text, "utf-8")
     return text
 
 

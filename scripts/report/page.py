@@ -69,7 +69,7 @@ def page(results: Sequence[Result], folder: Path) -> str:
         own, sections = [result for result in results if result.first.domain == domain], []
         for result in own:
             findings = folder / domain / f"{result.title}.findings.md"
-            text = html(findings.read_text()) if findings.exists() else ""
+            text = html(findings.read_text("utf-8")) if findings.exists() else ""
             about = description(domain, result.recipe)
             sections.append((result.title, about, svg(figure(result)), text, html(markdown(result))))
         ran = [result.recipe for result in own]
@@ -124,6 +124,8 @@ def description(domain: str, recipe: str) -> str:
     for root in (domain, "shared"):
         file = CONFIGS / root / "experiment" / f"{recipe}.yaml"
         if file.exists():
-            comment = takewhile(lambda line: line.startswith("# "), file.read_text().splitlines()[1:])  # after @package
+            comment = takewhile(
+                lambda line: line.startswith("# "), file.read_text("utf-8").splitlines()[1:]
+            )  # after @package
             return " ".join(line.removeprefix("# ") for line in comment)
     return ""

@@ -126,12 +126,12 @@ class Result:
         out.mkdir(parents=True, exist_ok=True)
         self.data.to_csv(out / f"{self.title}.csv", index=False)
         about = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("title", "data")}
-        (out / f"{self.title}.json").write_text(json.dumps(about, indent=1) + "\n")
+        (out / f"{self.title}.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 def load(path: Path) -> Result:
     """The result whose CSV is at `path`."""
-    return Result(path.stem, pd.read_csv(path), **json.loads(path.with_suffix(".json").read_text()))
+    return Result(path.stem, pd.read_csv(path), **json.loads(path.with_suffix(".json").read_text("utf-8")))
 
 
 def results(domain: str, runs: Sequence[Run]) -> list[Result]:

@@ -100,9 +100,7 @@ def test_what_comes_after_the_checkpoint_may_be_lost(vision: Vision, stopped: Pa
     assert numbers(stopped) == numbers(run_dirs(tmp_path / "whole")[0])
 
 
-def test_a_checkpoint_of_objects_is_refused_without_advice_to_trust_it(
-    vision: Vision, stopped: Path, tmp_path: Path
-) -> None:
+def test_a_refused_checkpoint_is_no_reason_to_trust_it(vision: Vision, stopped: Path, tmp_path: Path) -> None:
     for path in stopped.glob("checkpoint-*.pt"):
         path.unlink()
     torch.save({"identity": Path("x")}, tmp_path / "evil.pt")
