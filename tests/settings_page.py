@@ -63,6 +63,7 @@ def rows(
 def allowed(data: Any) -> str:
     """The range of a field in words."""
     low, high, above = (data.get(name) for name in ("low", "high", "above"))
+    high = None if high in (schema.COUNT, schema.HUGE) else high  # which nobody comes near
     return ", ".join(f"{sign} {end:.10g}" for sign, end in ((">", above), ("≥", low), ("≤", high)) if end is not None)
 
 

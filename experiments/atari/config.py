@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import COUNT, NOTHING, setting
+from experiments.common.schema import COUNT, HUGE, NOTHING, setting
 
 
 @dataclass
@@ -46,7 +46,7 @@ class OptimizerConfig:
         learning_rate, eps: of Adam.
     """
 
-    learning_rate: float = setting(above=0, high=1000)
+    learning_rate: float = setting(above=0, high=HUGE)
     eps: float = setting(low=0, high=1)
 
 

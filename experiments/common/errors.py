@@ -19,6 +19,17 @@ class Interrupted(BaseException):
         self.exit_status = 128 + signum
 
 
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM end the process as if Python had not asked for them: for a wait inside a library."""
+    before = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 class StopSignals:
     """Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 (schedulers' warnings) end the process in order.
 

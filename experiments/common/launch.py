@@ -42,13 +42,14 @@ def launch(domain: Domain) -> int:
     # Of the processes that torchrun starts the first prints and returns the status; the others print only what nobody
     # expects.
     is_main_process = not domain.several_processes or os.environ.get("RANK", "0") == "0"
-    start_logging(logging.INFO if is_main_process else logging.CRITICAL)
+    start_logging()
     register_schemas(domain.schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra's errors reach us instead of its own printing
     task = Task(domain)
     status = 0
     try:
         check_processes(domain)
+        logger.setLevel(logging.INFO if is_main_process else logging.CRITICAL)
         sys.argv[1:] = words.checked(domain.name, sys.argv[1:])
         with task.stop:
             if OUTCOME in os.environ:
@@ -119,9 +120,9 @@ class QuietStream(logging.StreamHandler):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def start_logging(level: int = logging.INFO) -> None:
+def start_logging() -> None:
     """Print what is logged, plainly."""
-    logger.setLevel(level)
+    logger.setLevel(logging.INFO)
     logger.handlers = [QuietStream(sys.stdout)]
     logger.propagate = False
 

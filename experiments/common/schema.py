@@ -23,6 +23,7 @@ LATER_PHASES = "later phases"  # no number of phase 0
 EACH_PHASE = "each phase"  # a list with a value for each phase: of phase 0 the first
 NOTHING = "nothing"  # no number at all
 COUNT = 10**12  # more steps, images or tokens than any machine gets through
+HUGE = 1e30  # a real number that may be as large as one likes: training that diverges is noticed
 
 
 def setting(

@@ -154,7 +154,7 @@ def _tolerant(action: str, function: Callable[..., Any], *arguments: Any) -> Any
         return function(*arguments)
     except Exception as error:  # whatever W&B raises, the training matters more
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        given = [name for name in sorted(os.environ) if name.startswith("WANDB_") and name != "WANDB_API_KEY"]
+        given = sorted({*VARIABLES, "WANDB_BASE_URL", "WANDB_MODE"} & os.environ.keys())
         variables = f" (with {', '.join(f'{name}={os.environ[name]}' for name in given)})" if given else ""
         logger.warning("warning: Weights & Biases could not %s: %s%s; the run continues", action, reason, variables)
         return None

@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from experiments.common.config import CONFIGS, BaseConfig
+from experiments.common.config import CONFIGS, BaseConfig, expanded
 from experiments.common.errors import UserError
 
 LONGEST = 4096  # characters of a word: as long as a path may be
@@ -41,12 +41,13 @@ _VALUES = {
 
 
 def checked(domain: str, words: Sequence[str]) -> list[str]:
-    """The words as Hydra takes them: -m comes first, wherever it stood.
+    """The words as Hydra takes them: -m comes first, wherever it stood, and ~ is the home folder.
 
     Raises:
         UserError: a word that cannot be read, or that is no valid option, choice or folder; a sweep of no jobs, or of
             too many.
     """
+    words = [_at_home(word) for word in words]
     rest, values = iter(words), dict[str, int]()
     for word in rest:
         if len(word) > LONGEST:
@@ -65,6 +66,12 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
     if (jobs := math.prod(values.values())) > MOST_JOBS:
         raise UserError(f"the sweep has {jobs} jobs or more, and {MOST_JOBS} is the most; split it")
     return sorted(words, key=lambda word: word not in MULTIRUN)
+
+
+def _at_home(word: str) -> str:
+    """A word with ~ replaced, which shells do not do after `outputs_dir=`."""
+    key, _, value = word.partition("=")
+    return f"{key}={expanded(value)}" if key in FOLDERS and value.startswith("~") else word
 
 
 def _check_override(domain: str, word: str) -> int:

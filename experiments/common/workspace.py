@@ -207,7 +207,7 @@ class Workspace:
     def text_log(self) -> Iterator[None]:
         """Copy what is printed while the block runs into the file `log`."""
         (self.path / "error.log").unlink(missing_ok=True)
-        handler = logging.FileHandler(self.path / "log", encoding="utf-8")
+        handler = logging.FileHandler(self.path / "log", encoding="utf-8", errors="backslashreplace")
         logger.addHandler(handler)
         try:
             yield

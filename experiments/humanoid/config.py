@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import COUNT, NOTHING, setting
+from experiments.common.schema import COUNT, HUGE, NOTHING, setting
 from experiments.humanoid.tasks import MAX_STEPS
 
 
@@ -42,7 +42,7 @@ class BudgetConfig:
     critic_width: int = setting(low=1, high=65_536)
     critic_blocks: int = setting(low=1, high=1000)
     batch_size: int = setting(low=1, high=1e6)
-    learning_rate: float = setting(above=0, high=1000)
+    learning_rate: float = setting(above=0, high=HUGE)
     buffer: int = setting(low=2, high=COUNT)
     random_actions: int = setting(low=2, high=COUNT)
     log_every: int = setting(low=1, high=COUNT)
@@ -59,7 +59,7 @@ class OptimizerConfig:
         weight_decay: of the networks.
     """
 
-    learning_rate: float = setting(above=0, high=1000)
+    learning_rate: float = setting(above=0, high=HUGE)
     weight_decay: float = setting(low=0, high=1000)
 
 

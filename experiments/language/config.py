@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import COUNT, EACH_PHASE, LATER_PHASES, NOTHING, setting
+from experiments.common.schema import COUNT, EACH_PHASE, HUGE, LATER_PHASES, NOTHING, setting
 from experiments.language.best import BEST, PERIODIC
 from experiments.language.tokenizers import VOCABULARY
 
@@ -54,7 +54,7 @@ class BudgetConfig:
     eval_every: list[int] = setting(low=1, high=COUNT, length=2, decides=EACH_PHASE)
     eval_windows: int = setting(low=1, high=COUNT)
     log_every: int = setting(low=1, high=COUNT)
-    learning_rate: float = setting(above=0, high=1000)
+    learning_rate: float = setting(above=0, high=HUGE)
 
 
 @dataclass
@@ -70,7 +70,7 @@ class OptimizerConfig:
 
     betas: list[float] = setting(low=0, high=1, length=2)
     weight_decay: float = setting(low=0, high=1000)
-    clip_norm: float = setting(above=0, high=1e9)
+    clip_norm: float = setting(above=0, high=HUGE)
     warmup_fraction: float = setting(low=0, high=1)
     warmup_limit: int = setting(low=0, high=COUNT)
 

@@ -4,6 +4,7 @@ The main process, rank 0, owns the run's directory, the log and every decision. 
 repeat each call of its `train` and `load_state_dict`.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,7 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from experiments.common.domain import Prepare
-from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.errors import Interrupted, StopSignals, UserError, default_signals
+
+logger = logging.getLogger("fire")
 
 
 class ProcessGroup:
@@ -37,13 +40,19 @@ class ProcessGroup:
         self._control: Any = None
         if self.world_size == 1:
             return
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if not os.environ.get(name):
+                raise UserError(f"WORLD_SIZE={self.world_size}, but {name} is not set; start the processes by torchrun")
         if device == "cuda":
             local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
             if local > gpus:
                 raise UserError(f"{local} processes on a machine with {gpus} GPUs; one each is needed")
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not dist.is_initialized():  # once for all jobs of a sweep
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            logger.info("process %d of %d waits for the others at %s", self.rank, self.world_size, place)
+            with default_signals():  # Python sees none while it waits
+                dist.init_process_group("nccl" if device == "cuda" else "gloo")
         # Decisions have a group on the CPU, so that they never wait for a GPU. Its timeout is long because the main
         # process may wait for a phase 0 that another job trains.
         self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))

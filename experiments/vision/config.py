@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from experiments.common.config import BaseConfig, ModelConfig
-from experiments.common.schema import COUNT, EACH_PHASE, LATER_PHASES, setting
+from experiments.common.schema import COUNT, EACH_PHASE, HUGE, LATER_PHASES, setting
 
 
 @dataclass
@@ -67,9 +67,9 @@ class OptimizerConfig:
         clip_norm: largest norm of the whole gradient.
     """
 
-    learning_rate: float = setting(above=0, high=1000)
+    learning_rate: float = setting(above=0, high=HUGE)
     warmup_fraction: float = setting(low=0, high=1)
-    clip_norm: float = setting(above=0, high=1e9)
+    clip_norm: float = setting(above=0, high=HUGE)
 
 
 @dataclass

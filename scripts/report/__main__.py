@@ -33,7 +33,7 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     command.check_writable(out)
     runs, step = find_runs(roots), described(domain).results.step
     for run in runs:
-        if any(step not in row for row in run.rows):
+        if any(step not in row or "phase" not in row for row in run.rows):
             raise UserError(f"{run.path} is not a run of {domain}")
     elsewhere = sorted({str(run.path.parents[2]) for run in runs} - {"outputs"})
     found = results(domain, runs)

@@ -176,9 +176,10 @@ def paper_finals(result: Result) -> pd.DataFrame:
     decimals = result.spec.decimals if result.spec.decimals > 1 else 0
     rough = known.approximate == "yes"
     gains = known.final - known.final.get("none", math.nan)
+    rough_gains = rough | rough.get("none", False)
     return known.assign(
-        text=rough.map({True: "~", False: ""}) + known.final.map(f"{{:.{decimals}f}}".format),
-        gain=(rough | rough.get("none", False)).map({True: "~", False: ""}) + gains.map(f"{{:+.{decimals}f}}".format),
+        text=[f"{'~' * about}{value:.{decimals}f}" for about, value in zip(rough, known.final, strict=True)],
+        gain=[f"{'~' * about}{value:+.{decimals}f}" for about, value in zip(rough_gains, gains, strict=True)],
     )
 
 

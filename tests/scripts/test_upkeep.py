@@ -79,7 +79,7 @@ def test_wandb_workspace_overlays_the_methods_of_each_domain(
     runs = run_dirs(tmp_path / "outputs")
     views = {}
     for name in NAMES:
-        made = view(domain(name), runs if name == "vision" else [], "me", "p")
+        made = view(domain(name), [labels(run) for run in runs] if name == "vision" else [], "me", "p")
         views[name] = made._to_model().model_dump(mode="json", by_alias=True)
     assert set(views) == {"vision", "language", "atari", "humanoid"}
     for name, axis, metric in (

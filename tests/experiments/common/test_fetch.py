@@ -1,13 +1,18 @@
 """Files with checksums: several sources, nothing wrong or half-written, nothing left over."""
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
+import shutil
 import tarfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -163,3 +168,56 @@ def test_processes_that_start_together_fetch_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         assert len(set(pool.map(files(slow=slow).prepare, [tmp_path] * 3))) == 1
     assert calls == [tmp_path]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a host that sends a byte every 20 ms, to a client that calls that slow after 0.2 s."""
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "40")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client has left
+                for _ in range(40):
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(fetch, "SLOW_SECONDS", 0.2)
+    host = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{host.server_port}/archive"
+    host.shutdown()
+
+
+@pytest.mark.parametrize("other", [right, unreachable])
+def test_a_slow_source_is_left_for_the_next_and_waited_for_if_there_is_none(
+    other: fetch.Source, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def slow(_: Path, temporary: Path) -> list[tuple[str, bytes]]:
+        asked.append("slow")
+        fetch.download(server, temporary / "archive")
+        assert (temporary / "archive").read_bytes() == b"x" * 40
+        return list(CONTENT.items())
+
+    with caplog.at_level("INFO", "fire"):
+        logging.getLogger("fire").propagate = True
+        assert everything(files(slow=slow, other=other).prepare(tmp_path)) == CONTENT
+    assert asked == (["slow"] if other is right else ["slow", "slow"])
+    assert "fetching archive from 127.0.0.1, which has 20 s to answer" in caplog.text
+    assert "slow: 127.0.0.1 sends 0 kB/s, which is slow" in caplog.text
+
+
+def test_npm_says_why_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    with pytest.raises(UserError, match=r"could not fetch the npm package left-pad@1.3.0: .*ECONNREFUSED"):
+        fetch.npm_pack("left-pad@1.3.0", tmp_path, 1)

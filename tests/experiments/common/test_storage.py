@@ -51,18 +51,21 @@ def test_metric_log_survives_a_cut_off_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricLog(path)
     log.append({"epoch": 1, "loss": 0.1})
-    length = log.position()
+    position = log.position()
     log.append({"epoch": 2, "loss": float("nan")})
     log.close()
     assert [json.loads(line) for line in path.read_text().splitlines()][1] == {"epoch": 2, "loss": None}
     with path.open("ab") as file:
         file.write(b'{"epoch": 3, "lo')
     assert [row["epoch"] for row in read_rows(path)] == [1, 2]
-    cut(path, length)
-    assert os.path.getsize(path) == length
+    cut(path, position)
+    assert os.path.getsize(path) == position["bytes"]
     assert MetricLog(path).rows == [{"epoch": 1, "loss": 0.1}]
-    with pytest.raises(UserError, match="damaged metric log"):
-        cut(path, length + 1)
+    with pytest.raises(UserError, match=r"damaged .*metrics\.jsonl: 26 bytes where its checkpoint knows 27"):
+        cut(path, {**position, "bytes": 27})
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.2"))
+    with pytest.raises(UserError, match=r"damaged .*metrics\.jsonl: it has changed since its checkpoint was taken"):
+        cut(path, position)
 
 
 def test_mirror_sees_every_row_once(tmp_path: Path) -> None:

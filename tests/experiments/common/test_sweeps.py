@@ -167,20 +167,23 @@ def test_threads_that_are_given_win_over_a_share_of_the_cores(vision: Vision, tm
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "said"),
+    ("domain", "words", "environment", "said"),
     [
-        (["device=cpu,auto", "jobs=2"], {}, "device cannot be swept over with jobs=2"),
-        (["seed=0,1", "jobs=2"], {"WORLD_SIZE": "2"}, "jobs=2 starts processes; use either torchrun or jobs"),
-        (["seed=0,1", "jobs=-1"], {}, "jobs=-1 must lie in [0, 1024]"),
+        ("vision", ["-m", "seed=0,1"], {"RANK": "1"}, "RANK=1, but vision trains in one process: start it without tor"),
+        ("atari", ["seed=0"], {"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but atari trains in one process"),
+        ("language", ["seed=0"], {"RANK": "x"}, "RANK=x must be a whole number; torchrun sets it"),
+        ("language", ["seed=0"], {"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE=2, but MASTER_ADDR is not set"),
+        ("language", ["-m", "seed=0,1", "jobs=2"], {"WORLD_SIZE": "2"}, "jobs=2 starts processes; use either torchrun"),
     ],
 )
-def test_what_cannot_run_at_once_is_refused(
-    vision: Vision, words: list[str], environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_processes_where_there_is_one(
+    domain: str, words: list[str], environment: dict[str, str], said: str, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    status, printed = vision("-m", *words)
-    assert status == 2
+    status, printed = request.getfixturevalue(domain)(*words)
+    assert status != 0
     assert f"error: {said}" in printed
     assert "Traceback" not in printed
 
@@ -188,11 +191,12 @@ def test_what_cannot_run_at_once_is_refused(
 def test_a_failed_job_is_told_at_once_and_stops_no_other(vision: Vision, tmp_path: Path) -> None:
     """What fails is unforeseen, so its traceback must be found in its run directory."""
     vision("method=none", "seed=0", "threads=1")
-    (description,) = (tmp_path / "outputs/phases").glob("*/run.json")
-    description.write_text("damaged")
+    (log,) = (tmp_path / "outputs/phases").glob("*/metrics.jsonl")
+    log.unlink()
+    log.mkdir()
     status, printed = vision("-m", "method=fire", "seed=0,1", "jobs=2")
     assert status == 1
-    failure = next(line for line in printed.splitlines() if line.startswith("[0] error: JSONDecodeError"))
+    failure = next(line for line in printed.splitlines() if line.startswith("[0] error: IsADirectoryError"))
     assert printed.index(failure) < printed.index("[1] finished in ")
     log = Path(re.search(r"traceback in (\S+error\.log)\)", failure)[1])
     assert log.parent.name.startswith("fire-s0-")

@@ -223,48 +223,6 @@ def test_final_weights_stay_and_are_those_of_the_end(language: Command, tmp_path
         assert float(network(windows)) == pytest.approx(numbers(directory)[-1]["val/loss_second"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("checkpoint=45k",), "Could not find 'checkpoint/45k' Available options in 'checkpoint': 10k 20k 30k"),
-        (("data=files",), "error: data=files needs data.first=[...] and data.second=[...]"),
-        (("data=files", "data.first=[nowhere.txt]", "data.second=[imdb]"),
-         "error: no corpus or file 'nowhere.txt'; known corpora: wikitext2, wikitext103, openwebtext, imdb"),
-        (("data=files", "data.first=[README.md]", "data.second=[imdb]", "data.text_column=body"),
-         "error: the corpus README.md is not prepared for tokenizer=bytes; to do so: python -m scripts.prepare_data "
-         "language data=files tokenizer=bytes 'data.first=[README.md]' 'data.second=[imdb]' data.text_column=body"),
-        (("data=files", "data.first=[tests]", "data.second=[imdb]"),
-         "error: tests is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2"),
-        (("until=phase0", "phase_cache=false"), "error: until=phase0 trains the shared phase, which phase_cache=false"),
-        (("data=wikitext103_openwebtext",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do "
-         "so: python -m scripts.prepare_data language data=wikitext103_openwebtext tokenizer=bytes"),
-        (("tokenizer=words",), "error: tokenizer=words is unknown; valid: gpt2, bytes"),
-        (("budget.block=20001",), "error: budget.block=20001 is longer than the train text of wikitext2: 20000 bytes"),
-        (("budget.micro_batch=3",), "error: budget.sequences=8 is not a multiple of budget.micro_batch=3"),
-        (("budget.heads=5",), "error: budget.width=32 is not a multiple of budget.heads=5"),
-        (("budget.iterations=[5]",), "error: budget.iterations=[5] must be 2 numbers"),
-        (("precision=fp16",), "error: precision=fp16 needs CUDA; use fp32 or bf16 on the CPU"),
-        (("optimizer.betas=[0.9]",), "error: optimizer.betas=[0.9] must be 2 numbers"),
-        (("optimizer.betas=[0.9,1]",), "error: optimizer.betas=[0.9, 1.0] must be below 1"),
-        (("model.name=llama",), "error: model.name=llama is unknown; valid: gpt"),
-        (("optimizer.weight_decay=-1",), "error: optimizer.weight_decay=-1.0 must not be negative"),
-        (("data.second=[wikitext103]",), "error: the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: "
-         "python -m scripts.prepare_data language data=wikitext2_imdb tokenizer=bytes 'data.second=[wikitext103]'"),
-        (("patience=0",), "error: patience=0.0 must lie in (0, 1]"),
-        (("model.scope.include=[nothing]",), "error: model.scope: "),
-        (("experiment=fig2a_cifar10",), "error: "),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line(language: Command, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    status, printed = language(*arguments)
-    assert status != 0
-    errors = [line for line in printed.splitlines() if "error" in line]
-    assert len(errors) == 1
-    assert said in errors[0]
-    assert "Traceback" not in printed
-    assert not (tmp_path / "outputs" / "language").exists()
-
-
 def test_checkpoint_of_another_shape(language: Command, tmp_path: Path) -> None:
     language("until=phase0")
     (phase,) = phase_dirs(tmp_path / "outputs")

@@ -12,67 +12,6 @@ from tests.conftest import REPOSITORY, run_dirs, start
 
 Vision = Callable[..., tuple[int, str]]
 
-CASES = {
-    "method=dash": "Could not find 'method/dash' Available options in 'method': fire fire_exact",
-    "benchmark=foo": "Could not find 'benchmark/foo' Available options in 'benchmark': continual warm_start",
-    "method=plasticity_injection": "plasticity_injection needs a scope whose `inject` names",
-    "scale=huge": "Could not find 'scale/huge' Available options in 'scale': laptop paper smoke",
-    "experiment=fig4a_asterix": "Could not find 'experiment/fig4a_asterix'",
-    "model=vgg": "Could not find 'model/vgg' Available options in 'model': resnet18",
-    "sede=1": "unknown key 'sede'; did you mean 'seed'?",
-    "+sede=1": "unknown key 'sede'; did you mean 'seed'?",
-    "method.stepz=3": "unknown key 'method.stepz'; did you mean 'method.steps'?",
-    "budget.hight=3": "unknown key 'budget.hight'",
-    "seed=abc": "Value 'abc' of type 'str' could not be converted to Integer",
-    "seed=-1": "seed=-1 must lie in [0, 4294967295]",
-    "seed": "missing EQUAL",
-    "method.steps=0": "method=fire: steps must be a whole number of at least 1",
-    "method.solver=muon": "unknown solver 'muon'; valid: newton_schulz, polar_express, svd",
-    "model.scope.include=[tail]": "include pattern 'tail' matches no module with weights; there are: stem.0",
-    "model.scope.reset=[tail]": "reset pattern 'tail' matches no module",
-    "precision=fp8": "precision=fp8 is unknown; valid: fp32, tf32, bf16",
-    "precision=tf32": "precision=tf32 needs CUDA",
-    "precision=BF16": "precision=BF16 is unknown; valid: fp32, tf32, bf16",
-    "optimizer_at_boundary=RESET": "optimizer_at_boundary=RESET is unknown; valid: keep, reset",
-    "compile=maybe": "compile=maybe is unknown; valid: auto, true, false",
-    "benchmark.fractions=[0.1,2.0]": "benchmark.fractions=[0.1, 2.0] must lie in (0, 1]",
-    "optimizer.clip_norm=-1": "optimizer.clip_norm=-1.0 must be positive",
-    "optimizer.learning_rate=-1": "optimizer.learning_rate=-1.0 must be positive",
-    "optimizer.warmup_fraction=5": "optimizer.warmup_fraction=5.0 must lie in [0, 1]",
-    "model.scope.include=[]": "include is empty",
-    "optimizer_at_boundary=drop": "valid: keep, reset",
-    "budget.train_images=50001": "budget.train_images=50001 is more than the 50000 that cifar10 has",
-    "budget.width=5000": "budget.width=5000 must lie in [1, 4096]",
-    "benchmark.order=size": "benchmark.order=size is unknown; valid: images, classes",
-    "wandb.mode=on": "wandb.mode=on is unknown; valid: auto, online, offline, disabled",
-    "budget.epochs=[5]": "budget.epochs=[5] must be 2 numbers, one a phase",
-    "budget.batch_size=0": "budget.batch_size=0 must be at least 1",
-    "benchmark.fractions=[0.5,0.1]": "must rise within (0, 1]",
-    "data=mnist": "Could not find 'data/mnist' Available options in 'data': cifar10",
-    "data.name=mnist": "data.name=mnist is unknown; valid: cifar10",
-    "model.name=vgg": "model.name=vgg is unknown; valid: resnet18",
-    "method=l2_init": "method=l2_init needs a value: method.coefficient=...",
-    "method.name=redo": "method.name=redo is not the name of the chosen file, method=fire",
-    "method.kind=redo": "method.kind=redo cannot be set; choose a method with method=...",
-    "benchmark.name=../x": "benchmark.name=../x is not the name of the chosen file, benchmark=warm_start",
-    "model.scope.units={}": "model.scope.units={} would change nothing",
-    "method=none,fire": "several values for one key make a sweep, which needs -m before all else",
-    "benchmark.methods_from=2 method=redo": "method.first_phase=2 lies beyond the run's 2 phases",
-    "until=phase9": "until=phase9 is unknown; valid: end, phase0",
-}
-
-
-@pytest.mark.parametrize("argument", CASES)
-def test_bad_argument(vision: Vision, tmp_path: Path, argument: str) -> None:
-    status, printed = vision("device=cpu", *argument.split())
-    assert status != 0
-    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert CASES[argument] in errors[0]
-    assert "Traceback" not in printed
-    assert not (tmp_path / "outputs" / "vision").exists()
-    assert not (tmp_path / "outputs" / "phases").exists()
-
 
 def test_from_a_shell_too(tmp_path: Path) -> None:
     process = start("vision", "method=dash", f"outputs_dir={tmp_path}")
