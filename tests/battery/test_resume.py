@@ -1,6 +1,9 @@
 """A resume relies on no file that has been damaged: it names the file and refuses."""
 
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +113,22 @@ def test_a_refused_checkpoint_is_no_reason_to_trust_it(vision: Vision, stopped: 
     assert status == 1
     assert f"error: {path} is refused: it is no file of plain values and tensors" in printed
     assert "weights_only" not in printed
+
+
+@pytest.mark.parametrize("place", ["experiments.common.plasticity.sharpness", "fire.Fire.reset"])
+def test_a_signal_ends_a_long_boundary_at_once(place: str, vision: Vision, tmp_path: Path) -> None:
+    """Such as a projection of many steps; it resumes before the boundary."""
+
+    def endless(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    words = ("method=fire", "sharpness=8", *WORDS[1:])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(place, endless)
+        started = time.monotonic()
+        assert vision(*words)[0] == 143
+        assert time.monotonic() - started < 30
+    assert vision(*words)[0] == 0
+    assert vision(*words, f"outputs_dir={tmp_path / 'whole'}")[0] == 0
+    assert numbers(run_dirs(tmp_path / "outputs")[0]) == numbers(run_dirs(tmp_path / "whole")[0])

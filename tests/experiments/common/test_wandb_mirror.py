@@ -101,11 +101,16 @@ def test_a_run_that_was_stopped_leaves_one_folder_with_all_rows(vision: Vision, 
 
 def test_nonsense_in_variables_is_named(vision: Vision, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "on")
-    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
     status, printed = vision("method=none", "wandb.mode=auto")
     assert status == 0
     assert "warning: WANDB_MODE=on is unknown; valid: online, offline, disabled" in printed
-    (warning,) = [line for line in printed.splitlines() if "could not start" in line]
+    monkeypatch.setattr(wandb_mirror, "_unreachable", False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
+    monkeypatch.setattr(wandb_mirror, "INIT_TIMEOUT_SECONDS", 2)
+    status, printed = vision("method=fire", "wandb.mode=online")
+    assert status == 0
+    (warning,) = [line for line in printed.splitlines() if "could not start:" in line]
     assert "WANDB_BASE_URL=nonsense" in warning
 
 
