@@ -2,10 +2,13 @@
 
 import glob
 import hashlib
+import json
 import os
 import secrets
 import time
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from experiments.common.errors import UserError
 
@@ -51,6 +54,23 @@ def write_text(target: Path, text: str) -> None:
 def damaged(path: Path, why: object) -> UserError:
     """The error for a file of a run or shared phase that cannot be what was written."""
     return UserError(f"damaged {path}: {' '.join(str(why).split())}; delete {path.parent} to start over")
+
+
+def read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file, which has the `needed` keys.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+        raise damaged(path, error) from error
+    if not isinstance(found, dict):
+        raise damaged(path, "it holds no object")
+    if missing := [key for key in needed if key not in found]:
+        raise damaged(path, f"it has no {missing[0]!r}")
+    return found
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,13 +8,13 @@ done           the summary of a finished run, with the checksum of its metric lo
 """
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.common.files import checksum, damaged, write_text
+from experiments.common.files import checksum, damaged, read_object, write_text
 
 LOG_CHECKSUM = "metrics_sha256"  # in `done`
 _NEEDED = ("identity", "values", "command", "machine", "git", "versions", "continued", "branched_from")
@@ -27,7 +27,7 @@ def description(folder: Path) -> dict[str, Any]:
         UserError: it is missing or damaged; so of the other files.
     """
     path = folder / "run.json"
-    found = _read_object(path, _NEEDED)
+    found = read_object(path, _NEEDED)
     needed = [] if is_shared_phase(folder) else ["method", "seed", "optimizer_at_boundary"]
     if not isinstance(found["values"], dict) or not found["values"].keys() >= {*needed}:
         raise damaged(path, f"its values lack {', '.join(needed)}")
@@ -50,7 +50,7 @@ def configuration(folder: Path, schema: Any = None) -> DictConfig:
 def summary(folder: Path) -> dict[str, Any] | None:
     """What a finished run has left in `done`; None if it has not finished."""
     path = folder / "done"
-    return _read_object(path) if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def finish(folder: Path, found: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ def overwrites(folder: Path) -> int:
 
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     """The recipes that asked for a run, by name, with the sweep each makes."""
-    return {path.stem: _read_object(path) for path in sorted(folder.glob("recipes/*.json"))}
+    return {path.stem: read_object(path) for path in sorted(folder.glob("recipes/*.json"))}
 
 
 def run_directories(folders: Iterable[Path]) -> list[Path]:
@@ -90,15 +90,3 @@ def run_directories(folders: Iterable[Path]) -> list[Path]:
 def is_shared_phase(path: Path) -> bool:
     """Whether a workspace is an entry of the phase cache."""
     return path.parent.name == "phases"
-
-
-def _read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise damaged(path, error) from error
-    if not isinstance(found, dict):
-        raise damaged(path, "it holds no object")
-    if missing := [key for key in needed if key not in found]:
-        raise damaged(path, f"it has no {missing[0]!r}")
-    return found

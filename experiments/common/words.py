@@ -55,6 +55,9 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
         name, _, value = word.partition("=")
         if not word.startswith("-"):
             values[name] = _check_override(domain, word)
+            if name == "experiment":
+                for key, values_of_recipe in _swept(domain, value).items():
+                    values.setdefault(key, _check_override(domain, f"{key}={values_of_recipe}"))
         elif name in WITH_VALUE:
             value = value or next(rest, "")
             if name in CFG and value not in ("job", "hydra", "all"):
@@ -108,6 +111,18 @@ def quoted(word: str) -> str:
     key, _, value = word.partition("=")
     inner = f'{key}="{value}"' if "'" in value and '"' not in value else key + "='" + value.replace("'", "\\'") + "'"
     return shlex.quote(inner) if '"' in inner or "\\" in inner or "$" in inner else f'"{inner}"'
+
+
+def _swept(domain: str, recipe: str) -> dict[str, Any]:
+    """What a recipe sweeps over, by itself or by those in its defaults."""
+    found: dict[str, Any] = {}
+    for path in (CONFIGS / root / "experiment" / f"{recipe}.yaml" for root in (domain, "shared")):
+        if path.exists():
+            content: Any = OmegaConf.load(path)
+            for other in content.get("defaults", []):
+                found |= _swept(domain, other) if isinstance(other, str) else {}
+            return found | dict(OmegaConf.select(content, "hydra.sweeper.params") or {})
+    return found
 
 
 def _choices(domain: str, group: str) -> list[str]:

@@ -5,6 +5,7 @@ First the tokens of all documents are appended to one file, in order. The progre
 documents, and the next call after a kill resumes there. Then the tokens are copied into the files of the two splits.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -20,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import UserError
-from experiments.common.files import checksum, sync_folder, write_text
+from experiments.common.files import checksum, damaged, read_object, sync_folder, write_text
 from experiments.common.progress import Progress
 from experiments.language import sources, tokenizers
 from experiments.language.sources import Source, folder_of
@@ -50,6 +51,8 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
         UserError: the corpus cannot be fetched or read, or the disk is full.
     """
     folder = folder_of(entry, tokenizer, data_dir, column)
+    if _is_ready(entry, column, folder):  # then nothing is written, so it may be read-only
+        return folder
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +69,22 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
     return folder
 
 
+def _is_ready(entry: str, column: str, folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        for split in SPLITS:
+            verify(folder, split, sources.fingerprint(entry, column))
+    except UserError as error:
+        logger.info("%s; it is prepared again", error)
+        return False
+    logger.info("ready in %s, checksums right", folder)
+    return True
+
+
 def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, folder: Path) -> None:
-    if folder.exists():
-        try:
-            for split in SPLITS:
-                verify(folder, split, sources.fingerprint(entry, column))
-            logger.info("ready in %s, checksums right", folder)
-            return
-        except UserError as error:
-            logger.info("%s; it is prepared again", error)
+    if _is_ready(entry, column, folder):  # by another process in the meantime
+        return
     work, path = folder.with_name(f"{folder.name}.unfinished"), Path(entry).expanduser().absolute()
     if entry not in sources.NAMED and path.is_dir():
         work.mkdir(exist_ok=True)
@@ -106,7 +116,7 @@ def verify(folder: Path, split: str, fingerprint: list[Any] | None, at_most: flo
     sidecar = folder / f"{split}.json"
     if not sidecar.exists():
         raise UserError(f"{sidecar} is missing")
-    description = json.loads(sidecar.read_text())
+    description = read_object(sidecar, ("file", "tokens", "sha256"))
     if fingerprint is not None and description.get("settings", {}).get("source") != fingerprint:
         raise UserError(f"the text of {folder} has changed since it was prepared")
     file = folder / description["file"]  # of a file elsewhere, its whole path
@@ -141,9 +151,12 @@ def _tokenise(source: Source, title: str, work: Path, tokenizer: Tokenizer, work
         return np.append(tokenizer.encode(text), np.uint16(tokenizer.end))
 
     progress = work / PROGRESS
-    done = json.loads(progress.read_text()) if progress.exists() else {}
+    done = read_object(progress) if progress.exists() else {}
     if done.get("source") != source.fingerprint:
         done = {"source": source.fingerprint, "documents": {}, "characters": 0, "tokens": 0}
+    digest = _digest(work / TOKENS, done["tokens"])
+    if done["tokens"] and digest.hexdigest() != done.get("sha256"):
+        raise damaged(work / TOKENS, "it has changed since the progress was recorded")
     with (
         (work / TOKENS).open("ab") as file,
         ThreadPoolExecutor(workers) as pool,  # tiktoken releases the interpreter's lock
@@ -161,6 +174,8 @@ def _tokenise(source: Source, title: str, work: Path, tokenizer: Tokenizer, work
                 done["documents"][split] += len(texts)
                 done["characters"] += characters
                 done["tokens"] += len(tokens)
+                digest.update(tokens.data)
+                done["sha256"] = digest.hexdigest()
                 write_text(progress, json.dumps(done))
                 bar.advance(characters)
     return done["documents"]
@@ -208,6 +223,16 @@ def _blocks(path: Path) -> Iterator[np.ndarray]:
     with path.open("rb") as file:
         while len(block := np.fromfile(file, np.uint16, BLOCK_TOKENS)):
             yield block
+
+
+def _digest(path: Path, tokens: int) -> Any:
+    """The SHA-256 so far of the first tokens of a file."""
+    digest = hashlib.sha256()
+    with path.open("ab+") as file:
+        file.seek(0)
+        for start in range(0, tokens, BLOCK_TOKENS):
+            digest.update(file.read(2 * min(BLOCK_TOKENS, tokens - start)))
+    return digest
 
 
 def _describe(work: Path, split: str, name: str, file: Path, documents: int, origin: dict[str, Any]) -> None:

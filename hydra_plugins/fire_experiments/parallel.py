@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,9 @@ class Slot:
         folder = Path(tempfile.gettempdir()) / f"fire-{os.getuid()}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # others' links could lead anywhere
+                raise PermissionError("it is another user's")
         except OSError as error:
             raise UserError(f"cannot keep the locks of devices in {folder}: {error}; set TMPDIR") from error
         self.lock = FileLock(folder / f"{self.name.replace('/', '_')}.lock")

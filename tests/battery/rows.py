@@ -47,6 +47,7 @@ COMMON = {
     "-m seed=range(0)": "the sweep has no jobs: seed=range(0)",
     "-m seed=glob(zz*)": "the sweep has no jobs: seed=glob(zz*)",
     "-m seed=range(0,10000)": "the sweep has 1001 jobs or more, and 1000 is the most; split it",
+    "experiment=scale_factor seed=range(0,999)": "the sweep has 3996 jobs or more, and 1000 is the most; split it",
     "-m seed=interval(0,1)": "seed=interval(0,1) has no single values; use a list, choice() or range()",
     "-m seed=0,1 jobs=-1": "jobs=-1 must lie in [0, 1024]",
     "-m device=cpu,auto jobs=2": "device cannot be swept over with jobs=2",

@@ -174,6 +174,41 @@ def test_made_again_when_the_text_changes_or_a_file_is_damaged(tmp_path: Path) -
     assert not np.array_equal(tokens_of(folder, "train"), first)
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (preparation.TOKENS, lambda content: content[:50] + bytes(50) + content[100:]),
+        (preparation.TOKENS, lambda content: content[:-2]),
+        (preparation.PROGRESS, lambda content: b"nonsense"),
+    ],
+)
+def test_a_damaged_beginning_is_not_continued(
+    file: str, change: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    path = str(write(tmp_path / "c.jsonl", DOCUMENTS))
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_divide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(path, "bytes", tmp_path, "text", workers=1)
+    (begun,) = tmp_path.glob(f"language/*.unfinished/{file}")
+    begun.write_bytes(change(begun.read_bytes()))
+    with pytest.raises(UserError, match=rf"damaged {begun}: .*; delete {begun.parent} to start over"):
+        prepare(path, "bytes", tmp_path, "text", workers=1)
+
+
+def test_what_is_ready_may_be_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(write(tmp_path / "c.jsonl", DOCUMENTS))
+    folder = prepare(path, "bytes", tmp_path, "text", workers=1)
+    monkeypatch.setattr(preparation, "FileLock", None)  # a lock would have to be written to the folder
+    assert prepare(path, "bytes", tmp_path, "text", workers=1) == folder
+    (folder / "val.json").write_text("[]")
+    with pytest.raises(UserError, match=r"damaged .*val\.json: it holds no object"):
+        preparation.verify(folder, "val", None)
+
+
 def test_tokenizers(cache: Path) -> None:
     text = "Naïve café, 東京 — <|endoftext|>\n\n  def f(x):\treturn x ** 2"
     for name in tokenizers.VOCABULARY:
