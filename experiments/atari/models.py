@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from experiments.atari.envs import STACK
-from experiments.common.memory import check_network
 
 
 class QNetwork(nn.Module):
@@ -36,7 +35,6 @@ class QNetwork(nn.Module):
 
 def build(budget: Any, actions: int, seed: int) -> QNetwork:
     """A network on the CPU whose initial weights, Xavier-uniform with biases of zero, depend on `seed` alone."""
-    check_network(lambda: QNetwork(budget.width, budget.hidden, actions))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = QNetwork(budget.width, budget.hidden, actions)

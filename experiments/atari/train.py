@@ -23,6 +23,7 @@ from experiments.atari.envs import STACK, STORED
 from experiments.atari.learner import Learner
 from experiments.common import plasticity
 from experiments.common.errors import UserError
+from experiments.common.memory import check_network
 from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import seed_everything
@@ -65,7 +66,13 @@ class AtariTraining(AgentTraining):
         seed_everything(cfg.seed)
         self.envs = envs.make(cfg.game, count)
         self.actions = int(self.envs.single_action_space.n)
-        network = models.build(cfg.budget, self.actions, cfg.seed)
+        budget, states = cfg.budget, (cfg.dqn.batch_size, STACK, *envs.FRAME)
+        check_network(
+            lambda: models.QNetwork(budget.width, budget.hidden, self.actions),
+            lambda net: net(torch.empty(states, dtype=torch.uint8)),
+            runtime.device,
+        )
+        network = models.build(budget, self.actions, cfg.seed)
         capacity = min(cfg.budget.buffer, sum(cfg.budget.steps))
         super().__init__(cfg, runtime, method, network, lambda: Learner(network, cfg, runtime), STORED, count, capacity)
         self.no_actions = torch.zeros(count, dtype=torch.int64)

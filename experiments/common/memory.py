@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.common.errors import UserError
 
@@ -30,13 +32,31 @@ def available(device: str) -> int:
     return max(free, 0)
 
 
-def check_network(construct: Callable[[], nn.Module]) -> None:
-    """Raise UserError unless the network that `construct` makes can be trained in the memory that is left."""
-    with torch.device("meta"):  # which takes none
-        parameters = sum(parameter.numel() for parameter in construct().parameters())
-    needed, free = BYTES_A_PARAMETER * parameters, available("cpu")
+def check_network(construct: Callable[[], nn.Module], forward: Callable[[Any], Any], device: str) -> None:
+    """Raise UserError unless a network can be trained in the memory that is left.
+
+    Args:
+        construct: makes the network.
+        forward: calls it with the inputs of a training step; what its modules return is kept for the backward pass.
+        device: cpu or cuda.
+    """
+    outputs = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal outputs
+        outputs += output.nbytes if isinstance(output, Tensor) else 0
+
+    with torch.device("meta"), torch.no_grad():  # which takes no memory
+        network = construct()
+        for module in network.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
+        with suppress(RuntimeError, NotImplementedError):  # what reads values cannot be called so
+            forward(network)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    needed, free = BYTES_A_PARAMETER * parameters + outputs, available(device)
     if needed > free:
         raise UserError(
-            f"a network of {parameters:,} parameters takes {needed / 1e9:,.0f} GB of memory to train, but this machine "
-            f"has {free / 1e9:.1f} GB left; lower the sizes in budget"
+            f"training takes about {needed / 1e9:,.0f} GB of memory, {outputs / 1e9:,.0f} of them for a batch, but "
+            f"{free / 1e9:.1f} GB are left on {device}; lower the sizes in budget"
         )

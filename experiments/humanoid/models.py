@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.common.memory import check_network
 from experiments.rl.transfers import Parcel, copy
 
 LOG_STD = (-10.0, 2.0)
@@ -119,7 +118,6 @@ class Agent(nn.Module):
 def build(observation: int, action: int, budget: Any, seed: int) -> Agent:
     """Networks on the CPU whose initial weights depend on `seed` alone: He in the blocks, orthogonal elsewhere, biases
     of zero."""
-    check_network(lambda: Agent(observation, action, budget))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         agent = Agent(observation, action, budget)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import fire
 from experiments.common import plasticity
 from experiments.common.config import data_folder
+from experiments.common.memory import check_network
 from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
 from experiments.common.seeding import derive, seed_everything
@@ -67,6 +68,12 @@ class HumanoidTraining(AgentTraining):
         stored = Stored(env.observation_space.shape, torch.float32, 1, env.action_space.shape, torch.float32)
         observation, self.actions = stored.frame[0], stored.action[0]
         seed_everything(cfg.seed)
+        widths, size = (observation, self.actions), budget.batch_size
+        check_network(
+            lambda: models.Agent(*widths, budget),
+            lambda agent: agent.critic(*(torch.empty(size, width) for width in widths)),
+            runtime.device,
+        )
         agent = models.build(observation, self.actions, budget, cfg.seed)
         # An action stores one observation, two where it ends an episode.
         capacity = min(budget.buffer, 2 * sum(budget.steps) // repeat)

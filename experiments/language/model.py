@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.common.memory import check_network
 from experiments.common.runtime import Runtime
 from experiments.language.tokenizers import VOCABULARY
 
@@ -122,15 +121,18 @@ MODELS: dict[str, type[GPT]] = {"gpt": GPT}
 """Networks by name."""
 
 
-def build(cfg: DictConfig) -> GPT:
-    """The network of a configuration, on the CPU; its initial weights depend on the seed alone."""
+def construct(cfg: DictConfig) -> GPT:
+    """The network of a configuration, with weights from PyTorch's generator."""
     budget = cfg.budget
     vocabulary = math.ceil(VOCABULARY[cfg.tokenizer] / 64) * 64  # a multiple on which matrix units work best
-    sizes = (budget.layers, budget.heads, budget.width, budget.block, vocabulary)
-    check_network(lambda: MODELS[cfg.model.name](*sizes))
+    return MODELS[cfg.model.name](budget.layers, budget.heads, budget.width, budget.block, vocabulary)
+
+
+def build(cfg: DictConfig) -> GPT:
+    """The network of a configuration, on the CPU; its initial weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
-        return MODELS[cfg.model.name](*sizes)
+        return construct(cfg)
 
 
 def new_optimizer(model: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:

@@ -20,6 +20,7 @@ import fire
 from experiments.common import plasticity
 from experiments.common.errors import Interrupted, UserError
 from experiments.common.experiment import Experiment, with_penalty
+from experiments.common.memory import check_network
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.runtime import Runtime
@@ -52,6 +53,10 @@ class LanguageTraining(Experiment):
         windows = [corpus.windows(budget.block, budget.eval_windows) for corpus in (first, second)]
         self.windows = [each.to(runtime.device) for each in windows]
         seed_everything(cfg.seed)
+        sequences = (min(budget.micro_batch, budget.sequences), budget.block + 1)
+        check_network(
+            lambda: model.construct(cfg), lambda net: net(torch.empty(sequences, dtype=torch.long)), runtime.device
+        )
         self.model = model.build(cfg)
         super().__init__(cfg, runtime, method, self.model)
         self.model.to(runtime.device)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from experiments.common.memory import check_network
 from fire import metrics
 
 
@@ -63,12 +62,7 @@ MODELS: dict[str, Callable[[int, tuple[int, int, int], int], nn.Module]] = {"res
 
 
 def build(name: str, classes: int, shape: tuple[int, int, int], width: int, seed: int) -> nn.Module:
-    """A network on the CPU whose initial weights depend on `seed` alone (PyTorch's default initialisation).
-
-    Raises:
-        UserError: it cannot be trained in this machine's memory.
-    """
-    check_network(lambda: MODELS[name](classes, shape, width))
+    """A network on the CPU whose initial weights depend on `seed` alone (PyTorch's default initialisation)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](classes, shape, width)

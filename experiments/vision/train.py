@@ -23,6 +23,7 @@ from experiments.common import plasticity
 from experiments.common.config import data_folder
 from experiments.common.errors import UserError
 from experiments.common.experiment import Experiment
+from experiments.common.memory import check_network
 from experiments.common.metric_log import Row
 from experiments.common.progress import Progress
 from experiments.common.runtime import Runtime
@@ -51,7 +52,12 @@ class VisionTraining(Experiment):
         self.phases = len(cfg.benchmark.fractions)
         self.channels_last = runtime.device == "cuda"
         seed_everything(cfg.seed)
-        model = models.build(cfg.model.name, self.data_set.classes, self.data_set.shape, cfg.budget.width, cfg.seed)
+        sizes, shape = (self.data_set.classes, self.data_set.shape, cfg.budget.width), self.data_set.shape
+        batch = min(cfg.budget.batch_size, len(self.train_set.labels))
+        check_network(
+            lambda: models.MODELS[cfg.model.name](*sizes), lambda net: net(torch.empty(batch, *shape)), runtime.device
+        )
+        model = models.build(cfg.model.name, *sizes, cfg.seed)
         super().__init__(cfg, runtime, method, model)
         if len(self.phase_images(0)) < 2:
             raise UserError(f"benchmark.fractions={list(cfg.benchmark.fractions)} leave phase 0 fewer than 2 images")
