@@ -1,7 +1,8 @@
 """FIRE, Frobenius-Isometry Reinitialization: restore a network's plasticity before it meets new data.
 
 import fire
-report = fire.fire_(model)  # in place; then train on the new data with a fresh optimiser
+report = fire.fire_(model)  # in place
+fire.reset_state(optimizer, report)  # then train on the new data
 """
 
 from fire import metrics
@@ -23,6 +24,7 @@ from fire.methods import (
     register,
 )
 from fire.metrics import Activation
+from fire.optimizers import reset_state
 from fire.polar import polar
 from fire.redo import ReDo
 from fire.report import MatrixReport, Recorder, ResetReport
@@ -33,5 +35,5 @@ __all__ = [
     "METHODS", "Activation", "During", "Fire", "FullReset", "InjectedHead", "L2Init", "MatrixReport", "Method",
     "NoReset", "PlasticityInjection", "ReDo", "Recorder", "Rescale", "ResetReport", "Scope", "ShrinkPerturb",
     "TrainingMethod", "UnitLayer", "WeightMatrix", "build", "fire_", "metrics", "polar", "register",
-    "unit_layers", "weight_matrices",
+    "reset_state", "unit_layers", "weight_matrices",
 ]  # fmt: skip

@@ -66,6 +66,15 @@ def check_patterns_type(name: str, value: Any) -> None:
             raise TypeError(f"{name} must be a list of patterns, got {pattern!r} in it")
 
 
+def check_layouts(value: Any) -> None:
+    """Raise TypeError for what is neither None nor a mapping of patterns to words."""
+    if value is None:
+        return
+    check_type("layouts", value, Mapping, "a mapping of patterns to a word for each dimension")
+    for pattern, words in value.items():
+        check_type(f"layouts[{pattern!r}]", words, str, "a word for each dimension, such as 'expert in out'")
+
+
 def check_fused(value: Any) -> None:
     """Raise TypeError for what is neither None nor a mapping of patterns to lists of whole numbers."""
     if value is None:

@@ -6,26 +6,33 @@
 | Conv1d/2d/3d                                | one (out, in) per kernel position; per group too where grouped  |
 | ConvTranspose1d/2d/3d                       | the same, its weight being stored (in, out, ...)                |
 | MultiheadAttention                          | query, key and value apart, and its output projection           |
+| LSTM, GRU, RNN and their cells              | one (hidden, in) per gate, of inputs and of the state apart     |
+| Bilinear                                    | one (in1, in2) per output                                       |
+| Conv1D of transformers                      | one, stored (in, out)                                           |
+| stacked experts of transformers             | one (out, in) per expert, as the module's sizes say             |
 | any module with `in_features`,              | its `weight`, (..., out, in) or (..., in, out), one matrix per  |
 | `out_features` and a `weight`               | leading index: stacked ensembles                                |
 
-`fused` splits the rows of a weight that stores several matrices on top of one another. A tensor shared by several
-modules is one matrix; so an embedding counts only where a Linear shares its weight. Refused, by name, are depthwise
-convolutions (each matrix a single column: its polar factor only keeps signs), parametrised and uninitialised weights,
-and every tensor of two or more dimensions that no rule above covers.
+`layouts` says for any other weight where its matrices lie, and `fused` splits the rows of a weight that stores several
+matrices on top of one another. A tensor shared by several modules is one matrix; so an embedding counts only where a
+Linear shares its weight. Refused, by name, are depthwise convolutions (each matrix a single column: its polar factor
+only keeps signs), parametrised and uninitialised weights, those whose values cannot be written one by one (expanded,
+overlapping, wrapped, sharded, in 8 bits), and every tensor of two or more dimensions that no rule above covers.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import accumulate
+from itertools import accumulate, combinations
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
-from fire.checks import check_fused, check_module, check_patterns_type
+from fire.checks import check_fused, check_layouts, check_module, check_patterns_type
+from fire.rules import Rule, from_words, refusal, rule
+
+FROZEN = "frozen: its requires_grad is False; frozen=True includes it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +63,8 @@ def weight_matrices(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     fused: Mapping[str, Sequence[int]] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    frozen: bool = True,
 ) -> tuple[list[WeightMatrix], dict[str, str]]:
     """The weight matrices of `model` and, by name, the tensors refused with the reason.
 
@@ -64,16 +73,21 @@ def weight_matrices(
         include: glob patterns over module names; a pattern covers the modules below one it matches. None: all.
         exclude: the same, taken out again.
         fused: pattern -> sizes of the parts stacked along a weight's rows, e.g. {"*.qkv": [768, 768, 768]}.
+        layouts: pattern over parameter names -> a word for each dimension, e.g. {"*.kernel": "position in out"}: `out`
+            and `in` are the matrix, `position` counts as kernel positions, any other word is a stack axis.
+        frozen: whether weights whose `requires_grad` is False count.
 
     Raises:
-        ValueError: a pattern matches no module with weights, one of `include` selects nothing but refused or excluded
-            tensors, or the sizes of a fused weight do not add up.
+        ValueError: a pattern matches nothing, one of `include`, `fused` or `layouts` meets nothing but refused tensors,
+            or sizes or words that do not fit a weight.
         TypeError: an argument of another type.
     """
     check_module(model)
     check_patterns_type("include", include)
     check_patterns_type("exclude", exclude)
     check_fused(fused)
+    check_layouts(layouts)
+    fused, layouts = fused or {}, layouts or {}
     model = unwrap(model)
     modules = list(model.named_modules(remove_duplicate=False))
     holders = [name for name, module in modules if any(True for _ in _tensors(module))]
@@ -82,32 +96,100 @@ def weight_matrices(
     for option, patterns in (("include", include), ("exclude", exclude), ("fused", fused)):
         check_patterns(option, patterns or (), holders)
 
-    places: dict[tuple, list[tuple[int, str, nn.Module, str, Tensor]]] = {}  # of a shared tensor, all
+    places: dict[tuple, list[_Place]] = {}  # of a shared tensor, all
     for position, (name, module) in enumerate(modules):
         for suffix, parameter in _tensors(module):
-            places.setdefault(storage_key(parameter), []).append((position, name, module, suffix, parameter))
+            places.setdefault(storage_key(parameter), []).append(_Place(position, name, module, suffix, parameter))
+    everything = [place.full_name for where in places.values() for place in where]
+    for pattern in layouts:
+        if not any(fnmatchcase(name, pattern) for name in everything):
+            raise ValueError(f"layouts pattern {pattern!r} matches no parameter; there are: {examples(everything)}")
+    overlapping = _overlaps([where[0] for where in places.values()])
     found: list[tuple[int, list[WeightMatrix]]] = []
     skipped: dict[str, str] = {}
-    unmet = set(include or ())  # patterns that have selected no matrix yet
+    # Pattern -> whether it has met a matrix.
+    met = {option: dict[str, bool]() for option in ("include", "fused", "layouts")}
     for where in places.values():
-        names = [name for _, name, _, _, _ in where]
-        chosen = [place for place in where if include is None or matches(place[1], include)]
+        first, names = where[0], [place.name for place in where]
+        chosen = [place for place in where if include is None or matches(place.name, include)]
+        layout = next((words for p, words in layouts.items() if any(fnmatchcase(o.full_name, p) for o in where)), None)
         if not chosen or (exclude and any(matches(name, exclude) for name in names)):
+            _note(met, where, fused, layouts, (), True)  # of these nothing is asked
             continue
-        full_name = f"{names[0]}.{where[0][3]}".lstrip(".")  # its first name, also where a pattern matches another
-        rules = [(place, _rule(*place[2:])) for place in chosen]
-        fitting = [(place, rule) for place, rule in rules if not isinstance(rule, str)]
-        if not fitting:
-            skipped[full_name] = str(rules[0][1])
+        if not frozen and not first.parameter.requires_grad:
+            result: Rule | str = FROZEN
+        else:
+            result = overlapping.get(first.full_name) or _rule_of(chosen, layout)
+        _note(met, where, fused, layouts, include or (), not isinstance(result, str))
+        if isinstance(result, str):
+            skipped[first.full_name] = result
             continue
-        unmet -= {pattern for pattern in unmet for place, _ in fitting if matches(place[1], [pattern])}
-        sizes = next((sizes for p, sizes in (fused or {}).items() if any(matches(n, [p]) for n in names)), None)
-        (position, _, _, _, parameter), rule = fitting[0]
-        found.append((position, _parts(full_name, parameter, rule, sizes)))
-    if unmet:
-        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise ValueError(f"include pattern {sorted(unmet)[0]!r} selects no matrix ({why or 'all are excluded'})")
+        sizes = next((sizes for p, sizes in fused.items() if any(matches(n, [p]) for n in names)), None)
+        # Its first name, also where a pattern matches another.
+        found.append((chosen[0].position, _parts(first.full_name, first.parameter, result, sizes)))
+    for option, patterns_met in met.items():
+        if unmet := sorted(pattern for pattern, yes in patterns_met.items() if not yes):
+            why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+            raise ValueError(f"{option} pattern {unmet[0]!r} selects no matrix ({why or 'all are excluded'})")
     return [matrix for _, parts in sorted(found, key=lambda each: each[0]) for matrix in parts], skipped
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A parameter in a module."""
+
+    position: int
+    name: str
+    module: nn.Module
+    suffix: str
+    parameter: Tensor
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}.{self.suffix}".lstrip(".")
+
+
+def _rule_of(places: Sequence[_Place], layout: str | None) -> Rule | str:
+    """The first rule for a parameter at one of its places or, as a string, why there is none."""
+    for place in places:
+        if why := refusal(place.module, place.suffix, place.parameter):
+            return why
+    if layout is not None:
+        return from_words(layout, places[0].full_name, places[0].parameter)
+    results = [rule(place.module, place.suffix, place.parameter) for place in places]
+    return next((result for result in results if not isinstance(result, str)), results[0])
+
+
+def _note(
+    met: dict[str, dict[str, bool]], where: Sequence[_Place], fused: Iterable[str], layouts: Iterable[str],
+    include: Iterable[str], good: bool,
+) -> None:  # fmt: skip
+    """Note for each pattern that matches a tensor whether it has met a matrix."""
+    for option, patterns in (("include", include), ("fused", fused)):
+        for pattern in patterns:
+            if any(matches(place.name, [pattern]) for place in where):
+                met[option][pattern] = met[option].get(pattern, False) or good
+    for pattern in layouts:
+        if any(fnmatchcase(place.full_name, pattern) for place in where):
+            met["layouts"][pattern] = met["layouts"].get(pattern, False) or good
+
+
+def _overlaps(places: Sequence[_Place]) -> dict[str, str]:
+    """The tensors that share some of their memory with another one, but not all of it in the same shape."""
+    by_storage: dict[tuple, list[tuple[int, int, str]]] = {}
+    for place in places:
+        key = storage_key(place.parameter)
+        if len(key) > 1 and place.parameter.numel():
+            tensor, start = place.parameter, place.parameter.storage_offset()
+            extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            by_storage.setdefault(key[:2], []).append((int(start), int(start + extent), place.full_name))
+    found = {}
+    for parts in by_storage.values():
+        for (start, end, name), (other_start, other_end, other) in combinations(parts, 2):
+            if start < other_end and other_start < end:
+                found[name] = f"it shares memory with {other}, in another shape"
+                found[other] = f"it shares memory with {name}, in another shape"
+    return found
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -142,12 +224,11 @@ def storage_key(tensor: Tensor) -> tuple:
     """Equal for two tensors exactly if they are the same memory seen with the same shape: tied weights."""
     if tensor.is_meta or is_lazy(tensor) or hasattr(tensor, "device_mesh"):  # no memory to compare here
         return (id(tensor),)
-    where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+    try:
+        where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+    except (RuntimeError, NotImplementedError):  # a wrapper, whose values lie in other tensors
+        return (id(tensor),)
     return (*where, tuple(tensor.shape), tensor.stride())
-
-
-_Rule = tuple[Callable[[Tensor], Tensor], int]
-"""How the matrices lie in a parameter, and over how many kernel positions their effect adds up."""
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -157,45 +238,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def _rule(module: nn.Module, name: str, parameter: Tensor) -> _Rule | str:
-    """Where the matrices of a parameter lie or, as a string, why FIRE refuses it."""
-    if is_lazy(parameter) or parameter.is_meta:
-        return "uninitialised: it has no values yet"
-    if hasattr(parameter, "device_mesh"):
-        return "sharded over devices: gather it first"
-    if parameter.numel() == 0:
-        return "empty"
-    if not parameter.dtype.is_floating_point:
-        return f"of dtype {parameter.dtype}: only real floating-point weights have a rule"
-    if isinstance(module, parametrize.ParametrizationList) or name in ("weight_g", "weight_v", "weight_orig"):
-        return "parametrised: the weight is computed from it"
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-        return "an embedding: projected only where a Linear shares its weight"
-    if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
-        return _convolution_rule(module)
-    if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
-        return lambda w: w.unflatten(0, (3, -1)), 1
-    if isinstance(module, nn.MultiheadAttention) and name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return lambda w: w, 1
-    declared = getattr(module, "out_features", None), getattr(module, "in_features", None)
-    if name == "weight" and tuple(parameter.shape[-2:]) == declared:
-        return lambda w: w, 1
-    if name == "weight" and tuple(parameter.shape[-2:]) == declared[::-1]:
-        return lambda w: w.mT, 1
-    return f"{type(module).__name__}.{name} has no rule: which are its rows and columns is not known"
-
-
-def _convolution_rule(module: nn.modules.conv._ConvNd) -> _Rule | str:
-    groups, dimensions = module.groups, len(module.kernel_size)
-    if groups > 1 and groups == module.in_channels:
-        return "a depthwise convolution: its matrices are single columns, whose polar factor only keeps directions"
-    # (groups * a, b, *kernel) -> (groups, *kernel, out, in); a is out, or in where the convolution is transposed.
-    rows_columns = (2, 1) if module.transposed else (1, 2)
-    order = (0, *range(3, 3 + dimensions), *rows_columns)
-    return lambda w: w.unflatten(0, (groups, -1)).permute(order), math.prod(module.kernel_size)
-
-
-def _parts(name: str, parameter: Tensor, rule: _Rule, sizes: Sequence[int] | None) -> list[WeightMatrix]:
+def _parts(name: str, parameter: Tensor, rule: Rule, sizes: Sequence[int] | None) -> list[WeightMatrix]:
     """The whole parameter as one WeightMatrix or, given `sizes`, one for each run of that many rows."""
     layout, positions = rule
     out, fan_in = layout(parameter).shape[-2:]

@@ -34,12 +34,14 @@ def fire_(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     fused: Mapping[str, Sequence[int]] | None = None,
+    layouts: Mapping[str, str] | None = None,
+    frozen: bool = False,
 ) -> ResetReport:
     """Replace every weight matrix W of `model` by its nearest isometry times sqrt(out / in), in place.
 
     A convolution's (out, in) matrix at each of its kernel positions is projected by itself and divided by their number
     (FIRE, section 3 and the authors' code). Biases, normalisation layers and frozen state such as running statistics
-    stay as they are; a parameter's `requires_grad` makes no difference. Memory addresses do not change.
+    stay as they are. Memory addresses do not change.
 
     Args:
         model: any module; `fire.matrices` lists which of its tensors count.
@@ -48,21 +50,26 @@ def fire_(
         interpolation: share of the way from W to there, in [0, 1].
         include, exclude: glob patterns over module names, e.g. ["*.to_q", "*.to_k"]; None includes everything.
         fused: pattern -> row sizes of weights that stack several matrices, e.g. {"*.c_attn": [768, 768, 768]}.
+        layouts: pattern over parameter names -> where the matrices lie, e.g. {"*.kernel": "position in out"}.
+        frozen: whether weights whose `requires_grad` is False are projected too.
 
     Returns:
-        What changed, matrix by matrix, with SFE and DfI; zero matrices, skipped tensors and, where the solver must look
-        for them (not Newton-Schulz with up to 16 steps), rank-deficient matrices by name.
+        What changed, matrix by matrix, with SFE and DfI; what share of the model that is; zero matrices, tensors that
+        were left out and, where the solver must look for them (not Newton-Schulz with up to 16 steps), rank-deficient
+        matrices by name.
 
     Raises:
         ValueError: arguments out of range, a pattern that matches nothing, a model in which nothing can be projected
-            (an LSTM alone), or a weight with a non-finite entry; the model has not changed then.
+            (batch normalisation alone), or a weight with a non-finite entry; the model has not changed then.
         TypeError: `model` is not a module, a list of patterns is a string, or another wrong type.
     """
     target = Target(norm=norm, interpolation=interpolation)
-    matrices, skipped = weight_matrices(model, include=include, exclude=exclude, fused=fused)
+    matrices, skipped = weight_matrices(
+        model, include=include, exclude=exclude, fused=fused, layouts=layouts, frozen=frozen
+    )
     if not matrices:
         raise ValueError(nothing_to_project(model, skipped))
-    recorder = Recorder("fire", matrices, skipped)
+    recorder = Recorder("fire", matrices, skipped, model=unwrap(model))
     project(recorder, matrices, solver, steps, tol, target)
     return recorder.report()
 
@@ -156,10 +163,10 @@ class Method:
         model = unwrap(model)
         check_initial(model, initial)
         self.check(model, scope)
-        matrices, skipped = weight_matrices(model, fused=scope.fused)
+        matrices, skipped = weight_matrices(model, fused=scope.fused, layouts=scope.layouts)
         names = {storage_key(tensor): names[0] for tensor, names in state_of(model)}
         full_reset = [m.layout(initial[names[storage_key(m.parameter)]]) for m in matrices]
-        recorder = Recorder(self.method_name, matrices, skipped, full_reset)
+        recorder = Recorder(self.method_name, matrices, skipped, full_reset, model)
         self.change(model, initial, scope, recorder)
         return recorder.report()
 
@@ -245,7 +252,7 @@ class Projection(Method):
         return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        matrices, skipped = weight_matrices(model, include=scope.include, exclude=scope.exclude, fused=scope.fused)
+        matrices, skipped = scope.matrices(model)
         if not matrices and not scope.reset:
             raise ValueError(nothing_to_project(model, skipped))
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from fire.checks import check_fused, check_patterns_type, check_type
-from fire.matrices import check_patterns, examples, matches, unwrap, weight_matrices
+from fire.checks import check_fused, check_layouts, check_patterns_type, check_type
+from fire.matrices import WeightMatrix, check_patterns, examples, matches, unwrap, weight_matrices
 from fire.units import unit_layers
 
 
@@ -20,7 +20,8 @@ class Scope:
         include, exclude: what `fire` projects; None includes every weight matrix.
         reset: modules that `fire`, `rescale` and `shrink_perturb` send to their initial weights (DQN's linear
             layers).
-        fused: pattern -> row sizes of weights that stack several matrices.
+        fused, layouts, frozen: as of `fire_`: weights that stack several matrices, where matrices lie, and whether
+            weights that are not trained are projected too.
         inject: modules that plasticity injection puts a second head beside.
         units: pattern of activations -> the layers around them (`unit_layers`), for methods that reset units, e.g.
             {"blocks.*.relu1": {"incoming": "blocks.*.conv1", "norm": "blocks.*.bn1", "outgoing": ["blocks.*.conv2"]}}.
@@ -34,19 +35,29 @@ class Scope:
     reset: Sequence[str] = ()
     inject: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    layouts: Mapping[str, str] = field(default_factory=dict)
+    frozen: bool = False
     units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("include", "exclude", "reset", "inject"):
             check_patterns_type(name, getattr(self, name))
         check_fused(self.fused)
+        check_layouts(self.layouts)
         check_type("units", self.units, Mapping, "a mapping of patterns to the layers around them")
         for pattern, around in self.units.items():
             check_type(f"units[{pattern!r}]", around, Mapping, "a mapping with incoming, outgoing and norm")
 
+    def matrices(self, model: nn.Module) -> tuple[list[WeightMatrix], dict[str, str]]:
+        """The matrices that are projected, and by name the tensors refused with the reason (`weight_matrices`)."""
+        return weight_matrices(
+            model, include=self.include, exclude=self.exclude, fused=self.fused, layouts=self.layouts,
+            frozen=self.frozen,
+        )  # fmt: skip
+
     def check(self, model: nn.Module) -> None:
         """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it."""
-        weight_matrices(model, include=self.include, exclude=self.exclude, fused=self.fused)
+        self.matrices(model)
         modules = unwrap(model).named_modules(remove_duplicate=False)
         with_state = [name for name, module in modules if [*module.parameters(False), *module.buffers(False)]]
         check_patterns("reset", self.reset, with_state)
