@@ -5,12 +5,12 @@ report = fire.fire_(model)  # in place
 fire.reset_state(optimizer, report)  # then train on the new data
 """
 
-from fire import metrics
-from fire.during import During
-from fire.injection import InjectedHead, PlasticityInjection
-from fire.l2_init import L2Init
-from fire.matrices import WeightMatrix, weight_matrices
-from fire.methods import (
+from . import metrics
+from .during import During
+from .injection import InjectedHead, PlasticityInjection
+from .l2_init import L2Init
+from .matrices import WeightMatrix, weight_matrices
+from .methods import (
     METHODS,
     Fire,
     FullReset,
@@ -23,13 +23,13 @@ from fire.methods import (
     fire_,
     register,
 )
-from fire.metrics import Activation
-from fire.optimizers import reset_state
-from fire.polar import polar
-from fire.redo import ReDo
-from fire.report import MatrixReport, Recorder, ResetReport
-from fire.scope import Scope
-from fire.units import UnitLayer, unit_layers
+from .metrics import Activation
+from .optimizers import reset_state
+from .polar import polar
+from .redo import ReDo
+from .report import MatrixReport, Recorder, ResetReport
+from .scope import Scope
+from .units import UnitLayer, unit_layers
 
 __all__ = [
     "METHODS", "Activation", "During", "Fire", "FullReset", "InjectedHead", "L2Init", "MatrixReport", "Method",

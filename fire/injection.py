@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.methods import Method, Scope, register
-from fire.report import Recorder
+from .methods import Method, Scope, register
+from .report import Recorder
 
 
 class InjectedHead(nn.Module):

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.checks import check_number
-from fire.during import During
-from fire.matrices import unwrap
-from fire.methods import TrainingMethod, check_initial, register, state_of
-from fire.scope import Scope
+from .checks import check_number
+from .during import During
+from .matrices import unwrap
+from .methods import TrainingMethod, check_initial, register, state_of
+from .scope import Scope
 
 
 @register("l2_init")

@@ -29,8 +29,8 @@ from itertools import accumulate, combinations
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fire.checks import check_fused, check_layouts, check_module, check_patterns_type
-from fire.rules import Rule, from_words, refusal, rule
+from .checks import check_fused, check_layouts, check_module, check_patterns_type
+from .rules import Rule, from_words, refusal, rule
 
 FROZEN = "frozen: its requires_grad is False; frozen=True includes it"
 

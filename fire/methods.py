@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fire.checks import check_module, check_number, check_type, check_whole
-from fire.during import During
-from fire.gram import compute_dtype
-from fire.matrices import storage_key, unwrap, weight_matrices
-from fire.polar import check_solver
-from fire.projection import Target, project
-from fire.report import Recorder, ResetReport
-from fire.scope import Scope
+from .checks import check_module, check_number, check_type, check_whole
+from .during import During
+from .gram import compute_dtype
+from .matrices import storage_key, unwrap, weight_matrices
+from .polar import check_solver
+from .projection import Target, project
+from .report import Recorder, ResetReport
+from .scope import Scope
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fire.checks import check_finite, check_module, check_number, check_tensor, check_whole
-from fire.gram import compute_dtype, deviation, full_precision, gram, normalise_, on_gpu, tall_side
-from fire.matrices import check_patterns, matches, unwrap, weight_matrices
+from .checks import check_finite, check_module, check_number, check_tensor, check_whole
+from .gram import compute_dtype, deviation, full_precision, gram, normalise_, on_gpu, tall_side
+from .matrices import check_patterns, matches, unwrap, weight_matrices
 
 
 def sfe(before: Tensor, after: Tensor) -> float:

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fire.checks import check_type
-from fire.matrices import storage_key
-from fire.report import ResetReport
+from .checks import check_type
+from .matrices import storage_key
+from .report import ResetReport
 
 _ZERO = (
     "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg",

@@ -18,8 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fire.checks import check_finite, check_number, check_tensor, check_whole
-from fire.gram import (
+from .checks import check_finite, check_number, check_tensor, check_whole
+from .gram import (
     Batch,
     Iteration,
     by_gram,
@@ -34,7 +34,7 @@ from fire.gram import (
     slices,
     tall_side,
 )
-from fire.polar_express import polar_express
+from .polar_express import polar_express
 
 SOLVERS = ("newton_schulz", "polar_express", "svd")
 MAX_STEPS = 1000

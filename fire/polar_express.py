@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fire.gram import (
+from .gram import (
     SLICE,
     TALL,
     Batch,

@@ -10,8 +10,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from fire.checks import check_number
-from fire.gram import (
+from .checks import check_number
+from .gram import (
     GPU_MEMORY,
     Batch,
     compute_dtype,
@@ -28,9 +28,9 @@ from fire.gram import (
     square_of,
     tall_side,
 )
-from fire.matrices import WeightMatrix
-from fire.polar import check_solver, solve, waits
-from fire.report import Recorder
+from .matrices import WeightMatrix
+from .polar import check_solver, solve, waits
+from .report import Recorder
 
 
 @dataclass(frozen=True)

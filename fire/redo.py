@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.checks import check_number, check_whole
-from fire.during import During
-from fire.gram import on_cpu
-from fire.matrices import unwrap
-from fire.methods import TrainingMethod, check_initial, register
-from fire.scope import Scope
-from fire.units import UnitLayer, unit_layers
+from .checks import check_number, check_whole
+from .during import During
+from .gram import on_cpu
+from .matrices import unwrap
+from .methods import TrainingMethod, check_initial, register
+from .scope import Scope
+from .units import UnitLayer, unit_layers
 
 
 @register("redo")

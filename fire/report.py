@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fire import metrics
-from fire.gram import on_cpu
-from fire.matrices import WeightMatrix, storage_key
-from fire.rules import looks_fused
+from . import metrics
+from .gram import on_cpu
+from .matrices import WeightMatrix, storage_key
+from .rules import looks_fused
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from fire.checks import check_fused, check_layouts, check_patterns_type, check_type
-from fire.matrices import WeightMatrix, check_patterns, examples, matches, unwrap, weight_matrices
-from fire.units import unit_layers
+from .checks import check_fused, check_layouts, check_patterns_type, check_type
+from .matrices import WeightMatrix, check_patterns, examples, matches, unwrap, weight_matrices
+from .units import unit_layers
 
 
 @dataclass(frozen=True)

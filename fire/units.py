@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fire.matrices import examples, unwrap
+from .matrices import examples, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 """Names under which optimisers keep running means of a parameter's gradient."""
