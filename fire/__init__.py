@@ -6,6 +6,7 @@ fire.reset_state(optimizer, report)  # then train on the new data
 """
 
 from . import metrics
+from .batch_norm import refresh_batch_norm
 from .during import During
 from .injection import InjectedHead, PlasticityInjection
 from .l2_init import L2Init
@@ -32,8 +33,33 @@ from .scope import Scope
 from .units import UnitLayer, unit_layers
 
 __all__ = [
-    "METHODS", "Activation", "During", "Fire", "FullReset", "InjectedHead", "L2Init", "MatrixReport", "Method",
-    "NoReset", "PlasticityInjection", "ReDo", "Recorder", "Rescale", "ResetReport", "Scope", "ShrinkPerturb",
-    "TrainingMethod", "UnitLayer", "WeightMatrix", "build", "fire_", "metrics", "polar", "register",
-    "reset_state", "unit_layers", "weight_matrices",
+    "METHODS",
+    "Activation",
+    "During",
+    "Fire",
+    "FullReset",
+    "InjectedHead",
+    "L2Init",
+    "MatrixReport",
+    "Method",
+    "NoReset",
+    "PlasticityInjection",
+    "ReDo",
+    "Recorder",
+    "Rescale",
+    "ResetReport",
+    "Scope",
+    "ShrinkPerturb",
+    "TrainingMethod",
+    "UnitLayer",
+    "WeightMatrix",
+    "build",
+    "fire_",
+    "metrics",
+    "polar",
+    "refresh_batch_norm",
+    "register",
+    "reset_state",
+    "unit_layers",
+    "weight_matrices",
 ]  # fmt: skip

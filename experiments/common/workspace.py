@@ -162,8 +162,8 @@ class Workspace:
             UserError: there is none, or it is damaged or of another configuration.
         """
         path, content = checkpoint.read_kept(self.path, name)
-        rows = metric_log.rows_until(self.path / "metrics.jsonl", content["log"])
-        return self._restore(path, content), rows
+        state = self._restore(path, content)
+        return state, metric_log.rows_until(self.path / "metrics.jsonl", content["log"])
 
     def go_back(self, name: str) -> dict[str, Any]:
         """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""

@@ -179,8 +179,16 @@ class VisionTraining(Experiment):
         return totals
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy and loss on the test images."""
-        return self.learner.test()
+        """Accuracy and loss on the test images at a boundary. With batch normalisation, whose running statistics are
+        still those of the old weights, also the accuracy with those of the new ones on the data of the phase before;
+        the next training starts with the old ones."""
+        found = self.learner.test()
+        parts = self.phase_images(self.phase - 1).split(self.cfg.budget.batch_size)
+        with plasticity.training_statistics(self.model):
+            batches = (self.train_set.batch(part, self.channels_last) for part in parts if len(part) > 1)
+            if fire.refresh_batch_norm(self.model, batches):
+                found["test/accuracy_refreshed"] = self.learner.test()["test/accuracy"]
+        return found
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

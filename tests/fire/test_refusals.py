@@ -103,6 +103,8 @@ ROWS: list[tuple[str, type[Exception], str]] = [
     ("fire.Scope(layouts='out in')", T, "layouts must be a mapping"),
     ("fire.reset_state(None, None)", T, "optimizer must be a torch.optim.Optimizer, got NoneType"),
     ("fire.reset_state(torch.optim.SGD(model.parameters()), None)", T, "report must be a fire.ResetReport"),
+    ("fire.refresh_batch_norm(A, [A])", T, "model must be a torch.nn.Module"),
+    ("fire.refresh_batch_norm(flat, [])", V, "refresh_batch_norm needs at least one batch"),
     # methods
     ("fire.build('ifre')", V, "unknown method 'ifre'; valid: fire, full_reset"),
     ("fire.build('fire', stepz=3)", T, "stepz"),

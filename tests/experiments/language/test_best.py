@@ -150,7 +150,7 @@ def test_what_is_written_later_is_what_was(
     assert checkpoint.kept(phase)["best"].stem[-16:] == at_once[5]
     content = checkpoint.read(checkpoint.kept(phase)["best"]) or {}
     assert content["state"]["best"] == [3.9, 5, False]
-    assert content["log_rows"] == 5
+    assert content["log"]["rows"] == 5
 
 
 def test_a_lost_best_is_one_line(losses: Callable, language_made: Command, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def in_phase_1(outputs: Path) -> bool:
 
 
 def writing_a_checkpoint(outputs: Path) -> bool:
-    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
+    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint.*.tmp")))
 
 
 def best_is_settled(outputs: Path) -> bool:

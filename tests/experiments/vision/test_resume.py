@@ -30,7 +30,7 @@ def in_phase_1(outputs: Path) -> bool:
 
 
 def writing_a_checkpoint(outputs: Path) -> bool:
-    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint-*.tmp")))
+    return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint.*.tmp")))
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_kill_9_and_resume(
     status, printed = stopped_when("vision", moment, signal.SIGKILL, arguments, tmp_path)
     assert status == -signal.SIGKILL, printed
     if moment is writing_a_checkpoint:
-        assert list(tmp_path.rglob(".checkpoint-*.tmp"))
+        assert list(tmp_path.rglob(".checkpoint.*.tmp"))
     process = start("vision", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     (directory,) = run_dirs(tmp_path)
     assert numbers(directory) == reference
-    assert not list(tmp_path.rglob(".checkpoint-*.tmp"))
+    assert not list(tmp_path.rglob(".checkpoint.*.tmp"))
 
 
 @pytest.mark.parametrize(
