@@ -118,8 +118,10 @@ def weight_matrices(
             continue
         if not frozen and not first.parameter.requires_grad:
             result: Rule | str = FROZEN
+        elif first.full_name in overlapping:
+            result = overlapping[first.full_name]
         else:
-            result = overlapping.get(first.full_name) or _rule_of(chosen, layout)
+            result, chosen = _rule_of(chosen, layout)
         _note(met, where, fused, layouts, include or (), not isinstance(result, str))
         if isinstance(result, str):
             skipped[first.full_name] = result
@@ -149,15 +151,17 @@ class _Place:
         return f"{self.name}.{self.suffix}".lstrip(".")
 
 
-def _rule_of(places: Sequence[_Place], layout: str | None) -> Rule | str:
-    """The first rule for a parameter at one of its places or, as a string, why there is none."""
+def _rule_of(places: list[_Place], layout: str | None) -> tuple[Rule | str, list[_Place]]:
+    """The first rule for a parameter at one of its places or, as a string, why there is none; and the places from there
+    on."""
     for place in places:
         if why := refusal(place.module, place.suffix, place.parameter):
-            return why
+            return why, places
     if layout is not None:
-        return from_words(layout, places[0].full_name, places[0].parameter)
+        return from_words(layout, places[0].full_name, places[0].parameter), places
     results = [rule(place.module, place.suffix, place.parameter) for place in places]
-    return next((result for result in results if not isinstance(result, str)), results[0])
+    fitting = next((i for i, result in enumerate(results) if not isinstance(result, str)), 0)
+    return results[fitting], places[fitting:]
 
 
 def _note(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .checks import check_finite, check_module, check_number, check_tensor, check_whole
-from .gram import compute_dtype, deviation, full_precision, gram, normalise_, on_gpu, tall_side
+from .gram import compute_dtype, deviation, double, full_precision, gram, normalise_, on_gpu, tall_side
 from .matrices import check_patterns, matches, unwrap, weight_matrices
 
 
@@ -104,7 +104,7 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
 def weight_norm(model: nn.Module) -> float:
     """L2 norm of all parameters together (its growth as a sign of plasticity loss: Lyle et al. 2024, section 3)."""
     check_module(model)
-    return math.sqrt(sum(float(p.double().square().sum()) for p in model.parameters()))
+    return math.sqrt(sum(float(double(p).square().sum()) for p in model.parameters()))
 
 
 def stable_rank(features: Tensor) -> float:
@@ -143,7 +143,7 @@ def _singular_values(features: Tensor) -> Tensor:
     if features.numel() == 0:
         raise ValueError(f"features of shape {tuple(features.shape)} are empty")
     check_finite("features", features)
-    return torch.linalg.svdvals(features.detach().flatten(1).double())
+    return torch.linalg.svdvals(double(features.detach().flatten(1)))
 
 
 _NONLINEARITIES = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh)
@@ -179,7 +179,7 @@ def dormant_ratio(activations: Iterable[Activation], tau: float = 0.025) -> floa
     dormant = units = 0
     for layer in activations:
         check_finite(f"the activation {layer.name}", layer.values)
-        scores = layer.values.detach().double().abs().movedim(layer.unit_axis, 0).flatten(1).mean(dim=1)
+        scores = double(layer.values.detach()).abs().movedim(layer.unit_axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
     if not units:

@@ -37,7 +37,10 @@ class StopSignals:
     second Ctrl-C stops at once. Elsewhere there is nothing to save, and they raise Interrupted where they come.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    # Windows has only the first two.
+    SIGNALS = tuple(
+        signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    )
 
     def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
         self.signals = signals

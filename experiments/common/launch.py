@@ -31,7 +31,7 @@ from experiments.common.run import run
 logger = logging.getLogger("fire")
 # Warnings before the end of a job on a cluster. SLURM's SIGTERM may be part of a pre-emption or of a cancellation and
 # does not say which; submitit ignores it, so a job that is then killed resumes from its last checkpoint.
-CLUSTER_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+CLUSTER_SIGNALS = tuple(signum for signum in StopSignals.SIGNALS if signum != signal.SIGTERM)
 
 # The file in which a job of a sweep on this machine leaves how it ended. Where the variable is set, the process is one.
 OUTCOME = "FIRE_OUTCOME"
