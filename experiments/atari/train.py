@@ -70,7 +70,7 @@ class AtariTraining(AgentTraining):
         check_network(
             lambda: models.QNetwork(budget.width, budget.hidden, self.actions),
             lambda net: net(torch.empty(states, dtype=torch.uint8)),
-            runtime.device,
+            runtime,
         )
         network = models.build(budget, self.actions, cfg.seed)
         capacity = min(cfg.budget.buffer, sum(cfg.budget.steps))

@@ -75,10 +75,10 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `deferred`, raise where a signal comes: in a block that may be long and in which nothing is saved."""
+        """Within `deferred`, raise where a signal comes: in a block that may be long and in which nothing is saved. One
+        that came before still waits for the next time the state is saved."""
         deferring, self._deferring = self._deferring, False
         try:
-            self.check()
             yield
         finally:
             self._deferring = deferring

@@ -42,6 +42,7 @@ class Experiment(ABC):
             kept by the caller; any other the domain keeps itself, and trains phase 0 no further than it must.
         rewinds: whether phase 0 may have to be trained beyond the branch point, to know that it is one.
         disk_bytes: what its checkpoints take at most, roughly, in the run and in the shared phase.
+        alone: whether one process trains the run. Of several, none may leave while the others wait for it.
         at_once: context in which a signal ends the run at once, back at its last checkpoint.
     """
 
@@ -50,6 +51,7 @@ class Experiment(ABC):
     branch: str = END
     rewinds: bool = False
     disk_bytes: int
+    alone: bool = True
     at_once: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, cfg: DictConfig, runtime: Runtime, method: fire.Method, network: nn.Module) -> None:

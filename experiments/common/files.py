@@ -60,11 +60,13 @@ def read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """The object in a JSON file, which has the `needed` keys.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: it cannot be read, or is damaged.
     """
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:  # JSON and UTF-8 errors are ValueErrors
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except ValueError as error:  # of JSON or of UTF-8
         raise damaged(path, error) from error
     if not isinstance(found, dict):
         raise damaged(path, "it holds no object")

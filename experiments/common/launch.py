@@ -17,14 +17,17 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from tabulate import tabulate
 
 from experiments.common import words
 from experiments.common.config import CONFIGS, register_schemas
 from experiments.common.domain import Domain
 from experiments.common.errors import Interrupted, StopSignals, UserError
+from experiments.common.files import write_text
 from experiments.common.provenance import command_line
 from experiments.common.run import run
 
@@ -62,22 +65,27 @@ def launch(domain: Domain) -> int:
     except KeyboardInterrupt:
         logger.info("stopped without saving; to resume from the last checkpoint: %s", command_line())
         status = 130
-    except UserError as error:
-        logger.error("error: %s", words.one_line(str(error)))
-        return 2
-    except Exception as error:  # of Hydra's composing, or of a launcher; those of jobs are in their outcomes
+    except Exception as error:  # of the words, of Hydra, or of a launcher; those of jobs are in their outcomes
         if "debug=true" in sys.argv:
             raise
-        logger.error("error: %s", words.one_line(words.composition_error(error, domain.schema)))
-        return 2
+        status = 2
+        if isinstance(error, UserError):
+            line = str(error)
+        elif isinstance(error, HydraException | OmegaConfBaseException | OSError):
+            line = words.composition_error(error, domain.schema)
+        else:
+            line = f"{type(error).__name__}: {error} (debug=true shows where)"
+        logger.error("error: %s", words.one_line(line))
     failed = end(task.outcomes)
-    return status or int(failed > 0) if is_main_process else 0
+    return status or int(failed > 0) if is_main_process or status == 2 else 0
 
 
 def check_processes(domain: Domain) -> None:
     """Raise UserError for variables of torchrun that would be ignored, or cannot be read."""
     for name, of_one in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}.items():
         value = os.environ.get(name) or of_one
+        if name in os.environ:
+            os.environ[name] = value  # it may have been empty
         if not value.isdecimal():
             raise UserError(f"{name}={value} must be a whole number; torchrun sets it")
         if value != of_one and not domain.several_processes:
@@ -97,7 +105,7 @@ def stop_with_parent() -> None:
 def end(outcomes: list[dict[str, Any]]) -> int:
     """Print how the jobs of a sweep ended; returns how many failed."""
     if outcomes and OUTCOME in os.environ:
-        Path(os.environ[OUTCOME]).write_text(json.dumps(outcomes[-1]))
+        write_text(Path(os.environ[OUTCOME]), json.dumps(outcomes[-1]))
     failed = sum(outcome["status"] == "failed" for outcome in outcomes)
     if len(outcomes) > 1:
         columns = ("run", "status", "result", "minutes", "path")

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.common.errors import UserError
+from experiments.common.runtime import Runtime
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -32,31 +32,37 @@ def available(device: str) -> int:
     return max(free, 0)
 
 
-def check_network(construct: Callable[[], nn.Module], forward: Callable[[Any], Any], device: str) -> None:
-    """Raise UserError unless a network can be trained in the memory that is left.
+def check_network(construct: Callable[[], nn.Module], forward: Callable[[Any], Any], runtime: Runtime) -> None:
+    """Raise UserError unless the memory that is left is enough for the least that training a network takes: its
+    parameters, and in the run's precision what its modules return, which the backward pass needs.
 
     Args:
         construct: makes the network.
-        forward: calls it with the inputs of a training step; what its modules return is kept for the backward pass.
-        device: cpu or cuda.
+        forward: calls it with the inputs of a training step.
+        runtime: how it is trained.
     """
-    outputs = 0
+    outputs: dict[int, Tensor] = {}
 
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal outputs
-        outputs += output.nbytes if isinstance(output, Tensor) else 0
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[id(output)] = output  # once where it is changed in place
 
-    with torch.device("meta"), torch.no_grad():  # which takes no memory
-        network = construct()
-        for module in network.modules():
-            if not list(module.children()):
-                module.register_forward_hook(count)
-        with suppress(RuntimeError, NotImplementedError):  # what reads values cannot be called so
+    try:
+        with torch.device("meta"), torch.no_grad():  # which takes no memory
+            network = construct()
+            for module in network.modules():
+                if not list(module.children()):
+                    module.register_forward_hook(keep)
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            needed = BYTES_A_PARAMETER * parameters
             forward(network)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    needed, free = BYTES_A_PARAMETER * parameters + outputs, available(device)
-    if needed > free:
+    except Exception:  # what reads values cannot be made or called so, whatever it raises, and is not checked
+        outputs.clear()
+        return
+    size = 2 if runtime.precision in ("bf16", "fp16") else 4
+    batch = 0 if runtime.compile != "false" else size * sum(output.numel() for output in outputs.values())
+    if needed + batch > (free := available(runtime.device)):
         raise UserError(
-            f"training takes about {needed / 1e9:,.0f} GB of memory, {outputs / 1e9:,.0f} of them for a batch, but "
-            f"{free / 1e9:.1f} GB are left on {device}; lower the sizes in budget"
+            f"training takes at least {(needed + batch) / 1e9:,.0f} GB of memory, {batch / 1e9:,.0f} of them for a "
+            f"batch, but {free / 1e9:.1f} GB are left on {runtime.device}; lower the sizes in budget"
         )

@@ -89,22 +89,26 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
         if done is not None and not cfg.overwrite:  # finished by another process while this one prepared
             return {**done, "path": str(run.path), "status": "done before"}
         mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
-        summary = None
+        started = time.perf_counter()
         try:
             with run.text_log():
                 summary = train(job, experiment, run, stop, mirror.log)
-        except Exception as error:
-            run.note_failure(error)
+                # Before the run counts as finished, since W&B would otherwise lack one that is killed between.
+                mirror.finish(summary, run.path / VIDEO)
+                run.finish(summary, experiment.final_weights())
+                logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
+        except BaseException as error:
+            mirror.finish()
+            if isinstance(error, Exception):
+                run.note_failure(error)
             raise
-        finally:
-            mirror.finish(summary, run.path / VIDEO)
         return {**summary, "path": str(run.path), "status": "done"}
 
 
 def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, mirror: Mirror) -> dict[str, Any]:
     """Train from wherever the run stands to its end; returns its summary."""
-    started = time.perf_counter()
-    experiment.at_once = stop.at_once
+    if experiment.alone:
+        experiment.at_once = stop.at_once
     state = run.resume()
     # What is trained beyond the branch point is no part of this run, and a mirror cannot take a row back.
     live = None if experiment.rewinds else mirror
@@ -124,10 +128,7 @@ def train(job: Job, experiment: Experiment, run: Workspace, stop: StopSignals, m
     run.log.show(mirror)
     with stop.deferred():
         experiment.train(run, experiment.phases)
-    summary = experiment.summarise(run.log.rows)
-    run.finish(summary, experiment.final_weights())
-    logger.info("finished in %.0f s: %s", time.perf_counter() - started, run.path)
-    return summary
+    return experiment.summarise(run.log.rows)
 
 
 def shared_phase(

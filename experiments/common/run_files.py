@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from experiments.common.errors import UserError
 from experiments.common.files import checksum, damaged, read_object, write_text
 
 LOG_CHECKSUM = "metrics_sha256"  # in `done`
@@ -24,7 +26,7 @@ def description(folder: Path) -> dict[str, Any]:
     """What `run.json` says.
 
     Raises:
-        UserError: it is missing or damaged; so of the other files.
+        UserError: it cannot be read, or is damaged; so of the other files.
     """
     path = folder / "run.json"
     found = read_object(path, _NEEDED)
@@ -39,12 +41,16 @@ def configuration(folder: Path, schema: Any = None) -> DictConfig:
     path = folder / "config.yaml"
     try:
         found: Any = OmegaConf.load(path)
-        found = OmegaConf.merge(OmegaConf.structured(schema), found) if schema else found
-    except Exception as error:  # those of files, of YAML and of OmegaConf have no other base in common
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except Exception as error:  # of YAML, OmegaConf or UTF-8
         raise damaged(path, error) from error
     if not isinstance(found, DictConfig):
         raise damaged(path, "it holds no settings")
-    return found
+    try:
+        return OmegaConf.merge(OmegaConf.structured(schema), found) if schema else found  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path} is of another version: {str(error).splitlines()[0]}") from error
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

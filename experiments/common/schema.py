@@ -89,7 +89,7 @@ def _range(low: float, high: float, above: float | None) -> str:
 
 def identity(schema: Any, values: dict[str, Any], phase_0: bool = False) -> dict[str, Any]:
     """Of the plain `values` of a configuration, those that can change a number of the run or, with `phase_0`, of phase
-    0; whether the method can, the caller must know."""
+    0. A method is none of the latter; one that acts in phase 0 is added by the caller."""
     kept = dict(values)  # with keys that are no settings, such as versions
     for key, item, kind in _fields(schema):
         decides = item.metadata.get("decides", EVERYTHING)

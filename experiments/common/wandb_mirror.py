@@ -87,7 +87,7 @@ class WandbMirror:
 
     def finish(self, summary: dict[str, Any] | None = None, video: Path | None = None) -> None:
         """Close the run; without a summary it counts as stopped early. A video is shown beside the last row."""
-        if self._held and summary is not None and (run := _tolerant("start offline", self._init, "offline")):
+        if self._held and summary is not None and (run := self._offline_run()):
             self._run = run
             logger.info("Weights & Biases: offline, in %s", run.dir)
             for number, row in self._held.items():
@@ -106,6 +106,14 @@ class WandbMirror:
         if ending.is_alive():
             rest = f"wandb sync --include-online {Path(run.dir).parent}"
             logger.warning("warning: Weights & Biases is still uploading; to send the rest: %s", rest)
+
+    def _offline_run(self) -> Any:
+        """A new run offline; a second attempt where a failed one online still holds its id."""
+        run = _tolerant("start offline", self._init, "offline")
+        if run is None:
+            _tolerant("end the failed attempt", lambda: import_module("wandb").teardown())
+            run = _tolerant("start offline", self._init, "offline")
+        return run
 
     def _log_video(self, path: Path) -> None:
         import wandb
@@ -165,10 +173,12 @@ def _resolve_mode(mode: str) -> str:
         return mode
     if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
         return "disabled"
-    if wished := os.environ.get("WANDB_MODE"):
+    if wished := os.environ.get("WANDB_MODE", "").lower():
+        wished = {"run": "online", "dryrun": "offline"}.get(wished, wished)  # older names, which W&B takes too
         if wished in ("online", "offline", "disabled"):
             return wished
-        logger.warning("warning: WANDB_MODE=%s is unknown; valid: online, offline, disabled", wished)
+        logger.warning("warning: WANDB_MODE=%s is unknown, so offline; valid: online, offline, disabled", wished)
+        return "offline"
     return "online" if _has_key() else "offline"
 
 

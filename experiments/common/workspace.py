@@ -131,7 +131,7 @@ class Workspace:
         metrics = self.path / "metrics.jsonl"
         loaded = checkpoint.load(self.path)
         state = self._restore(*loaded) if loaded else None
-        metric_log.cut(metrics, loaded[1]["log"] if loaded else None)
+        metric_log.cut(metrics, _position(loaded[1]) if loaded else None)
         self.log = metric_log.MetricLog(metrics)
         self._last_save = time.monotonic()
         return state
@@ -163,7 +163,7 @@ class Workspace:
         """
         path, content = checkpoint.read_kept(self.path, name)
         state = self._restore(path, content)
-        return state, metric_log.rows_until(self.path / "metrics.jsonl", content["log"])
+        return state, metric_log.rows_until(self.path / "metrics.jsonl", _position(content))
 
     def go_back(self, name: str) -> dict[str, Any]:
         """Return to the checkpoint kept as `name`: what was trained and logged after it no longer counts."""
@@ -189,6 +189,7 @@ class Workspace:
         if weights is not None:
             content = {"identity": self.identity, "state": {"model": weights}}
             checkpoint.save_as(self.path, content, checkpoint.FINAL)
+        self.log.position()  # the log is safely on disk before the checkpoints go
         run_files.finish(self.path, summary)
         checkpoint.remove(self.path)
 
@@ -196,11 +197,13 @@ class Workspace:
         """Remove what an earlier attempt left, for `overwrite=true`, and count how often that has happened."""
         # First, so that no crash lets two attempts share a W&B id.
         write_text(self.path / "overwrites", f"{run_files.overwrites(self.path) + 1}\n")
-        for name in ("done", "metrics.jsonl", "error.log", "log", "wandb", "config.yaml", "run.json", VIDEO):
-            target = self.path / name
-            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        # In an order in which a process may die between any two: first it is not done any more, then not begun.
+        (self.path / "done").unlink(missing_ok=True)
         checkpoint.remove(self.path)
         checkpoint.drop(self.path, checkpoint.FINAL)
+        for name in ("run.json", "config.yaml", "metrics.jsonl", "error.log", "log", "wandb", VIDEO):
+            target = self.path / name
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         self._describe()
 
     @contextmanager
@@ -221,6 +224,11 @@ class Workspace:
             shutil.rmtree(self.path, ignore_errors=True)
         else:
             keep_traceback(self.path, error)
+
+
+def _position(content: dict[str, Any]) -> dict[str, Any]:
+    """How far the metric log went at a checkpoint; those of earlier versions know no checksum."""
+    return content["log"] if "log" in content else {"bytes": content["log_bytes"], "sha256": None}
 
 
 def keep_traceback(folder: Path, error: Exception) -> None:

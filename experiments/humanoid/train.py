@@ -72,7 +72,7 @@ class HumanoidTraining(AgentTraining):
         check_network(
             lambda: models.Agent(*widths, budget),
             lambda agent: agent.critic(*(torch.empty(size, width) for width in widths)),
-            runtime.device,
+            runtime,
         )
         agent = models.build(observation, self.actions, budget, cfg.seed)
         # An action stores one observation, two where it ends an episode.

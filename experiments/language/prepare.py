@@ -152,10 +152,10 @@ def _tokenise(source: Source, title: str, work: Path, tokenizer: Tokenizer, work
 
     progress = work / PROGRESS
     done = read_object(progress) if progress.exists() else {}
-    if done.get("source") != source.fingerprint:
+    if done.get("source") != source.fingerprint or "sha256" not in done:  # or begun by an earlier version
         done = {"source": source.fingerprint, "documents": {}, "characters": 0, "tokens": 0}
     digest = _digest(work / TOKENS, done["tokens"])
-    if done["tokens"] and digest.hexdigest() != done.get("sha256"):
+    if done["tokens"] and digest.hexdigest() != done["sha256"]:
         raise damaged(work / TOKENS, "it has changed since the progress was recorded")
     with (
         (work / TOKENS).open("ab") as file,

@@ -48,14 +48,16 @@ class LanguageTraining(Experiment):
     def __init__(
         self, cfg: DictConfig, runtime: Runtime, method: fire.Method, first: Corpus, second: Corpus, group: ProcessGroup
     ) -> None:
-        self.group, budget = group, cfg.budget
+        self.group, budget, self.alone = group, cfg.budget, group.world_size == 1
         self.mixtures = [Mixture(first, other, cfg.data.replay, budget.block) for other in (None, second)]
         windows = [corpus.windows(budget.block, budget.eval_windows) for corpus in (first, second)]
         self.windows = [each.to(runtime.device) for each in windows]
         seed_everything(cfg.seed)
         sequences = (min(budget.micro_batch, budget.sequences), budget.block + 1)
-        check_network(
-            lambda: model.construct(cfg), lambda net: net(torch.empty(sequences, dtype=torch.long)), runtime.device
+        group.on_every_process(
+            lambda: check_network(
+                lambda: model.construct(cfg), lambda net: net(torch.empty(sequences, dtype=torch.long)), runtime
+            )
         )
         self.model = model.build(cfg)
         super().__init__(cfg, runtime, method, self.model)

@@ -55,7 +55,7 @@ class VisionTraining(Experiment):
         sizes, shape = (self.data_set.classes, self.data_set.shape, cfg.budget.width), self.data_set.shape
         batch = min(cfg.budget.batch_size, len(self.train_set.labels))
         check_network(
-            lambda: models.MODELS[cfg.model.name](*sizes), lambda net: net(torch.empty(batch, *shape)), runtime.device
+            lambda: models.MODELS[cfg.model.name](*sizes), lambda net: net(torch.empty(batch, *shape)), runtime
         )
         model = models.build(cfg.model.name, *sizes, cfg.seed)
         super().__init__(cfg, runtime, method, model)

@@ -1,7 +1,6 @@
 """Several jobs of a sweep at once on one machine, each in a fresh process on a device that no other uses."""
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -20,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import Interrupted, UserError
+from experiments.common.files import read_object
 from experiments.common.launch import OUTCOME
 
 logger = logging.getLogger("fire")
@@ -87,8 +87,8 @@ class Running:
 
     def outcome(self) -> dict[str, Any]:
         """What the ended job has left or, where it has left nothing, its exit status."""
-        if self._outcome.exists():
-            return json.loads(self._outcome.read_text())
+        with contextlib.suppress(UserError):
+            return read_object(self._outcome)
         status = self.process.returncode
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         logger.error("[%d] error: the job's process was %s", self.number, how)

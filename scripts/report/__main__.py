@@ -30,7 +30,6 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     Raises:
         UserError: no run has finished, or one is damaged or of another domain.
     """
-    command.check_writable(out)
     runs, step = find_runs(roots), described(domain).results.step
     for run in runs:
         if any(step not in row or "phase" not in row for row in run.rows):
@@ -39,6 +38,7 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
     found = results(domain, runs)
     if not found:
         raise UserError(f"no finished run below {', '.join(map(str, roots))}")
+    command.check_writable(out)
     for result in found:
         result.write(out)
         print(show(result, out))

@@ -3,7 +3,7 @@
 A setting that a schema adds needs a row, `test_commands.py` sees to it.
 """
 
-# Of every domain alike; run in one of them, in turns.
+# The same in every domain. Each row is run in one domain: the first in vision, the second in language, and so on.
 COMMON = {
     # choices
     "method=dash": "Could not find 'method/dash' Available options in 'method': fire fire_exact",

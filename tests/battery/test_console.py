@@ -38,13 +38,15 @@ def test_an_output_that_nobody_reads_stops_no_run(how: str, data_dir: Path, tmp_
 @pytest.mark.parametrize("module", ["experiments.vision", "scripts.report"])
 def test_ctrl_c_while_importing_is_one_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.8)  # a second and more goes by before PyTorch is there
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("this machine had imported everything by then")
-    assert errors in ("interrupted\n", "")  # or before anything of ours
+    seen = []
+    for seconds in (0.5, 1.0, 2.0, 4.0):  # PyTorch takes a second and more, or many on a busy machine
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert errors in ("interrupted\n", "") or "runpy" in errors  # before Python has come to anything of ours
+        seen.append(errors)
+    assert "interrupted\n" in seen
 
 
 def test_a_locale_without_utf_8(data_dir: Path, tmp_path: Path) -> None:

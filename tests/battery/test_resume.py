@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.common import checkpoint
 from experiments.common.errors import Interrupted
+from experiments.common.experiment import Experiment
 from experiments.common.files import checksum
 from experiments.common.workspace import Workspace
 from tests.conftest import numbers, run_dirs
@@ -132,3 +134,54 @@ def test_a_signal_ends_a_long_boundary_at_once(place: str, vision: Vision, tmp_p
     assert vision(*words)[0] == 0
     assert vision(*words, f"outputs_dir={tmp_path / 'whole'}")[0] == 0
     assert numbers(run_dirs(tmp_path / "outputs")[0]) == numbers(run_dirs(tmp_path / "whole")[0])
+
+
+def test_a_signal_just_before_a_boundary_is_kept_until_the_state_is_saved(vision: Vision, tmp_path: Path) -> None:
+    cross = Experiment.cross_boundary
+
+    def after_a_signal(experiment: Experiment, append: Callable) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        cross(experiment, append)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Experiment, "cross_boundary", after_a_signal)
+        assert vision(*WORDS)[0] == 143
+    (folder,) = run_dirs(tmp_path / "outputs")
+    assert list(folder.glob("checkpoint-*.pt"))
+    status, printed = vision(*WORDS)
+    assert status == 0
+    assert f"resuming {folder}" in printed
+
+
+def test_a_checkpoint_of_an_earlier_version_knows_no_checksum(vision: Vision, stopped: Path) -> None:
+    for path in stopped.glob("checkpoint-*.pt"):
+        content = torch.load(path, weights_only=True)
+        log = content.pop("log")
+        path.unlink()
+        last = checkpoint.save(stopped, content | {"log_bytes": log["bytes"], "log_rows": log["rows"]})
+    assert last.exists()
+    assert vision(*WORDS)[0] == 0
+
+
+def test_an_overwrite_may_be_killed_anywhere(vision: Vision, stopped: Path, tmp_path: Path) -> None:
+    words = (*WORDS, "budget.epochs=[3,1]")
+    assert vision(*words)[0] == 0
+    (folder,) = {*run_dirs(tmp_path / "outputs")} - {stopped}
+    whole = numbers(folder)
+    unlink, count = Path.unlink, len(list(folder.iterdir()))
+    for step in range(count):
+        left = [step]
+
+        def dies(path: Path, missing_ok: bool = False, left: list[int] = left) -> None:
+            if folder in path.parents and not path.name.startswith("."):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+            unlink(path, missing_ok=missing_ok)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "unlink", dies)
+            vision(*words, "overwrite=true")
+        status, printed = vision(*words)
+        assert status == 0, printed
+        assert numbers(folder) == whole

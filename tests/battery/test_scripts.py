@@ -188,7 +188,7 @@ def test_a_damaged_run_is_left_out_and_stops_nobody(file: str, script: Script, o
         (b"damaged: [", "damaged {run}/config.yaml"),
         (b"\xff\xfe", "damaged {run}/config.yaml"),
         (b"[]", "damaged {run}/config.yaml"),
-        (b"tokenizer: 3\nfoo: 1", "damaged {run}/config.yaml"),
+        (b"tokenizer: 3\nfoo: 1", "{run}/config.yaml is of another version: Key 'foo'"),
         (b"tokenizer: 3", "tokenizer=3 is unknown; valid: gpt2, bytes"),
     ],
 )

@@ -103,7 +103,10 @@ def test_nonsense_in_variables_is_named(vision: Vision, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "on")
     status, printed = vision("method=none", "wandb.mode=auto")
     assert status == 0
-    assert "warning: WANDB_MODE=on is unknown; valid: online, offline, disabled" in printed
+    assert "warning: WANDB_MODE=on is unknown, so offline; valid: online, offline, disabled" in printed
+    for word, mode in (("dryrun", "offline"), ("OFFLINE", "offline"), ("run", "online"), ("disabled", "disabled")):
+        monkeypatch.setenv("WANDB_MODE", word)
+        assert wandb_mirror._resolve_mode("auto") == mode
     monkeypatch.setattr(wandb_mirror, "_unreachable", False)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
