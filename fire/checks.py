@@ -1,7 +1,7 @@
 """Arguments refused before anything is computed: TypeError for a wrong type, ValueError for a wrong value."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -59,7 +59,7 @@ def check_patterns_type(name: str, value: Any) -> None:
     """Raise TypeError for what is neither None nor a collection of strings; a single string would be one of letters."""
     if value is None:
         return
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
         raise TypeError(f"{name} must be a list of patterns, got {value!r}")
     for pattern in value:
         if not isinstance(pattern, str):

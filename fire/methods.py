@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .checks import check_module, check_number, check_type, check_whole
+from .checks import check_finite, check_module, check_number, check_tensor, check_type, check_whole
 from .during import During
 from .gram import compute_dtype
 from .matrices import storage_key, unwrap, weight_matrices
@@ -76,7 +76,10 @@ def fire_(
 
 def nothing_to_project(model: nn.Module, skipped: Mapping[str, str]) -> str:
     """The message for a model in which nothing can be projected."""
-    why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "no tensor has two dimensions"
+    why = (
+        "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        or "all are excluded, or no tensor has two dimensions"
+    )
     return f"{type(unwrap(model)).__name__} has no weight that FIRE can project: {why}"
 
 
@@ -87,7 +90,11 @@ METHODS: dict[str, type["Method"]] = {}
 def register(name: str) -> Callable[[type["Method"]], type["Method"]]:
     """Class decorator: make a method known as `name`."""
 
+    check_type("name", name, str, "a string")
+
     def add(cls: type[Method]) -> type[Method]:
+        if name in METHODS and METHODS[name].__qualname__ != cls.__qualname__:  # a notebook may define its own again
+            raise ValueError(f"there is a method {name!r} already: {METHODS[name].__qualname__}")
         cls.method_name = name
         METHODS[name] = cls
         return cls
@@ -101,6 +108,7 @@ def build(name: str, **settings: object) -> "Method":
     Raises:
         ValueError: no such method, or a setting out of range. TypeError: a setting it does not have.
     """
+    check_type("name", name, str, "a string")
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; valid: {', '.join(sorted(METHODS))}")
     return METHODS[name](**settings)
@@ -247,14 +255,19 @@ class Projection(Method):
         check_solver(self.solver, self.steps, self.tol, torch.float64)  # the model's dtype may forbid a small tol
         self.target()
 
+    def check(self, model: nn.Module, scope: Scope) -> None:
+        """Raise ValueError where nothing would be projected or reset, too."""
+        super().check(model, scope)
+        matrices, skipped = scope.matrices(model)
+        if not matrices and not scope.reset:
+            raise ValueError(nothing_to_project(model, skipped))
+
     def target(self) -> Target:
         """Where each matrix goes."""
         return Target()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
-        matrices, skipped = scope.matrices(model)
-        if not matrices and not scope.reset:
-            raise ValueError(nothing_to_project(model, skipped))
+        matrices, _ = scope.matrices(model)
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
         projected = [m for m in matrices if storage_key(m.parameter) not in reset]
         project(recorder, projected, self.solver, self.steps, self.tol, self.target())
@@ -292,8 +305,12 @@ def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
     that are no tensors."""
     check_type("initial", initial, Mapping, "a state_dict")
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    for name in state:
-        check_type(f"initial[{name!r}]", initial.get(name, state[name]), Tensor, "a torch.Tensor")
+    for name, value in state.items():
+        given = initial.get(name, value)
+        check_type(f"initial[{name!r}]", given, Tensor, "a torch.Tensor")
+        if value.dtype.is_floating_point:
+            check_tensor(f"initial[{name!r}]", given)
+            check_finite(f"initial[{name!r}]", given)
     if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
         raise ValueError("the initial weights are not of this model: other names or shapes")
     if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):

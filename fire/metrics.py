@@ -59,6 +59,8 @@ def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
         TypeError: no real floating-point tensor.
     """
     check_tensor("W", W, 2)
+    if W.numel() == 0:
+        raise ValueError(f"W of shape {tuple(W.shape)} is empty")
     check_number("scale", scale, 0)
     if scale == 0:
         raise ValueError("scale must be positive, got 0")
@@ -179,6 +181,8 @@ def dormant_ratio(activations: Iterable[Activation], tau: float = 0.025) -> floa
     dormant = units = 0
     for layer in activations:
         check_finite(f"the activation {layer.name}", layer.values)
+        if not -layer.values.ndim <= layer.unit_axis < layer.values.ndim:
+            raise ValueError(f"the activation {layer.name} has no axis {layer.unit_axis}: {tuple(layer.values.shape)}")
         scores = double(layer.values.detach()).abs().movedim(layer.unit_axis, 0).flatten(1).mean(dim=1)
         dormant += int((scores <= tau * scores.mean()).sum())
         units += scores.numel()
@@ -243,6 +247,8 @@ def sharpness(
     """
     check_whole("iterations", iterations, 1)
     check_number("tol", tol, 0)
+    if isinstance(parameters, Tensor):
+        raise TypeError("parameters must be several tensors, got one: [parameters]")
     parameters = [p for p in parameters if p.requires_grad]
     if not losses or not parameters:
         raise ValueError("sharpness needs at least one batch, and a parameter that requires a gradient")

@@ -66,6 +66,8 @@ def polar(W: Tensor, *, solver: str = "newton_schulz", steps: int = 10, tol: flo
     """
     check_tensor("W", W, 2)
     check_solver(solver, steps, tol, W.dtype)
+    if W.is_meta:
+        raise ValueError("W is on the meta device: it has no values")
     if W.numel() == 0:
         return W.clone()
     check_finite("W", W)

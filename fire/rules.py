@@ -31,6 +31,8 @@ def refusal(module: nn.Module, name: str, parameter: Tensor) -> str | None:
         return f"a {type(parameter.detach()).__name__}, which wraps its values in a way of its own"
     if parameter.numel() == 0:
         return "empty, as FSDP leaves a weight that is sharded: summon it first"
+    if parameter.layout != torch.strided:
+        return "sparse"
     if parameter.dtype not in DTYPES:
         return f"of dtype {parameter.dtype}: only float16, bfloat16, float32 and float64 are computed with"
     if 0 in [stride for stride, size in zip(parameter.stride(), parameter.shape, strict=True) if size > 1]:
@@ -70,6 +72,8 @@ def rule(module: nn.Module, name: str, parameter: Tensor) -> Rule | str:
 
 def _convolution(module: nn.modules.conv._ConvNd) -> Rule | str:
     groups, dimensions = module.groups, len(module.kernel_size)
+    if module.weight.ndim != 2 + dimensions:
+        return f"of {module.weight.ndim} dimensions, where {type(module).__name__} has {2 + dimensions}"
     if groups > 1 and groups == module.in_channels:
         return "a depthwise convolution: its matrices are single columns, whose polar factor only keeps directions"
     # (groups * a, b, *kernel) -> (groups, *kernel, out, in); a is out, or in where the convolution is transposed.

@@ -49,8 +49,8 @@ def free(folder: Path) -> bool:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.clean", description=__doc__)
-    parser.add_argument("outputs", type=Path)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m scripts.clean", description=__doc__)
+    parser.add_argument("outputs", type=command.folder)
     parser.add_argument("--free", action="store_true", help="delete what is listed")
     arguments = parser.parse_args()
     total = 0

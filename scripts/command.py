@@ -1,5 +1,6 @@
 """How every script ends: an error is one line on stderr and a non-zero status, never a traceback."""
 
+import argparse
 import os
 import signal
 import sys
@@ -36,6 +37,13 @@ def run(main: Callable[[], int | None]) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def folder(text: str) -> Path:
+    """A folder that the command line names; nothing would mean the current one."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it names no folder")
+    return Path(text).expanduser()
 
 
 def readable(folders: Iterable[Path], read: Callable[[Path], T]) -> Iterator[T]:

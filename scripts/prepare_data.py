@@ -44,10 +44,10 @@ def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m scripts.prepare_data", description=__doc__)
     parser.add_argument("dataset", choices=[*sorted(FILES), "language"])
     parser.add_argument("overrides", nargs="*", help="for language: data=... tokenizer=... scale=...")
-    parser.add_argument("--data-dir", type=Path, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
+    parser.add_argument("--data-dir", type=command.folder, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     arguments = parser.parse_args()
     start_logging()

@@ -73,8 +73,8 @@ def continuation(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.sample", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of a run, or of a shared phase")
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m scripts.sample", description=__doc__)
+    parser.add_argument("run", type=command.folder, help="directory of a run, or of a shared phase")
     parser.add_argument("--checkpoint", help="which kept checkpoint: best, 30k, 60k, ..., final")
     parser.add_argument("--prompt", default="", help="text to continue; default: the beginning of a document")
     parser.add_argument("--tokens", type=int, default=300, help="how many (default: %(default)s)")
@@ -84,7 +84,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         check_whole("--tokens", given.tokens, 1, 10**6)
-        check_number("--temperature", given.temperature, 0)
+        check_number("--temperature", given.temperature, 0 if given.temperature == 0 else 0.001, 1000)
         check_whole("--top-k", given.top_k, 0, 10**6)
         check_whole("--seed", given.seed, 0, 2**32 - 1)
         given.prompt.encode()

@@ -50,8 +50,10 @@ def view(of: Domain, groups: Sequence[tuple[str, str, str]], entity: str, projec
 def main() -> None:
     """The command line."""
     project = os.environ.get("WANDB_PROJECT", WandbConfig().project)
-    parser = argparse.ArgumentParser(prog="python -m scripts.wandb_workspace", description=__doc__)
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="of runs; default: outputs")
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m scripts.wandb_workspace", description=__doc__)
+    parser.add_argument(
+        "folders", nargs="*", type=command.folder, default=[Path("outputs")], help="of runs; default: outputs"
+    )
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; $WANDB_ENTITY")
     parser.add_argument("--project", default=project, help="default: %(default)s")
     given = parser.parse_args()

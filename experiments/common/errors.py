@@ -1,6 +1,8 @@
 """What can go wrong in a way a user can mend, and how a run is asked to stop."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -28,6 +30,14 @@ def default_signals() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopSignals:
@@ -58,6 +68,9 @@ class StopSignals:
             signal.signal(signum, handler)  # type: ignore[arg-type]
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):  # compiled modules may not survive an exception there
+            threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
+            return
         if self.received is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signum

@@ -61,10 +61,10 @@ class Experiment(ABC):
             UserError: a scope that does not fit the network or the method.
         """
         self.cfg, self.runtime, self.method, self.network = cfg, runtime, method, network
-        self.scope = build_scope(cfg.model.scope)
         try:
+            self.scope = build_scope(cfg.model.scope)
             method.check(network, self.scope)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"model.scope: {error}") from error
         if isinstance(method, fire.TrainingMethod) and method.first_phase >= self.phases:
             raise UserError(f"method.first_phase={method.first_phase} lies beyond the run's {self.phases} phases")

@@ -56,12 +56,19 @@ def damaged(path: Path, why: object) -> UserError:
     return UserError(f"damaged {path}: {' '.join(str(why).split())}; delete {path.parent} to start over")
 
 
+def check_regular(path: Path) -> None:
+    """Raise UserError for what is there and is no regular file: reading it might never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read {path}: it is no regular file")
+
+
 def read_object(path: Path, needed: Collection[str] = ()) -> dict[str, Any]:
     """The object in a JSON file, which has the `needed` keys.
 
     Raises:
         UserError: it cannot be read, or is damaged.
     """
+    check_regular(path)
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import UserError
-from experiments.common.files import damaged
+from experiments.common.files import check_regular, damaged
 
 Row = dict[str, Any]
 Mirror = Callable[[int, Row], None]
@@ -68,6 +68,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: it is damaged; so of the functions below.
     """
+    check_regular(path)
     return _rows(path, path.read_bytes()) if path.exists() else []
 
 
@@ -84,6 +85,7 @@ def cut(path: Path, position: dict[str, Any] | None) -> None:
 
 
 def _content_until(path: Path, position: dict[str, Any]) -> bytes:
+    check_regular(path)
     content = path.read_bytes() if path.exists() else b""
     if len(content) < position["bytes"]:
         raise damaged(path, f"{len(content)} bytes where its checkpoint knows {position['bytes']}")

@@ -88,7 +88,7 @@ def carry_out(job: Job, prepare: Callable[[], Experiment], stop: StopSignals, wa
         note_recipe(job.run_dir)
         if done is not None and not cfg.overwrite:  # finished by another process while this one prepared
             return {**done, "path": str(run.path), "status": "done before"}
-        mirror = open_mirror(run.path, experiment.x_axis, cfg.wandb)
+        mirror = open_mirror(run.path, experiment.x_axis, cfg)
         started = time.perf_counter()
         try:
             with run.text_log():

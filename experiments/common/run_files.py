@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.common.errors import UserError
-from experiments.common.files import checksum, damaged, read_object, write_text
+from experiments.common.files import check_regular, checksum, damaged, read_object, write_text
+from experiments.common.schema import digest
 
 LOG_CHECKSUM = "metrics_sha256"  # in `done`
 _NEEDED = ("identity", "values", "command", "machine", "git", "versions", "continued", "branched_from")
@@ -33,12 +34,15 @@ def description(folder: Path) -> dict[str, Any]:
     needed = [] if is_shared_phase(folder) else ["method", "seed", "optimizer_at_boundary"]
     if not isinstance(found["values"], dict) or not found["values"].keys() >= {*needed}:
         raise damaged(path, f"its values lack {', '.join(needed)}")
+    if digest(found["values"]) != found["identity"]:
+        raise damaged(path, "its values have changed")
     return found
 
 
 def configuration(folder: Path, schema: Any = None) -> DictConfig:
     """The configuration of a run, which must fit the `schema` if one is given."""
     path = folder / "config.yaml"
+    check_regular(path)
     try:
         found: Any = OmegaConf.load(path)
     except OSError as error:

@@ -74,6 +74,8 @@ def _check_value(key: str, value: Any, item: Field) -> None:
         return
     low, high, above = (-math.inf if low is None else low), (math.inf if high is None else high), above
     for number in numbers:
+        if not isinstance(number, int | float):
+            raise UserError(f"{key}={value} must be {'numbers' if OmegaConf.is_list(value) else 'a number'}")
         if not (low <= number <= high and math.isfinite(number) and (above is None or number > above)):
             raise UserError(f"{key}={value} must {_range(low, high, above)}")
 

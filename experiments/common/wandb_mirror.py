@@ -121,25 +121,25 @@ class WandbMirror:
         self._run.log({"video": wandb.Video(str(path), format="mp4")}, step=max(self._shown - 1, 0))
 
 
-def open_mirror(run_dir: Path, x_axis: str, settings: DictConfig) -> WandbMirror:
-    """The W&B run of a run directory, described by what lies in it.
+def open_mirror(run_dir: Path, x_axis: str, cfg: DictConfig) -> WandbMirror:
+    """The W&B run of a run directory, described by its configuration and what lies there.
 
     Its id holds the identity and how often the run was redone, so that two attempts never mix.
     """
-    config: Any = OmegaConf.to_container(run_files.configuration(run_dir))
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     info = run_files.description(run_dir)
     group, settings_of_run, variant = labels(run_dir)
     return WandbMirror(
-        mode=settings.mode,
+        mode=cfg.wandb.mode,
         dir=str(run_dir),
         id=f"{info['identity'][:16]}-{run_files.overwrites(run_dir)}",
         x_axis=x_axis,
         config={**config, **info["values"], "variant": variant, "settings": settings_of_run},
-        project=settings.project,
-        entity=settings.entity,
+        project=cfg.wandb.project,
+        entity=cfg.wandb.entity,
         group=group,
         name=run_dir.name.rsplit("-", 1)[0],
-        tags=[run_dir.parts[-3], config["method"]["name"], config["scale"], *settings.tags],
+        tags=[run_dir.parts[-3], config["method"]["name"], config["scale"], *cfg.wandb.tags],
     )
 
 

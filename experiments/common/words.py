@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
         UserError: a word that cannot be read, or that is no valid option, choice or folder; a sweep of no jobs, or of
             too many.
     """
-    words = [_at_home(word) for word in words]
+    words = [_expanded(domain, word) for word in words]
     rest, values = iter(words), dict[str, int]()
     for word in rest:
         if len(word) > LONGEST:
@@ -55,6 +56,8 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
         name, _, value = word.partition("=")
         if not word.startswith("-"):
             values[name] = _check_override(domain, word)
+            if name == "hydra.sweeper.max_batch_size" and (not value.isdecimal() or int(value) < 1):
+                raise UserError(f"{word} must be a whole number of at least 1")
             if name == "experiment":
                 for key, values_of_recipe in _swept(domain, value).items():
                     values.setdefault(key, _check_override(domain, f"{key}={values_of_recipe}"))
@@ -71,10 +74,17 @@ def checked(domain: str, words: Sequence[str]) -> list[str]:
     return sorted(words, key=lambda word: word not in MULTIRUN)
 
 
-def _at_home(word: str) -> str:
-    """A word with ~ replaced, which shells do not do after `outputs_dir=`."""
+def _expanded(domain: str, word: str) -> str:
+    """A word with ~ replaced, which shells do not do after `outputs_dir=`, and with the choices that a glob stands for,
+    which Hydra does not find in a folder that domains share."""
     key, _, value = word.partition("=")
-    return f"{key}={expanded(value)}" if key in FOLDERS and value.startswith("~") else word
+    if key in FOLDERS and value.startswith("~"):
+        return f"{key}={expanded(value)}"
+    if re.fullmatch(r"glob\(.*\)", value) and (names := _choices(domain, key)):
+        with suppress(HydraException, ValueError, TypeError):
+            found: Any = OverridesParser.create().parse_override(word).value()
+            return f"{key}={','.join(found.filter(names))}" if found.filter(names) else word
+    return word
 
 
 def _check_override(domain: str, word: str) -> int:
@@ -94,8 +104,11 @@ def _check_override(domain: str, word: str) -> int:
     if override.is_sweep_override():
         if not override.is_discrete_sweep():
             raise UserError(f"{word} has no single values; use a list, choice() or range()")
-        each = value.filter(_choices(domain, key)) if isinstance(value, Glob) else override.sweep_iterator()
-        count = sum(1 for _ in itertools.islice(each, MOST_JOBS + 1))
+        try:
+            each = [] if isinstance(value, Glob) else override.sweep_iterator()  # those with choices are lists by now
+            count = sum(1 for _ in itertools.islice(each, MOST_JOBS + 1))
+        except (ArithmeticError, ValueError) as error:
+            raise UserError(f"{word} cannot be counted") from error
         if count == 0:
             raise UserError(f"the sweep has no jobs: {word}")
         return count

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.common import checkpoint, metric_log, run_files
 from experiments.common.errors import StopSignals, UserError
-from experiments.common.files import write_text
+from experiments.common.files import damaged, write_text
 from experiments.common.provenance import PARTS, circumstances
 from experiments.common.schema import digest
 from experiments.common.seeding import rng_state, set_rng_state
@@ -94,9 +94,12 @@ class Workspace:
 
     def _describe(self) -> None:
         """Write what this is; on a later opening make sure that it still is."""
+        # Nothing relies on this file but people, and `scripts.sample`; so it is what the newest call has.
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
         if not (self.path / "run.json").exists():
+            if any(self.path.glob("checkpoint-*.pt")):
+                raise damaged(self.path / "run.json", "it is missing")
             self._new = True
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
             known = {"identity": self.identity, "values": self._values, "choices": self._choices}
             known |= {**circumstances(self._values["device"]), "continued": [], "branched_from": []}
             self._write_description(known)

@@ -43,6 +43,8 @@ class ProcessGroup:
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if not os.environ.get(name):
                 raise UserError(f"WORLD_SIZE={self.world_size}, but {name} is not set; start the processes by torchrun")
+        if self.rank >= self.world_size:
+            raise UserError(f"RANK={self.rank} must be below WORLD_SIZE={self.world_size}")
         if device == "cuda":
             local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
             if local > gpus:
@@ -51,8 +53,11 @@ class ProcessGroup:
         if not dist.is_initialized():  # once for all jobs of a sweep
             place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             logger.info("process %d of %d waits for the others at %s", self.rank, self.world_size, place)
-            with default_signals():  # Python sees none while it waits
-                dist.init_process_group("nccl" if device == "cuda" else "gloo")
+            try:
+                with default_signals():  # Python sees none while it waits
+                    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f"the processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
         # Decisions have a group on the CPU, so that they never wait for a GPU. Its timeout is long because the main
         # process may wait for a phase 0 that another job trains.
         self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))

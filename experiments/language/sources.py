@@ -137,7 +137,7 @@ def files_of(entry: str) -> list[Path]:
 
 def existing(entry: str) -> list[Path]:
     """The same, of which there must be one; UserError if there is none."""
-    if paths := files_of(entry):
+    if entry.strip() and (paths := files_of(entry)):
         return paths
     raise UserError(f"no corpus or file {entry!r}; known corpora: {', '.join(NAMED)}; files: {', '.join(KINDS)}")
 

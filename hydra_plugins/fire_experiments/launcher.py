@@ -39,6 +39,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Called by Hydra; names the outcomes by what differs between the jobs, also of a sweep that is stopped."""
+        if not job_overrides:
+            raise UserError("the sweep has no jobs")
         setup_globals()
         schema.check(BaseConfig, self.config)
         task = self.task_function

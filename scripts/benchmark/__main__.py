@@ -89,7 +89,10 @@ class Suite:
 def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counter) -> int:
     """The command line; `clock` gives the seconds that a budget counts."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="python -m scripts.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("benchmarks", nargs="+", choices=(*BENCHMARKS, "all"), metavar="benchmark", help="one or more")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
@@ -97,7 +100,9 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counte
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole command")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each loop at most (default: %(default)s)")
     parser.add_argument("--synthetic", action="store_true", help="vision: random images in place of CIFAR-10")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=command.folder, default=Path("outputs/benchmark"), help="folder (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: it must be at least 1")

@@ -71,11 +71,16 @@ def show(result: Result, out: Path) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m scripts.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        allow_abbrev=False,
+        prog="python -m scripts.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("domain", nargs="?", choices=sorted(NAMES), help="whose runs; without it, the page")
-    parser.add_argument("runs", nargs="*", type=Path, help="run directories, or folders of them (outputs/<domain>)")
-    parser.add_argument("--out", type=Path, help="default: outputs/report/<domain>; results for the page")
+    parser.add_argument(
+        "runs", nargs="*", type=command.folder, help="run directories, or folders of them (outputs/<domain>)"
+    )
+    parser.add_argument("--out", type=command.folder, help="default: outputs/report/<domain>; results for the page")
     arguments = parser.parse_intermixed_args()
     if arguments.domain is None:
         report_all(arguments.out or Path("results"))

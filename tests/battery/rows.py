@@ -49,6 +49,9 @@ COMMON = {
     "-m seed=range(0,10000)": "the sweep has 1001 jobs or more, and 1000 is the most; split it",
     "experiment=scale_factor seed=range(0,999)": "the sweep has 3996 jobs or more, and 1000 is the most; split it",
     "-m seed=interval(0,1)": "seed=interval(0,1) has no single values; use a list, choice() or range()",
+    "-m seed=range(1,nan)": "seed=range(1,nan) cannot be counted",
+    "-m method=glob(zz*)": "the sweep has no jobs: method=glob(zz*)",
+    "-m seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size=0 must be a whole number of at least 1",
     "-m seed=0,1 jobs=-1": "jobs=-1 must lie in [0, 1024]",
     "-m device=cpu,auto jobs=2": "device cannot be swept over with jobs=2",
     # folders
@@ -90,6 +93,8 @@ COMMON = {
     "method.kind=redo": "method.kind=redo cannot be set; choose a method with method=...",
     "model.scope.units={}": "model.scope.units={} would change nothing",
     "model.scope.include=[]": "include is empty",
+    "model.scope.include=[[a]]": "include must be a list of patterns",
+    "model.scope.exclude=['*']": "all are excluded",
     "model.scope.include=[tail]": "include pattern 'tail' matches no module with weights; there are: ",
     "model.scope.exclude=[tail]": "exclude pattern 'tail' matches no module with weights",
     "model.scope.reset=[tail]": "reset pattern 'tail' matches no module",
@@ -125,6 +130,7 @@ VISION = {
     "budget.batch_size=65536 budget.train_images=50000 budget.width=1024": "GB are left on cpu; lower the sizes",
     "budget.epochs=null": "budget.epochs=null is no value: budget.epochs needs one",
     "budget.epochs=[5]": "budget.epochs=[5] must be 2 numbers, one a phase",
+    "budget.epochs=[1,[2]]": "budget.epochs=[1, [2]] must be numbers",
     "budget.epochs=[5,0]": "budget.epochs=[5, 0] must lie in [1, 1e+12]",
     "budget.test_every=[0,1]": "budget.test_every=[0, 1] must lie in [1, 1e+12]",
     "optimizer.learning_rate=-1": "optimizer.learning_rate=-1.0 must lie in (0, 1e+30]",
@@ -141,6 +147,7 @@ LANGUAGE = {
     "data=files data.first=[README.md] data.second=[imdb] data.text_column=body": "the corpus README.md is not "
     "prepared for tokenizer=bytes; to do so: python -m scripts.prepare_data language data=files tokenizer=bytes "
     "'data.first=[README.md]' 'data.second=[imdb]' data.text_column=body",
+    "data=files data.first=[\"''\"] data.second=[imdb]": "no corpus or file ''",
     "data=files data.first=[tests] data.second=[imdb]": "tests is a folder, taken for nanoGPT's token files",
     "data=wikitext103_openwebtext": "the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: python -m "
     "scripts.prepare_data language data=wikitext103_openwebtext tokenizer=bytes",

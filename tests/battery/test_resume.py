@@ -65,7 +65,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "no object": ("run.json", lambda content: b"[]"),
     "no identity": ("run.json", lambda content: content.replace(b'"identity"', b'"identitx"')),
     "no UTF-8": ("run.json", lambda content: b"\xff\xfe"),
-    "config": ("config.yaml", lambda content: b"damaged: ["),
+    "another setting": ("run.json", lambda content: content.replace(b'"seed": 0', b'"seed": 7')),
     "count": ("overwrites", lambda content: b"many"),
     "done": ("done", lambda content: b"{"),
 }
@@ -86,6 +86,27 @@ def test_damaged_file_is_named(name: str, vision: Vision, stopped: Path) -> None
     assert "start over" in line
     assert "Traceback" not in printed
     assert path.read_bytes() == after  # nothing has been written over the evidence
+
+
+@pytest.mark.parametrize("content", [b"damaged: [", b"", b"method: 3"])
+def test_what_nothing_relies_on_is_written_again(content: bytes, vision: Vision, stopped: Path) -> None:
+    (stopped / "config.yaml").write_bytes(content)
+    assert vision(*WORDS)[0] == 0
+    assert b"steps" not in content
+    assert "learning_rate: 0.001" in (stopped / "config.yaml").read_text()
+
+
+def test_missing_and_special_files(vision: Vision, stopped: Path) -> None:
+    description = (stopped / "run.json").read_bytes()
+    (stopped / "run.json").unlink()
+    assert f"damaged {stopped / 'run.json'}: it is missing" in vision(*WORDS)[1]
+    os.mkfifo(stopped / "run.json")
+    assert f"cannot read {stopped / 'run.json'}: it is no regular file" in vision(*WORDS)[1]
+    (stopped / "run.json").unlink()
+    (stopped / "run.json").write_bytes(description)
+    (stopped / "metrics.jsonl").unlink()
+    (stopped / "metrics.jsonl").symlink_to("/dev/zero")
+    assert f"cannot read {stopped / 'metrics.jsonl'}: it is no regular file" in vision(*WORDS)[1]
 
 
 def test_shared_phase_with_a_damaged_log(vision: Vision, tmp_path: Path) -> None:

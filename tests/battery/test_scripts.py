@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,15 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "{tmp}/nowhere": (1, "there is no folder {tmp}/nowhere"),
         "{file}": (1, "there is no folder {file}"),
         "{tmp}": (0, "0.0 MB  in all"),
+        "{nothing}": (2, "it names no folder"),
+        "{tmp} --fre": (2, "unrecognized arguments: --fre"),
     },
     "prepare_data": {
         "": (2, "the following arguments are required: dataset"),
         "mnist": (2, "invalid choice: 'mnist'"),
         "cifar10 seed=1": (1, "cifar10 takes no settings: seed=1"),
         "cifar10 --data-dir {file}": (1, "data_dir={file} cannot be used"),
+        "cifar10 --data-dir {nothing}": (2, "it names no folder"),
         "cifar10 --workers 0": (1, "--workers=0 must be positive"),
         "humanoid --data-dir {file}": (1, "data_dir={file} cannot be used"),
         "language --data-dir {file}": (1, "cannot prepare wikitext2 in {file}/language/wikitext2-bytes"),
@@ -50,6 +54,7 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "mnist": (2, "invalid choice: 'mnist'"),
         "vision {tmp}/nowhere": (1, "no finished run below {tmp}/nowhere"),
         "vision {runs} --out {file}/x": (1, "cannot write to {file}/x"),
+        "vision {runs} --out {nothing}": (2, "it names no folder"),
         "humanoid {runs}": (1, "is not a run of humanoid"),
         "--out {tmp}/nowhere": (1, "no results in {tmp}/nowhere"),
     },
@@ -59,7 +64,8 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "{run}": (1, "is not a run of a language model"),
         "{text} --checkpoint 40k": (1, "has no checkpoint 40k; those there are: final"),
         "{text} --tokens 0": (1, "--tokens must be a whole number in [1, 1000000], got 0"),
-        "{text} --temperature -1": (1, "--temperature must be at least 0, got -1.0"),
+        "{text} --temperature -1": (1, "--temperature must lie in [0.001, 1000], got -1.0"),
+        "{text} --temperature 1e-320": (1, "--temperature must lie in [0.001, 1000], got"),
         "{text} --temperature nan": (1, "--temperature must be finite, got nan"),
         "{text} --top-k -1": (1, "--top-k must be a whole number in [0, 1000000], got -1"),
         "{text} --seed -1": (1, "--seed must be a whole number in [0, 4294967295], got -1"),
@@ -128,7 +134,7 @@ def test_scripts(
         "run": next(path for path in run_dirs(outputs) if "vision" in path.parts), "text": text,
     }  # fmt: skip
     before = set(tmp_path.rglob("*"))
-    found, printed = script(name, *(word.format(**places) for word in arguments.split()))
+    found, printed = script(name, *(word.format(**places, nothing="") for word in arguments.split()))
     assert said.format(**places) in printed
     assert found == status, printed
     assert "Traceback" not in printed
@@ -142,11 +148,15 @@ def test_every_script_has_rows() -> None:
 
 
 # what is damaged -> its new content (None: 700 bytes in the middle are zeroed), and the scripts that read it
-DAMAGE: dict[str, tuple[bytes | None, list[str]]] = {
+DAMAGE: dict[str, tuple[Any, list[str]]] = {
     "run.json": (b"damaged", ["report", "clean", "wandb_workspace"]),
     "run.json ": (b"[]", ["report", "clean", "wandb_workspace"]),
     "run.json  ": (b'{"identity": "x"}', ["report", "clean", "wandb_workspace"]),
     "run.json   ": (b"\xff\xfe", ["report", "clean", "wandb_workspace"]),
+    "run.json    ": (
+        lambda content: content.replace(b'"seed": 0', b'"seed": 7'),
+        ["report", "clean", "wandb_workspace"],
+    ),
     "metrics.jsonl": (None, ["report"]),
     "metrics.jsonl ": (b'{"phase": 0, "epo', ["report"]),
     "done": (b"{", ["report"]),
@@ -167,7 +177,7 @@ def test_a_damaged_run_is_left_out_and_stops_nobody(file: str, script: Script, o
     if content is None:
         content = path.read_bytes()
         content = content[:300] + bytes(700) + content[1000:]
-    path.write_bytes(content)
+    path.write_bytes(content(path.read_bytes()) if callable(content) else content)
     given = {"report": ["vision", str(runs), "--out", str(tmp_path / "out")], "clean": [str(runs)]}
     given["wandb_workspace"] = [str(runs), "--entity", "me"]
     for name in ("report", "clean", "wandb_workspace"):

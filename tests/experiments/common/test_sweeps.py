@@ -191,9 +191,9 @@ def test_several_processes_where_there_is_one(
 def test_a_failed_job_is_told_at_once_and_stops_no_other(vision: Vision, tmp_path: Path) -> None:
     """What fails is unforeseen, so its traceback must be found in its run directory."""
     vision("method=none", "seed=0", "threads=1")
-    (log,) = (tmp_path / "outputs/phases").glob("*/metrics.jsonl")
-    log.unlink()
-    log.mkdir()
+    (kept,) = (tmp_path / "outputs/phases").glob("*/kept-end-*.pt")
+    kept.unlink()
+    kept.mkdir()
     status, printed = vision("-m", "method=fire", "seed=0,1", "jobs=2")
     assert status == 1
     failure = next(line for line in printed.splitlines() if line.startswith("[0] error: IsADirectoryError"))
