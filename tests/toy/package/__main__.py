@@ -2,6 +2,7 @@
 
 import sys
 
+import experiments.console  # noqa: F401 - first
 from experiments.toy.domain import TOY
 
 from experiments.common.launch import launch
