@@ -2,7 +2,6 @@
 
 import sys
 
-import experiments.console  # noqa: F401 - first
 from experiments.toy.domain import TOY
 
 from experiments.common.launch import launch
