@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .checks import check_finite, check_module, check_number, check_tensor, check_type, check_whole
+from .checks import check_module, check_number, check_tensor, check_type, check_whole
 from .during import During
 from .gram import compute_dtype
 from .matrices import storage_key, unwrap, weight_matrices
@@ -310,7 +310,6 @@ def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:
         check_type(f"initial[{name!r}]", given, Tensor, "a torch.Tensor")
         if value.dtype.is_floating_point:
             check_tensor(f"initial[{name!r}]", given)
-            check_finite(f"initial[{name!r}]", given)
     if any(name not in initial or initial[name].shape != value.shape for name, value in state.items()):
         raise ValueError("the initial weights are not of this model: other names or shapes")
     if any(value.numel() and storage_key(initial[name]) == storage_key(value) for name, value in state.items()):

@@ -27,10 +27,13 @@ def refusal(module: nn.Module, name: str, parameter: Tensor) -> str | None:
     if parameter.is_meta:
         offloaded = hasattr(module, "_hf_hook")
         return "offloaded by accelerate: load it first" if offloaded else "on the meta device: it has no values"
-    if type(parameter.detach()) not in (Tensor, nn.Parameter):
-        return f"a {type(parameter.detach()).__name__}, which wraps its values in a way of its own"
+    kind = type(parameter.detach())
+    if kind not in (Tensor, nn.Parameter) and not kind.__module__.startswith(
+        "torch._subclasses"
+    ):  # PyTorch's own fakes
+        return f"a {kind.__name__}, which wraps its values in a way of its own"
     if parameter.numel() == 0:
-        return "empty, as FSDP leaves a weight that is sharded: summon it first"
+        return "empty; where FSDP has sharded it, summon it first"
     if parameter.layout != torch.strided:
         return "sparse"
     if parameter.dtype not in DTYPES:

@@ -39,12 +39,14 @@ def block(containing: str, text: str = DOCS["extending"]) -> str:
 
 def test_three_lines_in_ones_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    exec(block("import fire\n", README), {"torch": torch, "model": model})
+    optimizer = torch.optim.Adam(model.parameters())
+    exec(block("import fire\n", README), {"torch": torch, "model": model, "optimizer": optimizer})
     printed = capsys.readouterr().out
     sfe, before, after = map(float, re.findall(r"SFE (\S+), DfI (\S+) -> (\S+)\n", printed)[0])
     assert sfe > 0
     assert after < before
-    assert len(printed.splitlines()) == 1  # nothing skipped, zero or rank-deficient
+    assert len(printed.splitlines()) == 2  # nothing left out, zero or rank-deficient
+    assert "100.0% of the weights with two or more dimensions are written as matrices" in printed
 
 
 def test_the_algorithm_shown_is_the_reference() -> None:

@@ -55,12 +55,13 @@ def check_network(construct: Callable[[], nn.Module], forward: Callable[[Any], A
                     module.register_forward_hook(keep)
             parameters = sum(parameter.numel() for parameter in network.parameters())
             needed = BYTES_A_PARAMETER * parameters
-            forward(network)
+            if runtime.compile == "false":  # what a compiled network keeps is not known
+                forward(network)
     except Exception:  # what reads values cannot be made or called so, whatever it raises, and is not checked
         outputs.clear()
         return
     size = 2 if runtime.precision in ("bf16", "fp16") else 4
-    batch = 0 if runtime.compile != "false" else size * sum(output.numel() for output in outputs.values())
+    batch = size * sum(output.numel() for output in outputs.values())
     if needed + batch > (free := available(runtime.device)):
         raise UserError(
             f"training takes at least {(needed + batch) / 1e9:,.0f} GB of memory, {batch / 1e9:,.0f} of them for a "

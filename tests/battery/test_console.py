@@ -40,7 +40,10 @@ def test_ctrl_c_while_importing_is_one_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
     seen = []
     for seconds in (0.5, 1.0, 2.0, 4.0):  # PyTorch takes a second and more, or many on a busy machine
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background ignores
+        )  # fmt: skip
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

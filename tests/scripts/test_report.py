@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from experiments.common.errors import UserError
+from experiments.common.schema import digest
 from scripts.report.__main__ import report, report_all
 from scripts.report.figures import curves
 from scripts.report.page import markdown
@@ -73,6 +74,7 @@ def test_one_label_never_stands_for_two_settings(vision: Vision, tmp_path: Path)
     changed = run_dirs(tmp_path / "outputs")[1] / "run.json"
     info = json.loads(changed.read_text())
     info["values"]["method"]["steps"] = 7
+    info["identity"] = digest(info["values"])
     changed.write_text(json.dumps(info))
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
     data = pd.read_csv(tmp_path / "report" / f"{GROUP}.csv")
