@@ -27,7 +27,7 @@ def refusal(module: nn.Module, name: str, parameter: Tensor) -> str | None:
     if parameter.is_meta:
         offloaded = hasattr(module, "_hf_hook")
         return "offloaded by accelerate: load it first" if offloaded else "on the meta device: it has no values"
-    kind = type(parameter.detach())
+    kind = type(parameter.detach())  # those of torch._subclasses are fakes in which PyTorch traces
     if kind not in (Tensor, nn.Parameter) and not kind.__module__.startswith(
         "torch._subclasses"
     ):  # PyTorch's own fakes
