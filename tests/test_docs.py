@@ -64,13 +64,23 @@ def test_the_librarys_page() -> None:
         "criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.Adam(model.parameters()),
     }  # fmt: skip
     code = blocks(DOCS["library"])
-    assert len(code) == 3
-    exec(code[1].split("...")[0], known)
-    exec(code[2], known)
+    assert len(code) == 5
+    exec(code[3].split("...")[0], known)
+    exec(code[4], known)
     assert float(known["penalty"].detach()) > 0
-    for one in (code[1].split("...")[1], code[0]):
+    for one in (code[3].split("...")[1], code[0]):
         exec(one, known)
     assert known["report"].sfe > 0
+    online = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    average = torch.optim.swa_utils.AveragedModel(online)
+    average.update_parameters(online)
+    known |= {"online": online, "target": copy.deepcopy(online), "average": average}
+    for one in code[1:3]:
+        exec(one, known)
+    for copied in (known["target"], average.module):
+        assert torch.equal(copied[0].weight, online[0].weight)
+    assert int(average.n_averaged) == 0
+    assert float(online[1].running_mean.abs().max()) > 0.01
     units = re.search(r"`fire\.Scope\(units=(.*?)\)`", DOCS["library"])[1]
     fire.ReDo().check(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), fire.Scope(units=eval(units)))
 
