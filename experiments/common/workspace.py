@@ -94,8 +94,6 @@ class Workspace:
 
     def _describe(self) -> None:
         """Write what this is; on a later opening make sure that it still is."""
-        # Nothing relies on this file but people, and `scripts.sample`; so it is what the newest call has.
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
         if not (self.path / "run.json").exists():
             if any(self.path.glob("checkpoint-*.pt")):
                 raise damaged(self.path / "run.json", "it is missing")
@@ -105,6 +103,8 @@ class Workspace:
             self._write_description(known)
         elif (known := run_files.description(self.path)["identity"]) != self.identity:
             raise UserError(f"{self.path} is of another configuration (identity {known}, not {self.identity})")
+        # Nothing relies on this file but people, and `scripts.sample`; so it is what the newest call has.
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(self._cfg, resolve=True))
 
     def _write_description(self, description: dict[str, Any]) -> None:
         write_text(self.path / "run.json", json.dumps(description, indent=1) + "\n")
