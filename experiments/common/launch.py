@@ -76,16 +76,8 @@ def launch(domain: Domain) -> int:
         else:
             line = f"{type(error).__name__}: {error} (debug=true shows where)"
         logger.error("error: %s", words.one_line(line))
-    if not status and not task.outcomes and sys.argv[1:2] and sys.argv[1] in words.MULTIRUN and not asked_only():
-        logger.error("error: the sweep has no jobs")
-        return 2
     failed = end(task.outcomes)
     return status or int(failed > 0) if is_main_process or status == 2 else 0
-
-
-def asked_only() -> bool:
-    """Whether the command line only asks for information."""
-    return any(word.startswith("-") and word not in words.MULTIRUN for word in sys.argv[1:])
 
 
 def check_processes(domain: Domain) -> None:
