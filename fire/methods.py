@@ -257,8 +257,7 @@ class Projection(Method):
 
     def check(self, model: nn.Module, scope: Scope) -> None:
         """Raise ValueError where nothing would be projected or reset, too."""
-        super().check(model, scope)
-        matrices, skipped = scope.matrices(model)
+        matrices, skipped = scope.check(model)
         if not matrices and not scope.reset:
             raise ValueError(nothing_to_project(model, skipped))
 

@@ -55,9 +55,10 @@ class Scope:
             frozen=self.frozen,
         )  # fmt: skip
 
-    def check(self, model: nn.Module) -> None:
-        """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it."""
-        self.matrices(model)
+    def check(self, model: nn.Module) -> tuple[list[WeightMatrix], dict[str, str]]:
+        """Raise ValueError for a pattern that matches nothing in `model`, or sizes that do not fit it; returns its
+        `matrices`."""
+        found = self.matrices(model)
         modules = unwrap(model).named_modules(remove_duplicate=False)
         with_state = [name for name, module in modules if [*module.parameters(False), *module.buffers(False)]]
         check_patterns("reset", self.reset, with_state)
@@ -66,6 +67,7 @@ class Scope:
             if not any(fnmatchcase(name, pattern) for name in children):
                 raise ValueError(f"inject pattern {pattern!r} matches no module; there are: {examples(children)}")
         unit_layers(model, self.units)
+        return found
 
     def resets(self, names: Iterable[str]) -> bool:
         """Whether `reset` covers a module that a tensor belongs to, by any of the tensor's names."""
