@@ -51,8 +51,9 @@ def _norm(difference: Tensor) -> Tensor:
 def dfi(W: Tensor, scale: float = 1.0) -> Tensor:
     """Deviation from Isometry ||V^T V - I||_F^2 of V = W / scale (FIRE, eq. 2), for W (..., m, n): (...), float64.
 
-    Measured on the smaller side, since an expanding matrix cannot be an isometry on the larger one, and in float32
-    unless W is float64: of an exact isometry its rounding remains, about 1e-13 a column.
+    Measured on the smaller side, since an expanding matrix cannot be an isometry on the larger one: where m < n, eq. 2
+    as it is written, with W^T W, is larger by n - m. In float32 unless W is float64: of an exact isometry its rounding
+    remains, about 1e-13 a column.
 
     Raises:
         ValueError: fewer than two dimensions, or a scale that is not positive.
@@ -84,7 +85,9 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
 
     Returns:
         `dfi`, their sum; `dfi_normalised`, the mean over matrices of DfI / min(m, n), so 0 for an isometry and 1 for
-        a zero matrix; `dfi_raw`, the sum of eq. 2 on the weights as they are.
+        a zero matrix; `dfi_raw`, the sum of eq. 2 on the weights as they are; `anisotropy`, the mean over matrices that
+        are not zero of 1 - (tr G)^2 / (n ||G||_F^2), where G (n, n) is the Gram matrix of the smaller side: 0 for an
+        isometry times any factor, up to 1 - 1/n for rank 1. DfI depends on the norm too, anisotropy does not.
 
     Raises:
         ValueError: the model has no weight matrix.
@@ -92,14 +95,23 @@ def isometry(model: nn.Module, fused: Mapping[str, Sequence[int]] | None = None)
     matrices, _ = weight_matrices(model, fused=fused)
     if not matrices:
         raise ValueError(f"{type(unwrap(model)).__name__} has no weight matrix")
-    total, normalised, raw = 0.0, [], 0.0
+    total, normalised, raw, anisotropy = 0.0, [], 0.0, []
     for matrix in matrices:
         G, norm = _normalised_gram(matrix.view)
         deviations = deviation(G, matrix.scale / norm)
         total += float(deviations.sum())
         normalised.append(deviations.cpu() / G.shape[-1])
         raw += float(deviation(G, 1 / norm).sum())
-    return {"dfi": total, "dfi_normalised": float(torch.cat(normalised).mean()), "dfi_raw": raw}
+        # tr G is 1 here, so ||G - I / n||_F^2 = ||G||_F^2 - 1 / n: without the cancellation of 1 - 1 / (n ||G||_F^2).
+        excess = deviation(G, torch.full_like(norm, G.shape[-1] ** -0.5)) / G.shape[-1]
+        anisotropy.append((excess / (1 + excess))[norm > 0].cpu())
+    anisotropies = torch.cat(anisotropy)
+    return {
+        "dfi": total,
+        "dfi_normalised": float(torch.cat(normalised).mean()),
+        "dfi_raw": raw,
+        "anisotropy": float(anisotropies.mean()) if len(anisotropies) else 0.0,
+    }
 
 
 @torch.no_grad()

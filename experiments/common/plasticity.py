@@ -42,6 +42,7 @@ def of_network(
         "plasticity/dfi": isometry["dfi"],
         "plasticity/dfi_normalised": isometry["dfi_normalised"],
         "plasticity/dfi_raw": isometry["dfi_raw"],
+        "plasticity/anisotropy": isometry["anisotropy"],
         "plasticity/effective_rank": metrics.effective_rank(features),
         "plasticity/stable_rank": metrics.stable_rank(features),
         "plasticity/srank": metrics.srank(features),

@@ -36,6 +36,7 @@ OF_ACTOR = {  # the keys of the actor's plasticity metrics
     "plasticity/dfi": "plasticity/actor_dfi",
     "plasticity/dfi_normalised": "plasticity/actor_dfi_normalised",
     "plasticity/dfi_raw": "plasticity/actor_dfi_raw",
+    "plasticity/anisotropy": "plasticity/actor_anisotropy",
     "plasticity/effective_rank": "plasticity/actor_effective_rank",
     "plasticity/stable_rank": "plasticity/actor_stable_rank",
     "plasticity/srank": "plasticity/actor_srank",

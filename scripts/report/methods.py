@@ -32,6 +32,7 @@ class View:
 _shown: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("shown.yaml")))
 METHODS = {method: Shown(**fields) for method, fields in _shown["methods"].items()}
 AFTER_RESET: dict[str, str] = _shown["after_reset"]  # metric -> words
+ALWAYS: list[str] = _shown["always"]
 VIEWS = {recipe: View(**fields) for recipe, fields in _shown["views"].items()}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scripts.report.methods import AFTER_RESET, VIEWS, View, base, name, order
+from scripts.report.methods import AFTER_RESET, ALWAYS, VIEWS, View, base, name, order
 from scripts.report.results import Result
 
 RESAMPLES = 10_000
@@ -49,7 +49,7 @@ def by_method(result: Result) -> pd.DataFrame:
         columns[f"final, {column}"] = cells(apart, spec.decimals)
         columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
     known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
-    for metric in view.measured:
+    for metric in [*ALWAYS, *view.measured]:
         columns[AFTER_RESET[metric]] = cells(after_reset(data, metric), decimals=None)
         if view.figure and not view.axis:
             columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)

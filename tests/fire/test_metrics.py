@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import fire
 from fire import metrics
 
 
@@ -39,6 +40,30 @@ def test_isometry_of_a_model() -> None:
     assert values["dfi"] == pytest.approx(0 + 2 + 9)
     assert values["dfi_normalised"] == pytest.approx((0 + 2 / 2 + 9) / 3)
     assert values["dfi_raw"] == pytest.approx(2 * 0.75**2 + 2 + 0)
+    assert values["anisotropy"] == pytest.approx(0, abs=1e-12)  # the zero slice is left out
+
+
+@pytest.mark.parametrize("factor", [1e-20, 0.3, 7.0, 1e15])
+def test_anisotropy_is_of_the_singular_values_whatever_the_norm(factor: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 5, bias=False), nn.Linear(5, 9, bias=False))
+    with torch.no_grad():
+        expected = 0.0
+        for layer in model:
+            sigma = torch.linalg.svdvals(layer.weight.double())
+            expected += float(1 - sigma.square().sum() ** 2 / (5 * sigma.pow(4).sum())) / 2
+            layer.weight.mul_(factor)
+    assert metrics.isometry(model)["anisotropy"] == pytest.approx(expected, rel=1e-5)
+    fire.fire_(model, solver="svd")
+    for layer in model:
+        layer.weight.data.mul_(factor)
+    assert metrics.isometry(model)["anisotropy"] < 1e-12
+    for layer in model:
+        layer.weight.data.copy_(torch.outer(torch.arange(1.0, 1 + len(layer.weight)), torch.ones(layer.in_features)))
+    assert metrics.isometry(model)["anisotropy"] == pytest.approx(1 - 1 / 5)
+    for layer in model:
+        layer.weight.data.zero_()
+    assert metrics.isometry(model)["anisotropy"] == 0
 
 
 def test_ranks_of_known_spectra() -> None:

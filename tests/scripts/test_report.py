@@ -247,6 +247,8 @@ def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
     for key, column in (
         ("reset/sfe_normalised", "SFE / that of a full reset"),
         ("plasticity/dfi_normalised", "DfI / min(out, in) after the reset"),
+        ("plasticity/anisotropy", "anisotropy after the reset"),
+        ("test/accuracy_refreshed", "accuracy after the reset, batch norm refreshed"),
     ):
         assert float(own[column].replace(",", "")) == pytest.approx(boundary[key], rel=0.01)
     assert own["against the paper"] == ""
