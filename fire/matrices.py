@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .checks import check_fused, check_layouts, check_module, check_patterns_type
-from .rules import Rule, from_words, refusal, rule
+from .rules import Rule, flattened, from_words, refusal, rule
 
 FROZEN = "frozen: its requires_grad is False; frozen=True includes it"
 
@@ -238,7 +238,7 @@ def storage_key(tensor: Tensor) -> tuple:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, parameter) of everything in `module` itself, not its children, that might be a matrix."""
     for name, parameter in module.named_parameters(recurse=False):
-        if is_lazy(parameter) or parameter.ndim >= 2:
+        if is_lazy(parameter) or parameter.ndim >= 2 or flattened(module, name, parameter):
             yield name, parameter
 
 

@@ -18,6 +18,7 @@ from .gram import compute_dtype
 from .matrices import storage_key, unwrap, weight_matrices
 from .polar import check_solver
 from .projection import Target, project
+from .ranks import await_ranks
 from .report import Recorder, ResetReport
 from .scope import Scope
 
@@ -62,6 +63,7 @@ def fire_(
         ValueError: arguments out of range, a pattern that matches nothing, a model in which nothing can be projected
             (batch normalisation alone), or a weight with a non-finite entry; the model has not changed then.
         TypeError: `model` is not a module, a list of patterns is a string, or another wrong type.
+        RuntimeError: `model` is DistributedDataParallel, and not all of its ranks have made the call.
     """
     target = Target(norm=norm, interpolation=interpolation)
     matrices, skipped = weight_matrices(
@@ -69,6 +71,7 @@ def fire_(
     )
     if not matrices:
         raise ValueError(nothing_to_project(model, skipped))
+    await_ranks(model)
     recorder = Recorder("fire", matrices, skipped, model=unwrap(model))
     project(recorder, matrices, solver, steps, tol, target)
     return recorder.report()
@@ -165,12 +168,14 @@ class Method:
             ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a
                 non-finite weight, no weight that a method of weights could change.
             TypeError: an argument of another type.
+            RuntimeError: `model` is DistributedDataParallel, and not all of its ranks have made the call.
         """
         check_module(model)
         check_type("scope", scope, Scope, "a fire.Scope")
-        model = unwrap(model)
+        given, model = model, unwrap(model)
         check_initial(model, initial)
         self.check(model, scope)
+        await_ranks(given)
         matrices, skipped = weight_matrices(model, fused=scope.fused, layouts=scope.layouts)
         names = {storage_key(tensor): names[0] for tensor, names in state_of(model)}
         full_reset = [m.layout(initial[names[storage_key(m.parameter)]]) for m in matrices]

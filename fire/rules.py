@@ -18,6 +18,15 @@ _EXPERTS = {"gate_up_proj": 2, "gate_proj": 1, "up_proj": 1, "down_proj": 1}
 _FUSED_NAMES = ("qkv", "wqkv", "qkv_proj", "in_proj", "c_attn", "query_key_value", "gate_up", "gate_up_proj")
 
 
+SUMMON = "where FSDP has sharded it, use FullyShardedDataParallel.summon_full_params"
+
+
+def flattened(module: nn.Module, name: str, parameter: Tensor) -> bool:
+    """Whether it is the part of FSDP's flat memory that one process has, of what were matrices."""
+    of_matrix = name == "weight" and isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    return parameter.ndim < 2 and (of_matrix or name == "_flat_param")
+
+
 def refusal(module: nn.Module, name: str, parameter: Tensor) -> str | None:
     """Why no matrix of a parameter can be projected, whatever its layout; None if one can."""
     if is_lazy(parameter):
@@ -33,7 +42,9 @@ def refusal(module: nn.Module, name: str, parameter: Tensor) -> str | None:
     ):  # PyTorch's own fakes
         return f"a {kind.__name__}, which wraps its values in a way of its own"
     if parameter.numel() == 0:
-        return "empty; where FSDP has sharded it, summon it first"
+        return f"empty; {SUMMON}"
+    if flattened(module, name, parameter):
+        return f"flat; {SUMMON}"
     if parameter.layout != torch.strided:
         return "sparse"
     if parameter.dtype not in DTYPES:

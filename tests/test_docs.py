@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import nn
 
+import fire
 from experiments.common.config import recipes
 from experiments.common.metric_log import read_rows
 from fire import reference
 from tests.conftest import DOMAINS, REPOSITORY, Command, numbers, run_dirs
+from tests.fire.recipes import recipe
 from tests.settings_page import page
 
 README = (REPOSITORY / "README.md").read_text()
@@ -54,8 +56,6 @@ def test_the_algorithm_shown_is_the_reference() -> None:
 
 
 def test_the_librarys_page() -> None:
-    import fire
-
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     batches = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(3)]
@@ -64,25 +64,38 @@ def test_the_librarys_page() -> None:
         "criterion": nn.CrossEntropyLoss(), "optimizer": torch.optim.Adam(model.parameters()),
     }  # fmt: skip
     code = blocks(DOCS["library"])
-    assert len(code) == 5
-    exec(code[3].split("...")[0], known)
-    exec(code[4], known)
+    assert len(code) == 3
+    exec(code[1].split("...")[0], known)
+    exec(code[2], known)
     assert float(known["penalty"].detach()) > 0
-    for one in (code[3].split("...")[1], code[0]):
+    for one in (code[1].split("...")[1], code[0]):
         exec(one, known)
     assert known["report"].sfe > 0
-    online = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    average = torch.optim.swa_utils.AveragedModel(online)
-    average.update_parameters(online)
-    known |= {"online": online, "target": copy.deepcopy(online), "average": average}
-    for one in code[1:3]:
-        exec(one, known)
-    for copied in (known["target"], average.module):
-        assert torch.equal(copied[0].weight, online[0].weight)
-    assert int(average.n_averaged) == 0
-    assert float(online[1].running_mean.abs().max()) > 0.01
     units = re.search(r"`fire\.Scope\(units=(.*?)\)`", DOCS["library"])[1]
     fire.ReDo().check(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), fire.Scope(units=eval(units)))
+
+
+def test_the_page_of_frameworks() -> None:
+    """Its plain loop, copies and batch normalisation; tests/fire/test_ranks.py and test_frameworks.py run the rest."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    phase = [(torch.randn(16, 4), torch.randint(2, (16,))) for _ in range(3)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
+    train = recipe("def train(", "train")
+    train(model, optimizer, nn.CrossEntropyLoss(), [phase])
+    assert fire.metrics.isometry(model)["dfi_normalised"] > 0.1
+    train(model, optimizer, nn.CrossEntropyLoss(), [phase, []])
+    assert fire.metrics.isometry(model)["dfi_normalised"] < 0.1
+    assert float(optimizer.state[model[0].weight]["momentum_buffer"].abs().max()) == 0
+    online = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    target, average = copy.deepcopy(online), torch.optim.swa_utils.AveragedModel(online)
+    average.update_parameters(online)
+    recipe("n_averaged", "reset_copies")(online, target, average)
+    for copied in (target, average.module):
+        assert torch.equal(copied[0].weight, online[0].weight)
+    assert int(average.n_averaged) == 0
+    recipe("refresh_batch_norm", "refresh")(online, phase)
+    assert float(online[1].running_mean.abs().max()) > 0.01
 
 
 @pytest.fixture
