@@ -57,7 +57,24 @@ class ResNet18(nn.Module):
         return self.head[2](self.features(images))
 
 
-MODELS: dict[str, Callable[[int, tuple[int, int, int], int], nn.Module]] = {"resnet18": ResNet18}
+def plain_cnn(classes: int, shape: tuple[int, int, int], width: int) -> nn.Module:
+    """Four 3x3 convolutions of width (1, 2, 4, 8) x `width`, the last three with stride 2, and a hidden layer of
+    16 x `width`. Without normalisation or shortcuts: what it computes depends on the norm of every weight."""
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for stage in range(4):
+        layers += [nn.Conv2d(channels, width * 2**stage, 3, 1 if stage == 0 else 2, padding=1), nn.ReLU()]
+        channels = width * 2**stage
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(4 * channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, classes),
+    )  # fmt: skip
+
+
+MODELS: dict[str, Callable[[int, tuple[int, int, int], int], nn.Module]] = {
+    "resnet18": ResNet18,
+    "plain_cnn": plain_cnn,
+}
 """Constructors by name, of (classes, shape of an image, width). One may have a method `features(images)`."""
 
 

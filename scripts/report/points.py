@@ -23,7 +23,8 @@ def points(result: Result) -> Figure:
     spec, scale, view = result.spec, result.first.scale, VIEWS[result.recipe]
     final, mean = by_seed(result.finished, spec.metric)
     panels = {f"ours, scale={scale}: final {spec.title}": final, f"ours: mean {spec.title} of the last phase": mean}
-    panels |= {f"ours: {AFTER_RESET[metric]}": after_reset(result.finished, metric) for metric in view.measured}
+    after = {metric: after_reset(result.finished, metric) for metric in view.measured}
+    panels |= {f"ours: {AFTER_RESET[metric]}": table for metric, table in after.items() if len(table)}
     papers = view.figure and spec.panels.get(result.first.benchmark) == PAPERS_PANEL
     title = f"the paper's {view.figure}, scale=paper: "
     if papers and view.axis:
@@ -31,7 +32,9 @@ def points(result: Result) -> Figure:
     draw = partial(over_setting, view) if view.axis else by_method
     drawn: list[Panel] = [(text, partial(draw, table.reindex(final.index))) for text, table in panels.items()]
     if papers and not view.axis:
-        drawn += [(title + AFTER_RESET[metric], partial(paper_values, final.index, metric)) for metric in view.measured]
+        known = pd.read_csv(PAPER / "after_reset.csv").metric.unique()
+        measured = [metric for metric in view.measured if metric in known]
+        drawn += [(title + AFTER_RESET[metric], partial(paper_values, final.index, metric)) for metric in measured]
     canvas, shown = on_canvas(drawn, height=2.6 if view.axis else max(2.6, 0.6 + 0.36 * len(final)))
     if not view.axis:  # the methods' names once a row
         for axes in shown:

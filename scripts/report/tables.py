@@ -45,9 +45,11 @@ def by_method(result: Result) -> pd.DataFrame:
     if spec.normalised:
         columns[f"final, {spec.normalised[0]}"] = cells(normalised(result, final))
     for metric, (_, column) in spec.apart.items():
-        apart, _ = by_seed(data, metric)
+        apart, apart_mean = by_seed(data, metric)
         columns[f"final, {column}"] = cells(apart, spec.decimals)
         columns[f"{column} minus no reset"] = cells(minus_none(apart), spec.decimals, sign=True)
+        columns[f"mean of last phase, {column}"] = cells(apart_mean, spec.decimals)
+        columns[f"mean of {column} minus no reset"] = cells(minus_none(apart_mean), spec.decimals, sign=True)
     known = pd.read_csv(PAPER / "after_reset.csv").set_index("method")
     for metric in [*ALWAYS, *view.measured]:
         columns[AFTER_RESET[metric]] = cells(after_reset(data, metric), decimals=None)
@@ -61,18 +63,20 @@ def by_method(result: Result) -> pd.DataFrame:
 
 def pairs(result: Result) -> pd.DataFrame:
     """Differences between every two methods but `none`, paired by seed: of the final value and of the mean over the
-    last phase."""
-    final, mean = by_seed(result.finished, result.spec.metric)
+    last phase, of the domain's metric and its further ones."""
+    spec, data = result.spec, result.finished
+    values = {}
+    for metric, column in {spec.metric: "", **{key: f", {column}" for key, (_, column) in spec.apart.items()}}.items():
+        values[f"final{column}"], values[f"mean of last phase{column}"] = by_seed(data, metric)
+    final = values["final"]
     lines = []
     for first, second in itertools.combinations([method for method in final.index if base(method) != "none"], 2):
-        at_end, on_average = final.loc[second] - final.loc[first], mean.loc[second] - mean.loc[first]
+        gaps = {column: table.loc[second] - table.loc[first] for column, table in values.items()}
+        texts = {column: spread(gap, spec.decimals, sign=True) for column, gap in gaps.items()}
         lines.append({
-            "difference": f"{name(second)} minus {name(first)}",
-            "seeds": str(at_end.count()),
-            "final": spread(at_end, result.spec.decimals, sign=True),
-            "mean of last phase": spread(on_average, result.spec.decimals, sign=True),
+            "difference": f"{name(second)} minus {name(first)}", "seeds": str(gaps["final"].count()), **texts
         })  # fmt: skip
-    return pd.DataFrame(lines)
+    return without_empty(pd.DataFrame(lines)) if lines else pd.DataFrame()
 
 
 def pooled(results: Sequence[Result]) -> pd.DataFrame:

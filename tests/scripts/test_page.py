@@ -53,6 +53,26 @@ def test_page_is_that_of_the_csvs(made_anew: Path) -> None:
     assert (made_anew / "summary.md").read_text() == (RESULTS / "summary.md").read_text()
 
 
+def interval(text: str) -> set[tuple[str, str]]:
+    """Every "a ± b" of a text, or "a and b ± c", without signs and leading zeros."""
+    found = re.findall(r"([\d.,]*\d) ± ([\d.]*\d)", " ".join(text.split()))
+    return {tuple(number.replace(",", "").lstrip("0") or "0" for number in pair) for pair in found}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("domain", NAMES)
+def test_intervals_in_findings_are_those_of_the_tables(domain: str) -> None:
+    known = set().union(*(interval(path.with_suffix(".md").read_text()) for path in TABLES if path.parts[-2] == domain))
+    for findings in sorted((RESULTS / domain).glob("*.findings.md")):
+        unknown = interval(findings.read_text()) - known
+        assert not unknown, f"{findings.name}: in no table of {domain}: {unknown}"
+
+
+def test_intervals_of_the_readme_are_those_of_the_tables() -> None:
+    known = set().union(*(interval(path.with_suffix(".md").read_text()) for path in TABLES))
+    known |= interval((RESULTS / "summary.md").read_text())
+    assert not interval((REPOSITORY / "README.md").read_text()) - known
+
+
 def test_html_in_findings_is_text() -> None:
     assert html("<script>x</script> <img src=x onerror=y>\n") == (
         "<p>&lt;script&gt;x&lt;/script&gt; &lt;img src=x onerror=y&gt;</p>\n"

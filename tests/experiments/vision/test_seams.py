@@ -178,13 +178,13 @@ def test_penultimate_activations() -> None:
         models.activations(nn.Flatten(), images)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("resnet18", 9), ("tokens", 2)])
+@pytest.mark.parametrize(("name", "layers"), [("resnet18", 9), ("plain_cnn", 5), ("tokens", 2)])
 def test_units_name_layers_that_fit_together(name: str, layers: int) -> None:
     """Each pattern, with a block's number in place of its star."""
     if name == "tokens":
         scope, model = OmegaConf.create(YAML["model/tokens.yaml"]).scope, Tokens(4, (1, 8, 8), 8)
     else:
-        scope = compose_domain("vision", VisionConfig, ["outputs_dir=outputs"]).model.scope
+        scope = compose_domain("vision", VisionConfig, ["outputs_dir=outputs", f"model={name}"]).model.scope
         model = models.build(name, 4, (3, 32, 32), 2, seed=0)
     modules = dict(model.named_modules())
     found = 0
@@ -195,7 +195,8 @@ def test_units_name_layers_that_fit_together(name: str, layers: int) -> None:
                 found += 1
                 incoming = modules[around.incoming.replace("*", number)]
                 for outgoing in around.outgoing:
-                    assert modules[outgoing.replace("*", number)].weight.shape[1] == len(incoming.weight)
+                    columns = modules[outgoing.replace("*", number)].weight.shape[1]
+                    assert columns == len(incoming.weight) * (4 if (name, outgoing) == ("plain_cnn", "10") else 1)
                 if around.get("norm"):
                     assert modules[around.norm.replace("*", number)].weight.shape == incoming.weight.shape[:1]
     assert found == layers
