@@ -25,6 +25,7 @@ def script(name: str, *arguments: str, **environment: str) -> subprocess.Complet
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_clean_lists_and_frees_what_is_not_in_use(vision: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
     vision("-m", "seed=0,1", "method=none")

@@ -76,7 +76,7 @@ def check_invariant(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("script", "branch", "at", "step"),
     [
-        (MIDDLE, "best", 8, 3),
+        (MIDDLE, "best", 8, 7),
         pytest.param(MIDDLE, "best", 8, 1, marks=pytest.mark.slow),
         pytest.param(EARLY, "60k", 3, 1, marks=pytest.mark.slow),
         pytest.param(LATE, "best", 12, 1, marks=pytest.mark.slow),
