@@ -32,7 +32,7 @@ logger = logging.getLogger("fire")
 
 GROUP = 1000  # documents that are tokenised between two records of the progress
 BLOCK_TOKENS = 1 << 20  # read at a time
-READ_BYTES = 4096  # at least, where documents are read in random order: no more than one of them needs
+READ_BYTES = 4096  # at a time, where documents are read in random order: what lies beside them is not needed
 # Of the documents, as `train_test_split` of the datasets library takes them in nanoGPT and the authors' code.
 HELD_OUT_SHARE, HELD_OUT_SEED = 0.0005, 2357
 HELD_OUT_TOKENS = 200_000  # with data.split=official at least, or a tenth of a corpus that small
