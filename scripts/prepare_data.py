@@ -21,6 +21,7 @@ from experiments.humanoid import assets
 from experiments.language.config import LanguageConfig
 from experiments.language.domain import LANGUAGE
 from experiments.language.prepare import prepare
+from experiments.language.sources import PUBLISHED
 from experiments.vision.datasets import DATA_SETS
 from scripts import command
 
@@ -38,7 +39,8 @@ def prepare_language(overrides: list[str], data_dir: Path | None, workers: int) 
     LANGUAGE.check(cfg)
     folder = data_dir or data_folder(cfg)
     entries = dict.fromkeys([*cfg.data.first, *cfg.data.second])
-    places = [prepare(entry, cfg.tokenizer, folder, cfg.data.text_column, workers) for entry in entries]
+    column, published = cfg.data.text_column, cfg.data.split == PUBLISHED
+    places = [prepare(entry, cfg.tokenizer, folder, column, workers, published) for entry in entries]
     return f"language: token files in {', '.join(map(str, places))}"
 
 
@@ -46,7 +48,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(allow_abbrev=False, prog="python -m scripts.prepare_data", description=__doc__)
     parser.add_argument("dataset", choices=[*sorted(FILES), "language"])
-    parser.add_argument("overrides", nargs="*", help="for language: data=... tokenizer=... scale=...")
+    parser.add_argument("overrides", nargs="*", help="for language: data=... data.split=... tokenizer=... scale=...")
     parser.add_argument("--data-dir", type=command.folder, help=f"default: FIRE_DATA, else {DEFAULT_DATA}")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads (default: %(default)s)")
     arguments = parser.parse_args()

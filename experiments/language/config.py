@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from experiments.common.config import BaseConfig, ModelConfig
 from experiments.common.schema import COUNT, EACH_PHASE, HUGE, LATER_PHASES, NOTHING, setting
 from experiments.language.best import BEST, PERIODIC
+from experiments.language.sources import OFFICIAL, PUBLISHED
 from experiments.language.tokenizers import VOCABULARY
 
 
@@ -17,6 +18,9 @@ class DataConfig:
         first, second: corpora of phase 0 and of phase 1; each a list of known corpora, files, patterns of files, or
             folders with nanoGPT's train.bin and val.bin.
         text_column: of parquet and JSON files.
+        split: of training and validation text. published, the authors': the documents of the training text (of
+            WikiText-103 its lines) are shuffled, and 0.05 % of them are the validation text. official: the documents
+            keep their order, and the validation text is the corpus's own, where there is one.
         replay: probability that a sequence of phase 1 comes from the first corpus.
     """
 
@@ -24,6 +28,7 @@ class DataConfig:
     first: list[str] = setting(decides=NOTHING)
     second: list[str] = setting(decides=NOTHING)
     text_column: str = setting("text", decides=NOTHING)
+    split: str = setting(OFFICIAL, choices=(PUBLISHED, OFFICIAL))
     replay: float = setting(low=0, high=1, decides=LATER_PHASES)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from experiments.common.errors import UserError
 from experiments.common.seeding import generator
 from experiments.language.prepare import verify
-from experiments.language.sources import NAMED, existing, fingerprint, folder_of
+from experiments.language.sources import NAMED, PUBLISHED, existing, fingerprint, folder_of
 
 VERIFIED_BYTES = 1 << 28  # a token file up to this size is read whole and verified at every start, which takes a second
 
@@ -61,11 +61,12 @@ def load(
     command: str,
     first_tokens: int | None = None,
     column: str = "text",
+    published: bool = False,
 ) -> Corpus:
     """The corpus that a list of configuration entries names.
 
     Args:
-        entries, tokenizer, data_dir, column: as `prepare` takes them.
+        entries, tokenizer, data_dir, column, published: as `prepare` takes them.
         block: tokens a model sees at once.
         command: what prepares the token files.
         first_tokens: how many of the training tokens are used, from the front; None: all.
@@ -76,9 +77,9 @@ def load(
     corpus = Corpus([], [], [])
     splits = {"train": corpus.train, "val": corpus.val}
     for entry in entries:
-        folder = folder_of(entry, tokenizer, data_dir, column)
+        folder = folder_of(entry, tokenizer, data_dir, column, published)
         for split, files in splits.items():
-            tokens, sha256 = _open(folder, split, entry, tokenizer, column, command)
+            tokens, sha256 = _open(folder, split, entry, tokenizer, column, published, command)
             files.append(tokens)
             corpus.identity.append([split, sha256, len(tokens)])
     if first_tokens is not None:
@@ -95,11 +96,14 @@ def load(
     return corpus
 
 
-def _open(folder: Path, split: str, entry: str, tokenizer: str, column: str, command: str) -> tuple[np.ndarray, str]:
+def _open(
+    folder: Path, split: str, entry: str, tokenizer: str, column: str, published: bool, command: str
+) -> tuple[np.ndarray, str]:
     if not (folder / f"{split}.json").exists():
         if entry not in NAMED and existing(entry)[0].is_dir() and tokenizer != "gpt2":
             raise UserError(f"{entry} is a folder, taken for nanoGPT's token files, which need tokenizer=gpt2")
-        raise UserError(f"the corpus {entry} is not prepared for tokenizer={tokenizer}; to do so: {command}")
+        wanted = f"tokenizer={tokenizer}" + f" and data.split={PUBLISHED}" * published
+        raise UserError(f"the corpus {entry} is not prepared for {wanted}; to do so: {command}")
     try:
         description = verify(folder, split, fingerprint(entry, column), VERIFIED_BYTES)
     except UserError as error:

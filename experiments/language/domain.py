@@ -19,6 +19,7 @@ from experiments.language.config import LanguageConfig
 from experiments.language.corpora import Corpus
 from experiments.language.distributed import ProcessGroup
 from experiments.language.model import MODELS
+from experiments.language.sources import OFFICIAL, PUBLISHED
 
 
 class Opened(NamedTuple):
@@ -34,7 +35,7 @@ class Language(Domain):
 
     name = "language"
     schema = LanguageConfig
-    phase_version = 2
+    phase_version = 3
     several_processes = True
     compile_on_cuda = "true"
     results = Results(
@@ -123,7 +124,7 @@ def load_corpora(cfg: DictConfig) -> tuple[Corpus, Corpus]:
     """Both corpora of a configuration."""
     load = partial(
         corpora.load, tokenizer=cfg.tokenizer, data_dir=data_folder(cfg), block=cfg.budget.block,
-        command=prepare_command(cfg), column=cfg.data.text_column,
+        command=prepare_command(cfg), column=cfg.data.text_column, published=cfg.data.split == PUBLISHED,
     )  # fmt: skip
     return load(list(cfg.data.first), first_tokens=cfg.budget.first_tokens), load(list(cfg.data.second))
 
@@ -137,6 +138,8 @@ def prepare_command(cfg: DictConfig) -> str:
             words.append(f"data.{key}=[{','.join(data[key])}]")
     if data.text_column != "text":
         words.append(f"data.text_column={data.text_column}")
+    if data.split != OFFICIAL:
+        words.append(f"data.split={data.split}")
     if data_folder(cfg) != default_data_dir():
         words.append(f"data_dir={cfg.data_dir}")
     return f"python -m scripts.prepare_data language {shlex.join(words)}"

@@ -144,6 +144,11 @@ def new_optimizer(model: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=cfg.budget.learning_rate, betas=tuple(cfg.optimizer.betas), fused=True)
 
 
+def new_scaler(runtime: Runtime) -> torch.amp.GradScaler:
+    """Loss scaling of fp16, at its first value; in other precisions it does nothing."""
+    return torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
+
+
 def learning_rate(iteration: int, iterations: int, cfg: DictConfig) -> float:
     """Linear warm-up, then a cosine to a tenth of the highest rate at the end of the phase."""
     highest = cfg.budget.learning_rate

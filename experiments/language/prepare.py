@@ -2,7 +2,8 @@
 
 They are made in a folder `<name>.unfinished`, which is renamed at the end, so a corpus is there whole or not at all.
 First the tokens of all documents are appended to one file, in order. The progress is recorded after each thousand
-documents, and the next call after a kill resumes there. Then the tokens are copied into the files of the two splits.
+documents, and the next call after a kill resumes there. Then the tokens are copied into the files of the two splits, in
+the order that data.split asks for.
 """
 
 import hashlib
@@ -31,13 +32,15 @@ logger = logging.getLogger("fire")
 
 GROUP = 1000  # documents that are tokenised between two records of the progress
 BLOCK_TOKENS = 1 << 20  # read at a time
-HELD_OUT_SHARE, HELD_OUT_SEED = 0.0005, 2357  # of the documents (paper); nanoGPT's permutation, so its documents too
-HELD_OUT_TOKENS = 200_000  # at least, or a tenth of a corpus that small
+READ_BYTES = 4096  # at a time, where documents are read in random order: what lies beside them is not needed
+# Of the documents, as `train_test_split` of the datasets library takes them in nanoGPT and the authors' code.
+HELD_OUT_SHARE, HELD_OUT_SEED = 0.0005, 2357
+HELD_OUT_TOKENS = 200_000  # with data.split=official at least, or a tenth of a corpus that small
 SPLITS = ("train", "val")
 PROGRESS, TOKENS = "progress.json", "tokens"  # in the folder of an unfinished corpus
 
 
-def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int) -> Path:
+def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, published: bool = False) -> Path:
     """Make the token files of one corpus, or finish what a killed call began; returns their folder.
 
     Args:
@@ -46,11 +49,13 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
         data_dir: the user's data folder.
         column: of the text in parquet and JSON files.
         workers: threads that tokenise.
+        published: whether training and validation text are those of data.split=published, else of official. nanoGPT's
+            token files are taken as they are.
 
     Raises:
         UserError: the corpus cannot be fetched or read, or the disk is full.
     """
-    folder = folder_of(entry, tokenizer, data_dir, column)
+    folder = folder_of(entry, tokenizer, data_dir, column, published)
     if _is_ready(entry, column, folder):  # then nothing is written, so it may be read-only
         return folder
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -61,7 +66,7 @@ def prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: in
         except Timeout:
             logger.info("waiting for another process that prepares %s", folder)
             lock.acquire()
-        _prepare(entry, tokenizer, data_dir, column, workers, folder)
+        _prepare(entry, tokenizer, data_dir, column, workers, published, folder)
     except OSError as error:
         raise UserError(f"cannot prepare {entry} in {folder}: {error}") from error
     finally:
@@ -82,7 +87,9 @@ def _is_ready(entry: str, column: str, folder: Path) -> bool:
     return True
 
 
-def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, folder: Path) -> None:
+def _prepare(
+    entry: str, tokenizer: str, data_dir: Path, column: str, workers: int, published: bool, folder: Path
+) -> None:
     if _is_ready(entry, column, folder):  # by another process in the meantime
         return
     work, path = folder.with_name(f"{folder.name}.unfinished"), Path(entry).expanduser().absolute()
@@ -91,10 +98,12 @@ def _prepare(entry: str, tokenizer: str, data_dir: Path, column: str, workers: i
         _describe_nanogpt(path, work, tokenizer)
     else:
         source, encoder = sources.find(entry, data_dir, column), tokenizers.load(tokenizer, data_dir)
+        if published:  # an official validation text is not used
+            source = source._replace(splits={"train": source.splits["train"]})
         work.mkdir(exist_ok=True)
         documents = _tokenise(source, f"tokenising {entry}", work, encoder, workers)
         origin = {"corpus": entry, "origin": source.origin, "settings": {"source": source.fingerprint}}
-        _divide(work, documents, tokenizer, encoder.end, origin)
+        _divide(work, documents, published, tokenizer, encoder.end, origin)
     shutil.rmtree(folder, ignore_errors=True)
     for scratch in (PROGRESS, TOKENS):  # in this order, so that the first never names tokens that are gone
         (work / scratch).unlink(missing_ok=True)
@@ -181,41 +190,61 @@ def _tokenise(source: Source, title: str, work: Path, tokenizer: Tokenizer, work
     return done["documents"]
 
 
-def _divide(work: Path, documents: dict[str, int], name: str, end: int, origin: dict[str, Any]) -> None:
+def _divide(
+    work: Path, documents: dict[str, int], published: bool, name: str, end: int, origin: dict[str, Any]
+) -> None:
     """Copy the tokens into the files of the splits, and describe them."""
     if not documents["train"]:
         raise UserError("the corpus holds no text")
     ends = [BLOCK_TOKENS * i + np.flatnonzero(block == end) for i, block in enumerate(_blocks(work / TOKENS))]
     lengths = np.diff(np.concatenate(ends), prepend=-1)
+    train, val, how = _parts(lengths, documents, published)
+    for split, part in zip(SPLITS, (train, val), strict=True):
+        _copy(work, split, lengths, part)
+        _describe(work, split, name, work / f"{split}.bin", len(part), {**origin, "held_out": how})
+
+
+def _parts(lengths: np.ndarray, documents: dict[str, int], published: bool) -> tuple[np.ndarray, np.ndarray, str]:
+    """The documents of the training and of the validation text, each in its order, and how they were chosen, in words.
+
+    Args:
+        lengths: of all documents, (documents,), in tokens.
+        documents: how many of them each split of the source has; with `published` there is its training text alone.
+        published: as in `prepare`.
+
+    Raises:
+        UserError: there are too few.
+    """
+    total = len(lengths)
     if "val" in documents:
-        held_out, how = np.arange(len(lengths)) >= documents["train"], "official split"
-    else:
-        held_out = _held_out(lengths)
-        how = f"{held_out.sum()} of {len(lengths)} documents, seed {HELD_OUT_SEED}"
-    first = 0  # document of a block
-    with (work / "train.bin").open("wb") as train, (work / "val.bin").open("wb") as val:
-        for block in _blocks(work / TOKENS):
-            is_end = block == end
-            in_val = held_out[first + np.cumsum(is_end) - is_end]
-            train.write(block[~in_val].data)
-            val.write(block[in_val].data)
-            first += int(is_end.sum())
-        for file in (train, val):
-            file.flush()
-            os.fsync(file.fileno())
-    for split, mask in zip(SPLITS, (~held_out, held_out), strict=True):
-        _describe(work, split, name, work / f"{split}.bin", int(mask.sum()), {**origin, "held_out": how})
+        return np.arange(documents["train"]), np.arange(documents["train"], total), "official split"
+    order, count = np.random.default_rng(HELD_OUT_SEED).permutation(total), math.ceil(HELD_OUT_SHARE * total)
+    if not published:
+        wanted = min(HELD_OUT_TOKENS, lengths.sum() // 10)
+        count = max(count, int(np.searchsorted(np.cumsum(lengths[order]), wanted)) + 1)
+    if count >= total:
+        raise UserError(f"a corpus of {total} document{'s' * (total > 1)} is too small to hold out any")
+    train, val, how = order[count:], order[:count], f"{count} of {total} documents, seed {HELD_OUT_SEED}"
+    return (train, val, f"{how}, shuffled") if published else (np.sort(train), np.sort(val), how)
 
 
-def _held_out(lengths: np.ndarray) -> np.ndarray:
-    """Which documents are held out for validation, (documents,), bool."""
-    order = np.random.default_rng(HELD_OUT_SEED).permutation(len(lengths))
-    wanted = min(HELD_OUT_TOKENS, lengths.sum() // 10)
-    enough = int(np.searchsorted(np.cumsum(lengths[order]), wanted)) + 1
-    count = max(math.ceil(HELD_OUT_SHARE * len(lengths)), enough)
-    if count >= len(lengths):
-        raise UserError(f"a corpus of {len(lengths)} document{'s' * (len(lengths) > 1)} is too small to hold out any")
-    return np.isin(np.arange(len(lengths)), order[:count])
+def _copy(work: Path, split: str, lengths: np.ndarray, chosen: np.ndarray) -> None:
+    """Write the token file of a split: the `chosen` documents, in that order. They are read one by one, since a file
+    that is mapped counts as memory in use."""
+    starts = np.cumsum(lengths) - lengths
+    with (
+        (work / TOKENS).open("rb", buffering=READ_BYTES) as tokens,
+        (work / f"{split}.bin").open("wb") as file,
+        Progress(f"writing {split}.bin", int(lengths[chosen].sum()), 0, "tokens") as bar,
+    ):
+        for at in range(0, len(chosen), GROUP):
+            group = chosen[at : at + GROUP]
+            for start, length in zip(starts[group].tolist(), lengths[group].tolist(), strict=True):
+                tokens.seek(2 * start)
+                file.write(tokens.read(2 * length))
+            bar.advance(int(lengths[group].sum()))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _blocks(path: Path) -> Iterator[np.ndarray]:

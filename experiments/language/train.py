@@ -64,7 +64,7 @@ class LanguageTraining(Experiment):
         self.model.to(runtime.device)
         self.compiled = runtime.compiled(self.model)
         self.called: Any = DistributedDataParallel(self.compiled) if group.world_size > 1 else self.compiled
-        self.scaler = torch.amp.GradScaler(runtime.device, enabled=runtime.precision == "fp16")
+        self.scaler = model.new_scaler(runtime)
         self.optimizer = model.new_optimizer(self.model, cfg)
         self.begin_during(0)
         self.iteration, self.origin = 0, 0  # of this phase, and where it began
@@ -135,10 +135,12 @@ class LanguageTraining(Experiment):
             self.group.on_main_process(lambda: self.best.close(workspace.path))
 
     def after_reset(self) -> None:
-        """The same weights in all processes, and a new optimiser, unless the run keeps it."""
+        """The same weights in all processes, and a new optimiser, unless the run keeps it. Loss scaling is new in any
+        case: the authors start phase 1 in another process, from a checkpoint without it."""
         self.group.broadcast_([*self.model.parameters(), *self.model.buffers()])
         if self.cfg.optimizer_at_boundary == "reset":
             self.optimizer = model.new_optimizer(self.model, self.cfg)
+        self.scaler = model.new_scaler(self.runtime)
 
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""

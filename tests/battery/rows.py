@@ -153,6 +153,10 @@ LANGUAGE = {
     "scripts.prepare_data language data=wikitext103_openwebtext tokenizer=bytes",
     "data.second=[wikitext103]": "the corpus wikitext103 is not prepared for tokenizer=bytes; to do so: "
     "python -m scripts.prepare_data language data=wikitext2_imdb tokenizer=bytes 'data.second=[wikitext103]'",
+    "data=wikitext103_openwebtext data.split=published": "the corpus wikitext103 is not prepared for tokenizer=bytes "
+    "and data.split=published; to do so: python -m scripts.prepare_data language data=wikitext103_openwebtext "
+    "tokenizer=bytes data.split=published",
+    "data.split=lines": "data.split=lines is unknown; valid: published, official",
     "data.replay=2": "data.replay=2.0 must lie in [0, 1]",
     "tokenizer=words": "tokenizer=words is unknown; valid: gpt2, bytes",
     "patience=0": "patience=0.0 must lie in (0, 1]",

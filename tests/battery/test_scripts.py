@@ -45,6 +45,7 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "language data=null": (1, "data=null chooses nothing; data is one of: files, wikitext103_openwebtext"),
         "language data=x(1)": (1, "data=x(1) cannot be read"),
         "language -m": (2, "unrecognized arguments: -m"),
+        "language data.split=lines": (1, "data.split=lines is unknown; valid: published, official"),
         "language data.replay=2": (1, "data.replay=2.0 must lie in [0, 1]"),
         "language data=files": (1, "data=files needs data.first=[...] and data.second=[...]"),
         "language data=files data.first=[no.txt] data.second=[imdb]": (1, "no corpus or file 'no.txt'"),

@@ -57,6 +57,7 @@ def test_paper_scale_is_the_papers_protocol(checkpoint: str, coefficient: float,
     assert dict(cfg.optimizer) == expected
     assert (cfg.tokenizer, cfg.precision, cfg.optimizer_at_boundary) == ("gpt2", "fp16", "reset")
     assert (list(cfg.data.first), list(cfg.data.second)) == (["wikitext103"], ["openwebtext"])
+    assert cfg.data.split == "published"
     assert cfg.data.replay == pytest.approx(0.1 / 9.1, rel=1e-5)
     assert cfg.method.coefficient == coefficient
     fire = composed("scale=paper", f"checkpoint={checkpoint}").method
@@ -71,6 +72,7 @@ def test_workstation_is_gpt2_size_on_ones_own_files() -> None:
     budget, paper = cfg.budget, composed("scale=paper").budget
     assert all(budget[key] == paper[key] for key in ("layers", "heads", "width", "block", "learning_rate"))
     assert (cfg.data.name, cfg.tokenizer, cfg.precision) == ("files", "gpt2", "bf16")
+    assert cfg.data.split == "official"
     assert 2_000_000 <= budget.first_tokens <= 5_000_000
     # Phase 0 until 60k, and four methods, at the 450,000 tokens a second that others report.
     iterations = best.kept_at("60k", budget.iterations[0]) + 4 * budget.iterations[1]

@@ -117,6 +117,26 @@ def test_a_skipped_step_is_none_for_the_method(made_text: tuple[Path, list[str]]
         assert changed == bool(steps)
 
 
+@pytest.mark.parametrize("optimizer", ["reset", "keep"])
+def test_loss_scaling_is_new_in_phase_1(optimizer: str, made_text: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = made_text
+    settings = ("scale=smoke", f"optimizer_at_boundary={optimizer}", f"data_dir={folder}", f"outputs_dir={tmp_path}")
+    cfg = compose_domain("language", LanguageConfig, [*words, *settings])
+    runtime = Runtime("cpu", "fp16", "false", 1)
+    training = LanguageTraining(cfg, runtime, build_method(cfg), *load_corpora(cfg), ProcessGroup("cpu"))
+    first = training.scaler.state_dict()
+    training.train_iteration()
+    training.scaler.update(4.0)
+    assert training.scaler.get_scale() == training.state_dict()["scaler"]["scale"] == 4
+    training.phase = 1
+    training.cross_boundary(lambda row: None)
+    assert training.scaler.state_dict() == first
+    assert first["scale"] == 2**16  # PyTorch's first value, which the authors' code leaves as it is
+    training.train_iteration()
+    moments = next(iter(training.optimizer.state.values()))
+    assert int(moments["step"]) == (2 if optimizer == "keep" else 1)
+
+
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("eager", torch.float32), ("aot_eager_decomp_partition", torch.bfloat16)]
 )

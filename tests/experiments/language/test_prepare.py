@@ -274,7 +274,7 @@ def test_kill_9_and_resume(large: Path, cache: Path, tmp_path: Path) -> None:
         assert described(folder, split)["sha256"] == described(whole, split)["sha256"]
 
 
-@pytest.mark.parametrize("name", ["write_text", "_divide", "_held_out", "checksum", "sync_folder"])
+@pytest.mark.parametrize("name", ["write_text", "_divide", "_parts", "_copy", "checksum", "sync_folder"])
 def test_a_kill_at_any_step(tmp_path: Path, name: str) -> None:
     """Each step that writes fails once at each of its calls; the next call ends with the same files, or another text's
     if the text has changed meanwhile."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """As much of the Hugging Face hub as its client asks of one data set."""
 
     files: dict[str, bytes]
-    repository = "stanfordnlp/imdb"
+    repository: str
     commit = "0" * 40
 
     def do_HEAD(self) -> None:
@@ -55,17 +56,24 @@ class Hub(http.server.BaseHTTPRequestHandler):
         """Quiet."""
 
 
+@contextmanager
+def serving(repository: str, files: dict[str, bytes]) -> Iterator[str]:
+    """A hub on this machine that has one data set; its address."""
+    Hub.repository, Hub.files = repository, {"README.md": b"", **files}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[str]:
     """A hub on this machine, which has IMDb as 400 reviews."""
     files = {}
     for split, texts in (("train", DOCUMENTS[:200]), ("test", DOCUMENTS[200:400]), ("unsupervised", DOCUMENTS[400:])):
         files[f"plain_text/{split}-00000-of-00001.parquet"] = write(tmp_path / "t.parquet", texts).read_bytes()
-    Hub.files = {"README.md": b"", **files}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with serving("stanfordnlp/imdb", files) as address:
+        yield address
 
 
 def test_from_the_hub_by_its_own_client(hub: str, tmp_path: Path) -> None:
