@@ -16,7 +16,7 @@ from experiments.atari.train import AtariTraining
 from experiments.common.seeding import generator
 from tests.experiments.atari import agent
 from tests.experiments.atari.scripted import Scripted
-from tests.experiments.rl.captured import check_stops
+from tests.experiments.rl.captured import GRAPHS, check_stops, cost
 from tests.tape import Tape
 
 Atari = Callable[..., tuple[int, str]]
@@ -135,6 +135,17 @@ def test_frame_leaves_repeats_to_ale(tmp_path: Path, monkeypatch: pytest.MonkeyP
     chosen = torch.arange(3)
     assert StickySteps("frame", 3, rng).play(chosen, torch.zeros(3, dtype=torch.bool)) is chosen
     assert torch.equal(rng.get_state(), state)  # which would shift what an evaluation draws
+
+
+def test_what_repeats_cost(tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four operations on the CPU beside the 8 of test_captured.py; no copy and no wait."""
+    ours = agent.training(tmp_path, "env.sticky=agent_step", runtime=GRAPHS)
+    while ours.step < 100:
+        ours.take_step()
+    found = cost(ours.take_step, taped, monkeypatch)
+    assert (found.graphs, found.copies) == (2, 2)
+    assert found.outside.total() <= 12, found.outside
+    assert found.inside.total() <= agent.MOST_INSIDE
 
 
 def test_ale_repeats_nothing_of_its_own() -> None:
