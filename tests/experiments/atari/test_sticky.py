@@ -140,7 +140,7 @@ def test_frame_leaves_repeats_to_ale(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_repeats_cost(tmp_path: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
     """Four operations on the CPU beside the 8 of test_captured.py; no copy and no wait."""
     ours = agent.training(tmp_path, "env.sticky=agent_step", runtime=GRAPHS)
-    while ours.step < 100:
+    while ours.step < 80:  # learning has started at 64
         ours.take_step()
     found = cost(ours.take_step, taped, monkeypatch)
     assert (found.graphs, found.copies) == (2, 2)
@@ -183,6 +183,27 @@ def test_evaluations_stick_too(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = (played == 0).sum(axis=1)
     assert waited.mean() == pytest.approx(STICKY / (1 - STICKY), abs=0.085)  # a geometric number of steps
     assert result["eval/return"] == pytest.approx(5 * (LENGTH - waited).mean())  # the reward is the action played
+
+
+def test_videos_stick_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that is shown plays what the other one plays."""
+    made: list[Echo] = []
+
+    def make(_game: str, count: int, sticky: str, **_settings: Any) -> Echo:
+        assert sticky == "agent_step"
+        made.append(Echo(count))
+        return made[-1]
+
+    monkeypatch.setattr(envs, "make", make)
+    first = []
+    for seed in range(200):
+        made.clear()
+        steps = list(envs.episode(lambda states: torch.full((len(states),), 5), "asterix", 0.0, seed, "agent_step"))
+        env, shown = (np.concatenate(echo.played) for echo in made)
+        assert len(steps) == len(env) == LENGTH
+        assert np.array_equal(env, shown)
+        first.append(env[0] == 0)
+    assert np.mean(first) == pytest.approx(STICKY, abs=0.12)  # 4 standard deviations
 
 
 def test_resumed_runs_repeat_the_same_actions(
