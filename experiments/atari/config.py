@@ -39,6 +39,19 @@ class BudgetConfig:
 
 
 @dataclass
+class EnvConfig:
+    """The environments.
+
+    Attributes:
+        sticky: what is repeated with probability 0.25. frame: in each of the four frames of a step the action of the
+            frame before (ALE's own, Machado et al. 2018). agent_step: in each step the whole action of the step
+            before, as the authors' wrapper does; the default at scale=paper.
+    """
+
+    sticky: str = setting("frame", choices=("agent_step", "frame"))
+
+
+@dataclass
 class OptimizerConfig:
     """Adam.
 
@@ -60,6 +73,8 @@ class DqnConfig:
         discount: of future rewards.
         epsilon: probability of a random action, at first and after the decay.
         exploration_fraction: share of the whole run over which epsilon falls linearly.
+        epsilon_decay_starts: steps before epsilon begins to fall; the authors' is budget.learning_starts, the default
+            at scale=paper.
         eval_epsilon: in evaluations.
     """
 
@@ -68,6 +83,7 @@ class DqnConfig:
     discount: float = setting(low=0, high=1)
     epsilon: list[float] = setting(low=0, high=1, length=2)
     exploration_fraction: float = setting(low=0, high=1)
+    epsilon_decay_starts: int = setting(0, low=0, high=COUNT)
     eval_epsilon: float = setting(low=0, high=1)
 
 
@@ -85,6 +101,7 @@ class AtariConfig(BaseConfig):
     replay_ratio: float = setting(above=0, high=1024)
     record_video: bool = setting(False, decides=NOTHING)
     model: ModelConfig = field(default_factory=ModelConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     dqn: DqnConfig = field(default_factory=DqnConfig)

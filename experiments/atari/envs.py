@@ -1,8 +1,9 @@
 """The games as several environments in one, and a policy's return in them.
 
 ALE's own vector environment (C++ threads) with the protocol of Machado et al. (2018), section 5: sticky actions, whole
-games instead of lives, no no-ops at the start. Its defaults are other ones. Sticky actions act on each of the four
-frames an action is repeated for, as ALE defines them, where the authors' wrapper repeats whole agent steps.
+games instead of lives, no no-ops at the start. Its defaults are other ones. With env.sticky=frame ALE draws for each of
+the four frames of a step whether the action of the frame before is repeated. With env.sticky=agent_step `StickySteps`
+draws once for the whole step, as the authors' wrapper does.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ FRAME = (84, 84)
 STACK = 4  # frames of a state
 # On disk at least 22 times smaller, measured on the paper's games.
 STORED = Stored(FRAME, torch.uint8, STACK, (), torch.uint8, compression=20)
-STICKY = 0.25  # probability that a frame repeats the action of the frame before
+STICKY = 0.25  # probability that an action is repeated: in each frame, or in each agent step
+NO_OP = 0  # the first action of every game but Backgammon and Video Checkers, where it presses the button
 MAX_FRAMES = 108_000  # of an episode, 30 minutes of play, after which it is truncated
 LONGEST_VIDEO = 9000  # steps, ten minutes of play
 SETTINGS = {
@@ -34,11 +36,62 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def make(game: str, count: int, **settings: Any) -> Any:
-    """`count` environments of a game, as one `ale_py.vector_env.AtariVectorEnv`; `settings` replace those above."""
+def make(game: str, count: int, sticky: str = "frame", **settings: Any) -> Any:
+    """`count` environments of a game, as one `ale_py.vector_env.AtariVectorEnv`.
+
+    Args:
+        sticky: frame: ALE repeats actions; agent_step: it never does, since `StickySteps` does.
+        settings: replace those above.
+    """
     from ale_py.vector_env import AtariVectorEnv
 
-    return AtariVectorEnv(game, count, **{**SETTINGS, **settings})
+    probability = STICKY if sticky == "frame" else 0.0
+    return AtariVectorEnv(game, count, **{**SETTINGS, "repeat_action_probability": probability, **settings})
+
+
+class StickySteps:
+    """Sticky actions of env.sticky=agent_step: with probability 0.25 an environment plays its previous action again,
+    for all four frames, instead of the one that was chosen for it.
+
+    The previous action is the one that was played, itself a repeat or not. Before the first step of an episode it is
+    the no-op. This is the wrapper of Stable-Baselines3 that the authors put around the repetition of frames, in
+    training and evaluations. Machado et al. (2018), section 5.2, repeat frame by frame instead.
+
+    Attributes:
+        repeats: whether it does so; with env.sticky=frame the chosen actions are played, and nothing is drawn.
+        previous: the action each environment played last, (environments,) int64.
+    """
+
+    def __init__(self, sticky: str, count: int, rng: torch.Generator) -> None:
+        """
+        Args:
+            sticky: agent_step or frame.
+            count: environments.
+            rng: what repeats are drawn from, on the CPU: one number for each environment and step.
+        """
+        self.repeats, self._rng = sticky == "agent_step", rng
+        self.previous = torch.full((count,), NO_OP)
+
+    def start(self) -> None:
+        """Every environment begins an episode."""
+        self.previous = torch.full_like(self.previous, NO_OP)
+
+    def play(self, chosen: Tensor, ended: Tensor) -> Tensor:
+        """What is played where `chosen` was chosen, both (environments,) int64. `ended` (environments,) bool: whose
+        episode has ended, so that this step only resets."""
+        if not self.repeats:
+            return chosen
+        again = torch.rand(len(chosen), generator=self._rng) < STICKY
+        played = torch.where(again, self.previous, chosen)
+        self.previous = played.masked_fill(ended, NO_OP)
+        return played
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"generator": self._rng.get_state(), "previous": self.previous}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._rng.set_state(state["generator"])
+        self.previous = state["previous"]
 
 
 def seeds(seed: int, stream: str, step: int, count: int) -> np.ndarray:
@@ -73,20 +126,24 @@ def epsilon_greedy(greedy: Tensor, actions: int, epsilon: float, rng: torch.Gene
     return torch.where(explore, torch.randint(actions, (len(greedy),), generator=rng), greedy)
 
 
-def evaluate(policy: Policy, game: str, count: int, steps: int, epsilon: float, seed: int, at: int) -> dict[str, float]:
+def evaluate(
+    policy: Policy, game: str, count: int, steps: int, epsilon: float, seed: int, at: int, sticky: str = "frame"
+) -> dict[str, float]:
     """Mean return over the episodes that begin within `steps` steps of `count` environments together.
 
     Every environment plays its share of the steps and its last episode to the end, so that long episodes are not left
-    out. `at`, the training step, chooses the seeds.
+    out. `at`, the training step, chooses the seeds. Actions stick as in training.
     """
-    envs = make(game, count)
+    envs = make(game, count, sticky)
     share = -(-steps // count)
     rng = generator(seed, "evaluation", at, count)
+    sticky_steps = StickySteps(sticky, count, rng)
     observations, _ = envs.reset(seed=seeds(seed, "evaluation", at, count))
     episodes, returns, lengths, taken = Episodes(count), [], [], 0
     playing = np.ones(count, dtype=bool)
     while playing.any():
-        actions = epsilon_greedy(policy(torch.from_numpy(observations)), envs.single_action_space.n, epsilon, rng)
+        chosen = epsilon_greedy(policy(torch.from_numpy(observations)), envs.single_action_space.n, epsilon, rng)
+        actions = sticky_steps.play(chosen, torch.from_numpy(episodes.ended))
         observations, rewards, terminated, truncated, _ = envs.step(actions.numpy())
         taken += 1
         for number, total, length in episodes.step(rewards, terminated, truncated):
@@ -101,18 +158,22 @@ def evaluate(policy: Policy, game: str, count: int, steps: int, epsilon: float, 
     }
 
 
-def episode(policy: Policy, game: str, epsilon: float, seed: int) -> Iterator[tuple[np.ndarray, float]]:
+def episode(
+    policy: Policy, game: str, epsilon: float, seed: int, sticky: str = "frame"
+) -> Iterator[tuple[np.ndarray, float]]:
     """Pictures and rewards of an episode, or of its first ten minutes.
 
     A second environment in colour and full size plays along: same seed, same actions, same game.
     """
-    env = make(game, 1)
-    shown = make(game, 1, grayscale=False, stack_num=1, img_height=210, img_width=160)
+    env = make(game, 1, sticky)
+    shown = make(game, 1, sticky, grayscale=False, stack_num=1, img_height=210, img_width=160)
     start, rng = seeds(seed, "evaluation", 0, 1), generator(seed, "evaluation", 0, 1)
+    sticky_steps, going_on = StickySteps(sticky, 1, rng), torch.tensor([False])
     observations, colours = env.reset(seed=start)[0], shown.reset(seed=start)[0]
     for _ in range(LONGEST_VIDEO):
         picture, greedy = colours[0, 0].copy(), policy(torch.from_numpy(observations))
-        actions = epsilon_greedy(greedy, env.single_action_space.n, epsilon, rng).numpy()
+        chosen = epsilon_greedy(greedy, env.single_action_space.n, epsilon, rng)
+        actions = sticky_steps.play(chosen, going_on).numpy()
         observations, rewards, terminated, truncated, _ = env.step(actions)
         colours = shown.step(actions)[0]
         yield picture, float(rewards[0])

@@ -26,7 +26,7 @@ from experiments.common.errors import UserError
 from experiments.common.memory import check_network
 from experiments.common.metric_log import Row
 from experiments.common.runtime import Runtime
-from experiments.common.seeding import seed_everything
+from experiments.common.seeding import generator, seed_everything
 from experiments.rl import training
 from experiments.rl.training import PROBE_STATES, AgentTraining
 
@@ -38,11 +38,14 @@ class Schedule(training.Schedule):
         budget, dqn = cfg.budget, cfg.dqn
         super().__init__(budget, dqn.environments, 1, cfg.replay_ratio, budget.learning_starts, dqn.batch_size)
         self._epsilon, self._decay = tuple(dqn.epsilon), dqn.exploration_fraction * sum(budget.steps)
+        self._decay_starts = dqn.epsilon_decay_starts
         self._target, self.restart_every = budget.target_every, budget.restart_every
 
     def epsilon(self, step: int) -> float:
         first, last = self._epsilon
-        return first + (last - first) * min(step / self._decay, 1.0) if self._decay else last
+        if step < self._decay_starts:
+            return first
+        return first + (last - first) * min((step - self._decay_starts) / self._decay, 1.0) if self._decay else last
 
     def updates_target(self, step: int) -> bool:
         return self.learns(step) and step % self._target == 0
@@ -52,8 +55,8 @@ class AtariTraining(AgentTraining):
     """The state of one run and the loop over its two phases.
 
     Environments cannot be saved. They are started again, with seeds of that step, every `restart_every` steps in every
-    run; a checkpoint holds the actions since then, which are played again when a run continues from it. So a checkpoint
-    can be taken between any two steps.
+    run; a checkpoint holds the actions played since then, which are played again when a run continues from it. So a
+    checkpoint can be taken between any two steps.
     """
 
     plasticity_at_evaluations = False
@@ -64,7 +67,7 @@ class AtariTraining(AgentTraining):
     def __init__(self, cfg: DictConfig, runtime: Runtime, method: fire.Method) -> None:
         self.schedule, count = Schedule(cfg), cfg.dqn.environments
         seed_everything(cfg.seed)
-        self.envs = envs.make(cfg.game, count)
+        self.envs = envs.make(cfg.game, count, cfg.env.sticky)
         self.actions = int(self.envs.single_action_space.n)
         budget, states = cfg.budget, (cfg.dqn.batch_size, STACK, *envs.FRAME)
         check_network(
@@ -77,6 +80,7 @@ class AtariTraining(AgentTraining):
         super().__init__(cfg, runtime, method, network, lambda: Learner(network, cfg, runtime), STORED, count, capacity)
         self.no_actions = torch.zeros(count, dtype=torch.int64)
         self.observations: Tensor | None = None  # (environments, 4, 84, 84) uint8; None: before the run begins
+        self.sticky_steps = envs.StickySteps(cfg.env.sticky, count, generator(cfg.seed, "sticky"))
         self.played: list[Tensor] = []  # actions since the environments were started, at step `started`
         self.started = 0
         self.episodes = envs.Episodes(count)
@@ -89,19 +93,21 @@ class AtariTraining(AgentTraining):
         epsilon, updates = schedule.epsilon(self.step), schedule.updates(self.step)
         greedy = self.greedy_actions(updates, epsilon)
         actions = envs.epsilon_greedy(greedy, self.actions, epsilon, self.exploration)
-        self.envs.send(actions.numpy())
+        ended_before = torch.from_numpy(self.episodes.ended.copy())
+        played = self.sticky_steps.play(actions, ended_before)
+        self.envs.send(played.numpy())
         # They play while a GPU learns; on a CPU both would only be in each other's way.
         came = self.envs.recv() if self.runtime.device == "cpu" else None
         if updates:
             self.learn(updates * schedule.batch_size)
         stepped, rewards, terminated, truncated, _ = came or self.envs.recv()
-        ended_before = torch.from_numpy(self.episodes.ended.copy())
         for _, total, length in self.episodes.step(rewards, terminated, truncated):
             self.meter.episode(total, length)
         self.observations = torch.from_numpy(stepped)
+        # The chosen actions are stored: that others are played is, to the agent, chance in the environment.
         self.buffer.complete(actions, torch.from_numpy(rewards), torch.from_numpy(terminated))
         self.buffer.begin(self.observations[:, -1], ended_before)
-        self.played.append(actions.to(torch.uint8))
+        self.played.append(played.to(torch.uint8))
         self.step += count
         self.meter.advance(count, updates)
         if schedule.updates_target(self.step):
@@ -126,6 +132,7 @@ class AtariTraining(AgentTraining):
         no return."""
         self.started, self.played = self.step, []
         self.observations = self.first_observations()
+        self.sticky_steps.start()
         self.buffer.begin(self.observations[:, -1], True)
 
     def first_observations(self) -> Tensor:
@@ -135,13 +142,15 @@ class AtariTraining(AgentTraining):
         return torch.from_numpy(self.envs.reset(seed=envs.seeds(self.cfg.seed, "environment", self.started, count))[0])
 
     def environment_state(self) -> dict[str, Any]:
-        return {"played": torch.stack(self.played) if self.played else None, "started": self.started}
+        played = torch.stack(self.played) if self.played else None
+        return {"played": played, "started": self.started, "sticky_steps": self.sticky_steps.state_dict()}
 
     def load_environment_state(self, state: dict[str, Any]) -> None:
         """Bring the environments to where they were when the checkpoint was taken. Before a phase begins that is not
         needed: it starts them again."""
         self.played = [] if state["played"] is None else list(state["played"])
         self.started = state["started"]
+        self.sticky_steps.load_state_dict(state["sticky_steps"])
         if not self.entered:
             return
         observations = self.first_observations()
@@ -158,15 +167,16 @@ class AtariTraining(AgentTraining):
 
     def video(self) -> tuple[Iterable[tuple[np.ndarray, float]], float]:
         cfg = self.cfg
-        return envs.episode(self.learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed), 60 / envs.FRAME_SKIP
+        shown = envs.episode(self.learner.act, cfg.game, cfg.dqn.eval_epsilon, cfg.seed, cfg.env.sticky)
+        return shown, 60 / envs.FRAME_SKIP
 
     def training_metrics(self, updated: bool) -> Row:
         return {"train/epsilon": self.schedule.epsilon(self.step)}
 
     def evaluate(self) -> dict[str, float]:
         cfg = self.cfg
-        steps, epsilon = cfg.budget.eval_steps, cfg.dqn.eval_epsilon
-        return envs.evaluate(self.learner.act, cfg.game, cfg.dqn.environments, steps, epsilon, cfg.seed, self.step)
+        count, steps, epsilon = cfg.dqn.environments, cfg.budget.eval_steps, cfg.dqn.eval_epsilon
+        return envs.evaluate(self.learner.act, cfg.game, count, steps, epsilon, cfg.seed, self.step, cfg.env.sticky)
 
     @torch.no_grad()
     def plasticity(self) -> dict[str, float | int]:

@@ -10,7 +10,7 @@ import torch
 # position numbers: SeedSequence pads with zeros, so (seed, stream) and (seed, stream, 0) would be equal.
 STREAMS = {
     "subset": 1, "order": 2, "sharpness": 3, "training": 4, "environment": 5, "exploration": 6, "replay": 7,
-    "evaluation": 8, "probe": 9, "classes": 10, "method": 11,
+    "evaluation": 8, "probe": 9, "classes": 10, "method": 11, "sticky": 12,
 }  # fmt: skip
 
 

@@ -29,9 +29,9 @@ from scripts.benchmark.cases import Case, Loop, PlainBuffer, repeated
 
 gym.register_envs(ale_py)
 
-SETTINGS = [  # the epsilon is that of a run's later part
+SETTINGS = [  # the epsilon is that of a run's later part; ALE repeats actions in both loops
     "scale=paper", "game=asterix", "method=none", "dqn.epsilon=[0.01,0.01]", "budget.buffer=40_000",
-    "budget.learning_starts=2000",
+    "budget.learning_starts=2000", "env.sticky=frame",
 ]  # fmt: skip
 MODES = {"environments in turn": "sync", "environments in processes": "async"}  # of Gymnasium's vectors
 STEPS = {"cpu": 20, "cuda": 250}  # of all environments in a turn

@@ -28,7 +28,7 @@ Atari = Callable[..., tuple[int, str]]
 def test_finds_the_values_of_a_scripted_environment(
     way: str, precision: str, atari: Atari, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, taped: list[Tape]
 ) -> None:
-    monkeypatch.setattr(envs, "make", lambda _game, count: Scripted(count))
+    monkeypatch.setattr(envs, "make", lambda _game, count, _sticky: Scripted(count))
     if way == "captured":
         capture_everywhere(monkeypatch)
     status, printed = atari(

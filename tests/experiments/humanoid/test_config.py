@@ -34,7 +34,7 @@ def test_paper_scale_is_the_papers_protocol() -> None:
     assert list(budget.steps) == [500_000, 500_000]
     assert (budget.actor_width, budget.actor_blocks, budget.critic_width, budget.critic_blocks) == (128, 1, 512, 2)
     assert (budget.batch_size, budget.buffer, budget.random_actions) == (256, 1_000_000, 5000)
-    assert (budget.eval_every, budget.eval_episodes) == (50_000, 10)
+    assert (budget.eval_every, budget.eval_episodes) == (20_000, 10)
     assert dict(cfg.optimizer) == {"learning_rate": 1e-4, "weight_decay": 1e-2}
     assert cfg.sac == {
         "action_repeat": 2, "replay_ratio": 2, "discount": 0.99, "temperature": 0.01, "target_entropy": -0.5,
@@ -59,7 +59,7 @@ def test_schedule_of_the_paper() -> None:
     assert schedule.learns(10_000)
     assert (schedule.updates(9998), schedule.updates(10_000)) == (0, 2)
     steps = range(2, 1_000_001, 2)
-    assert [step for step in steps if schedule.evaluates(step)] == list(range(50_000, 1_000_001, 50_000))
+    assert [step for step in steps if schedule.evaluates(step)] == list(range(20_000, 1_000_001, 20_000))
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [("0.5", {0, 1}), ("2", {2}), ("1.5", {1, 2})])

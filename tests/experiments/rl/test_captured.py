@@ -132,7 +132,7 @@ def test_resets_and_checkpoints(
     if name == "atari":
         from tests.experiments.atari.scripted import Scripted
 
-        monkeypatch.setattr(envs, "make", lambda _game, count: Scripted(count))
+        monkeypatch.setattr(envs, "make", lambda _game, count, _sticky: Scripted(count))
     training = {"atari": "AtariTraining", "humanoid": "HumanoidTraining"}[name]
     arguments = (f"method={method}", *ACTING.get(method, ()), *agent.SHORT, "sharpness=32")
     check_stops(command, arguments, tmp_path, getattr(agent, training), agent.STEP, agent.STOPS, monkeypatch)

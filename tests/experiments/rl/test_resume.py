@@ -16,7 +16,8 @@ from tests.experiments.rl.conftest import AGENTS
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("robot_dir")]
 SETTINGS = ("scale=smoke", "wandb.mode=disabled", "threads=1", "device=cpu")
 METHOD = {  # of the humanoid one that acts during training
-    "atari": ("method=fire",), "humanoid": ("method=redo", "method.period=20", "method.tau=0.3", "env.backend=native"),
+    "atari": ("method=fire", "env.sticky=agent_step"),
+    "humanoid": ("method=redo", "method.period=20", "method.tau=0.3", "env.backend=native"),
 }  # fmt: skip
 
 
