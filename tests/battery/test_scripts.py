@@ -73,6 +73,14 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "{text} --prompt \udcff": (1, "--prompt is not UTF-8"),
         "{text} --tokens 5 --prompt ab": (0, "ab"),
     },
+    "theorems": {
+        "{tmp}/nowhere": (1, "{tmp}/nowhere is not the directory of a run"),
+        "{text}": (1, "{text} is not a run of vision"),
+        "{nothing}": (2, "it names no folder"),
+        "{run} --out {tmp}/table": (2, "its name must end in .md"),
+        "{run} --out {file}/x.md": (1, "cannot write to {file}"),
+        "{run} {run}": (2, "unrecognized arguments: {run}"),
+    },
     "wandb_workspace": {
         "": (1, "whose workspace? give --entity or set WANDB_ENTITY"),
         "{tmp}/nowhere --entity me": (1, "there is no folder {tmp}/nowhere"),
