@@ -46,7 +46,7 @@ class Check:
         inputs: of the layers, in words.
         value, bound: both as numbers; a bound is NaN where the theorem gives none.
         lower: whether the bound is a lower one.
-        always: a bound that holds of every network; NaN where none is known.
+        always: a bound that holds for every network; NaN where none is known.
         assumed: whether what the theorem assumes is given.
     """
 
@@ -102,8 +102,8 @@ def theorem_1(trained: Trained) -> Iterator[Check]:
 
 
 def theorem_2(trained: Trained, name: str) -> Iterator[Check]:
-    """Norm of the Hessian of the loss on whitened features: with one pattern for all images, in which those units are
-    active that are so on half of them, and with the ReLU."""
+    """Norm of the Hessian of the loss on whitened features: with one pattern for all images, the units that are active
+    on at least half of them, and with the ReLU."""
     Z, weights = bounds.whitened(trained.Z), trained.heads[name].weights
     bound = bounds.curvature_bound(weights, BETA, GAMMA)
     pattern = (Z @ weights[0] > 0).double().mean(0).ge(0.5).double()
@@ -125,20 +125,20 @@ def theorem_3(trained: Trained, name: str) -> Iterator[Check]:
 
 
 def theorem_4(trained: Trained, name: str) -> Iterator[Check]:
-    """Scores of the hidden units: of Gaussian inputs, of which the theorem speaks, and of the features."""
+    """Scores of the hidden units: of Gaussian inputs, which the theorem assumes, and of the features."""
     W = isometric(trained.heads[name])
     ratio = bounds.ratio_bound(W) or math.nan
     for found, inputs in (
         (bounds.gaussian_scores(W), "N(0, I)"),
         (bounds.scores(torch.relu(trained.Z @ W)), "features"),
     ):
-        given = inputs != "features"
-        yield Check(4, "smallest score", name, inputs, float(found.min()), 1 / ratio, True, 0, given)
-        yield Check(4, "largest score", name, inputs, float(found.max()), ratio, False, W.shape[1], given)
+        gaussian = inputs == "N(0, I)"
+        yield Check(4, "smallest score", name, inputs, float(found.min()), 1 / ratio, True, 0, gaussian)
+        yield Check(4, "largest score", name, inputs, float(found.max()), ratio, False, W.shape[1], gaussian)
 
 
 def isometric(head: Head) -> Tensor:
-    """The first weight over FIRE's factor, of which Theorems 3 and 4 do not depend."""
+    """The first weight over FIRE's factor, on which Theorems 3 and 4 do not depend."""
     return head.weights[0] / head.factors[0]
 
 
@@ -211,7 +211,7 @@ def page(trained: Trained, found: list[Check]) -> str:
 
 def short(number: float) -> str:
     """Three significant digits; a whole number as it is."""
-    return str(int(number)) if number == int(number) and abs(number) < 1e6 else compact(number, 3)
+    return str(int(number)) if float(number).is_integer() and abs(number) < 1e6 else compact(number, 3)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,10 @@ def load(phase: Path) -> Trained:
     heads = {}
     for words, method in RESETS.items():
         changed = copy.deepcopy(network)
-        method.reset(changed, initial, build_scope(cfg.model.scope))
+        try:
+            method.reset(changed, initial, build_scope(cfg.model.scope))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.scope of {phase}: {error}") from error
         heads[words] = head(changed, first, second)
     where = (
         f"that of {VISION.benchmark(cfg)}, scale={cfg.scale}, width {cfg.budget.width}, seed {cfg.seed}, at the end of "
