@@ -20,6 +20,7 @@ from experiments.domains import NAMES
 from experiments.domains import domain as described
 from scripts import command
 from scripts.report.page import figure, headline, markdown, page, table
+from scripts.report.pooled import as_text, pools
 from scripts.report.results import Result, load, results
 from scripts.report.runs import find_runs
 
@@ -45,6 +46,8 @@ def report(domain: str, roots: Sequence[Path], out: Path) -> None:
         if result.command and elsewhere:  # not in the files, which may be read on another machine
             print(f"The runs are not in outputs/: to continue them, add outputs_dir={' or '.join(elsewhere)}.")
         print(f"{out / result.title}.csv, .json, .png, .md")
+    for where, numbers in pools(found):
+        print(f"\nAll tasks together, {where}:\n\n{table(as_text(numbers))}")
 
 
 def report_all(folder: Path) -> None:

@@ -17,8 +17,9 @@ from experiments.domains import NAMES
 from scripts.report.figures import curves
 from scripts.report.methods import METHODS, VIEWS, name
 from scripts.report.points import points
+from scripts.report.pooled import as_text, drawing, pools
 from scripts.report.results import Result
-from scripts.report.tables import by_method, pairs, paper_finals, pooled, without_empty
+from scripts.report.tables import by_method, pairs, paper_finals, without_empty
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, autoescape=select_autoescape(["html"]),
@@ -75,7 +76,10 @@ def page(results: Sequence[Result], folder: Path) -> str:
         ran = [result.recipe for result in own]
         # Recipes such as fig4a only hold what fig4a_asterix and others share.
         absent = [r for r in recipes(domain) if r not in ran and not any(other.startswith(f"{r}_") for other in ran)]
-        together = [(where, html(table(numbers))) for where, numbers in pooled_tables(own)]
+        together = []
+        for where, numbers in pools(own):
+            picture = drawing(numbers)
+            together.append((where, svg(picture) if picture else "", html(table(as_text(numbers)))))
         domains.append((domain, sections, together, absent))
     methods = [METHODS[method] for method in METHODS if method in fire.METHODS]  # no variants
     overview = html(table(headline(results)))
@@ -87,17 +91,6 @@ def svg(canvas: Figure) -> str:
     file = io.BytesIO()
     canvas.savefig(file, format="svg", metadata={"Date": None})
     return base64.b64encode(file.getvalue()).decode()
-
-
-def pooled_tables(results: Sequence[Result]) -> list[tuple[str, pd.DataFrame]]:
-    """Pooled numbers of a domain's games or tasks, for each scale, machine and choice of settings that has several."""
-    alike: dict[str, list[Result]] = {}
-    for result in results:
-        if result.spec.normalised and result.recipe not in ("", *VIEWS):
-            where = f"scale={result.first.scale}, {result.first.machine}"
-            alike.setdefault(where + (f", {result.changed}" if result.changed else ""), []).append(result)
-    tables = {where: pooled(tasks) for where, tasks in sorted(alike.items())}
-    return [(where, numbers) for where, numbers in tables.items() if len(numbers)]
 
 
 def headline(results: Sequence[Result]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Numbers are kept as frames of methods by seeds, and a cell of a table is the mea
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,6 +21,8 @@ RESAMPLES = 10_000
 OPTIMIZER = re.compile(r"(?:, )?optimizer_at_boundary=\w+")
 # How exactly the paper's figures can be read: accuracies and losses, and returns, which are larger, relatively.
 READING, READING_OF_RETURNS, RETURNS = 0.002, 0.02, 20
+Estimate = tuple[float, float, float]
+"""A number and the ends of its 95 % interval."""
 PAPER = Path(__file__).parents[2] / "results" / "paper"
 
 
@@ -56,7 +58,7 @@ def by_method(result: Result) -> pd.DataFrame:
         if view.figure and not view.axis:
             columns[f"the paper's {AFTER_RESET[metric]}"] = known[known.metric == metric].value.map("{:g}".format)
     finals = {method: line.dropna().to_numpy() for method, line in final.iterrows()}
-    iqms = {method: iqm([seeds], spec.decimals) for method, seeds in finals.items() if len(seeds) >= 5}
+    iqms = {method: estimate(iqm([seeds]), spec.decimals) for method, seeds in finals.items() if len(seeds) >= 5}
     columns["IQM of final"] = pd.Series(iqms, dtype=object)
     return without_empty(pd.DataFrame(columns, index=final.index))
 
@@ -79,29 +81,19 @@ def pairs(result: Result) -> pd.DataFrame:
     return without_empty(pd.DataFrame(lines)) if lines else pd.DataFrame()
 
 
-def pooled(results: Sequence[Result]) -> pd.DataFrame:
-    """Several games or tasks of a domain together: the interquartile mean over all their runs of the final value, each
-    task's on its own scale."""
-    scores = [normalised(result, by_seed(result.finished, result.spec.metric)[0]) for result in results]
-    lines = []
-    for method in sorted({method for task in scores for method in task.index}, key=order):
-        found = [task.loc[method].dropna().to_numpy() for task in scores if method in task.index]
-        tasks = [values for values in found if len(values)]
-        if len(tasks) > 1:
-            column = f"IQM, {results[0].spec.normalised[0]}"  # type: ignore[index]
-            counts = {"tasks": str(len(tasks)), "runs": str(sum(map(len, tasks)))}
-            lines.append({"method": name(method), **counts, column: iqm(tasks, decimals=3)})
-    return pd.DataFrame(lines)
-
-
-def iqm(tasks: Sequence[np.ndarray], decimals: int) -> str:
+def iqm(tasks: Sequence[np.ndarray]) -> Estimate:
     """Interquartile mean of all runs, with the 95 % interval of a bootstrap that draws seeds within each task (Agarwal
     et al. 2021)."""
     rng = np.random.default_rng(0)
     drawn = np.concatenate([rng.choice(task, (RESAMPLES, len(task))) for task in tasks], axis=1)
     low, high = np.quantile(stats.trim_mean(drawn, 0.25, axis=1), [0.025, 0.975])
-    mean = stats.trim_mean(np.concatenate(tasks), 0.25)
-    return f"{mean:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return stats.trim_mean(np.concatenate(tasks), 0.25), low, high
+
+
+def estimate(numbers: Estimate, decimals: int) -> str:
+    """An estimate and its interval as text."""
+    middle, low, high = (f"{number:.{decimals}f}" for number in numbers)
+    return f"{middle} [{low}, {high}]"
 
 
 def by_seed(data: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -119,15 +111,22 @@ def after_reset(data: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def minus_none(values: pd.DataFrame) -> pd.DataFrame:
-    """How far each method is from `none` in the seeds that both have; of several `none`, from the one that did the same
-    with the optimiser."""
-    nones = [method for method in values.index if base(method) == "none"]
+    """How far each method is from `none` in the seeds that both have."""
     gaps = values * np.nan
-    for method in (method for method in values.index if base(method) != "none"):
-        alike = [none for none in nones if OPTIMIZER.findall(none) == OPTIMIZER.findall(method)]
-        if alike or len(nones) == 1:
-            gaps.loc[method] = values.loc[method] - values.loc[(alike or nones)[0]]
+    for method in values.index:
+        if (none := none_beside(method, values.index)) is not None:
+            gaps.loc[method] = values.loc[method] - values.loc[none]
     return gaps
+
+
+def none_beside(method: str, methods: Iterable[str]) -> str | None:
+    """The `none` among `methods` with which a method is compared: of several, the one that did the same with the
+    optimiser. None of `none` itself, and where there is none."""
+    nones = [other for other in methods if base(other) == "none"]
+    alike = [none for none in nones if OPTIMIZER.findall(none) == OPTIMIZER.findall(method)]
+    if base(method) == "none" or not (alike or len(nones) == 1):
+        return None
+    return (alike or nones)[0]
 
 
 def normalised(result: Result, values: pd.DataFrame) -> pd.DataFrame:

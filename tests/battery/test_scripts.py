@@ -12,7 +12,7 @@ import pytest
 from scripts import command
 from tests.conftest import REPOSITORY, run_dirs, start
 
-# script -> arguments -> exit status and a part of what it prints; {runs}, {text}, {file} and {tmp} are put in.
+# script -> arguments -> exit status and a part of what it prints; {runs}, {text}, {file}, {damaged}, {tmp} are put in.
 ROWS: dict[str, dict[str, tuple[int, str]]] = {
     "benchmark": {
         "": (2, "the following arguments are required: benchmark"),
@@ -74,6 +74,15 @@ ROWS: dict[str, dict[str, tuple[int, str]]] = {
         "{text} --prompt \udcff": (1, "--prompt is not UTF-8"),
         "{text} --tokens 5 --prompt ab": (0, "ab"),
     },
+    "theorems": {
+        "{tmp}/nowhere": (1, "{tmp}/nowhere is not the directory of a run"),
+        "{text}": (1, "{text} is not a run of vision"),
+        "{nothing}": (2, "it names no folder"),
+        "{run} --out {tmp}/table": (2, "its name must end in .md"),
+        "{run} --out {file}/x.md": (1, "cannot write to {file}"),
+        "{run} {run}": (2, "unrecognized arguments: {run}"),
+        "{damaged}": (1, "damaged {damaged}/config.yaml"),
+    },
     "wandb_workspace": {
         "": (1, "whose workspace? give --entity or set WANDB_ENTITY"),
         "{tmp}/nowhere --entity me": (1, "there is no folder {tmp}/nowhere"),
@@ -129,9 +138,12 @@ def test_scripts(
 ) -> None:
     (tmp_path / "file").write_text("text")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa" * 100)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/config.yaml").write_bytes(b"damaged: [")
     (text,) = [path for path in run_dirs(outputs) if "language" in path.parts]
     places = {
-        "tmp": tmp_path, "file": tmp_path / "file", "binary": tmp_path / "binary.txt", "runs": outputs / "vision",
+        "tmp": tmp_path, "file": tmp_path / "file", "binary": tmp_path / "binary.txt", "damaged": tmp_path / "damaged",
+        "runs": outputs / "vision",
         "run": next(path for path in run_dirs(outputs) if "vision" in path.parts), "text": text,
     }  # fmt: skip
     before = set(tmp_path.rglob("*"))

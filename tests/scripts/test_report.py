@@ -18,9 +18,9 @@ from experiments.common.schema import digest
 from scripts.report.__main__ import report, report_all
 from scripts.report.figures import curves
 from scripts.report.page import markdown
-from scripts.report.results import Result, load
+from scripts.report.results import load
 from scripts.report.runs import file_label
-from scripts.report.tables import by_method, compact, compared, pairs, plain, pooled
+from scripts.report.tables import by_method, compact, compared, pairs, plain
 from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
@@ -193,23 +193,6 @@ def test_other_data_of_one_name_are_named(language: Vision, tmp_path: Path, caps
     printed = capsys.readouterr().out
     assert "first_tokens=15000" in printed
     assert "first_tokens=20000" in printed
-
-
-def test_tasks_are_pooled_each_on_its_own_scale() -> None:
-    columns = ["domain", "benchmark", "method", "seed", "phase", "step", "metric", "value", "at_boundary"]
-    random, human = {"asterix": 210.0, "beam_rider": 363.9}, {"asterix": 8503.3, "beam_rider": 16926.5}
-    tasks, scores = [], []
-    for number, game in enumerate(("asterix", "beam_rider")):
-        finals = [300.0 + 100 * number, 500.0, 900.0 - 50 * number, 1000.0]
-        scores += [(value - random[game]) / (human[game] - random[game]) for value in finals]
-        rows = [("atari", game, "fire", seed, 1, 10, "train/return", value, False) for seed, value in enumerate(finals)]
-        tasks.append(Result(game, pd.DataFrame(rows, columns=columns)))
-    (line,) = pooled(tasks).to_dict("records")
-    assert (line["method"], line["tasks"], line["runs"]) == ("FIRE", "2", "8")
-    middle, low, high = map(float, re.findall(r"[\d.]+", line["IQM, human-normalised"]))
-    assert middle == pytest.approx(sum(sorted(scores)[2:6]) / 4, abs=5e-4)
-    assert low < middle < high
-    assert pooled(tasks[:1]).empty
 
 
 def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:

@@ -1,0 +1,1 @@
+"""The paper's theorems on a trained network."""
