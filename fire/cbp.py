@@ -59,7 +59,7 @@ class LowUtilityResets(UnitResets):
         self, layers: Sequence[UnitLayer], initial: Mapping[str, Tensor], method: ContinualBackprop, seed: int
     ) -> None:
         super().__init__(layers, initial, method.variant, seed)
-        self._method, self._checked = method, False
+        self._method = method
         self._means = torch.zeros_like(torch.cat(self.activity))
         self._born = torch.zeros_like(self._means, dtype=torch.int64)  # the step of the last replacement
         # For each layer: how many units are mature, how many became young in which step, and what it owes.
@@ -68,9 +68,7 @@ class LowUtilityResets(UnitResets):
         self._owed = [0.0] * len(layers)
 
     def act(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        if not self._checked:
-            self.read_activity()
-            self._checked = True
+        self.check_measured_once()
         decay, activity = self._method.decay, torch.cat(self.activity)
         if self.published:
             self._means.lerp_(activity, 1 - decay)

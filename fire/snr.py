@@ -83,7 +83,7 @@ class SilentResets(UnitResets):
         self._ages.add_(self._samples).masked_fill_(fires, 0)
         if self.steps % self._method.period:
             return
-        self.read_activity()
+        self.check_measured_once()
         self._thresholds.copy_(self._new_thresholds())
         silent = self._ages >= self._thresholds
         self._fired.zero_()

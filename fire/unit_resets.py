@@ -70,7 +70,7 @@ class UnitResets(During):
             name: initial[name].detach().cpu() for layer in layers for name in [*layer.drawn, *layer.restored]
         }
         self._generator = torch.Generator().manual_seed(seed)
-        self._reset = 0
+        self._reset, self._checked = 0, False
         self._hooks = [
             layer.activation.register_forward_hook(self._measure_into(activity, layer))
             for layer, activity in zip(layers, self.activity, strict=True)
@@ -105,15 +105,6 @@ class UnitResets(During):
         self.steps += 1
         self.act(optimizers)
 
-    def check_measured(self, activity: Sequence[Tensor]) -> None:
-        """Raise RuntimeError for a layer whose `activity`, now on the CPU, is still what it was at first."""
-        for layer, values in zip(self.layers, activity, strict=True):
-            if (values < 0).any():
-                raise RuntimeError(
-                    f"nothing has measured the units of {layer.name}: no training pass has run its hook, which code "
-                    "that was compiled before it was set does not know; call torch.compiler.reset() after `during`"
-                )
-
     def read_activity(self) -> list[Tensor]:
         """`activity` on the CPU; waits for the device.
 
@@ -121,8 +112,19 @@ class UnitResets(During):
             RuntimeError: no training pass has measured the units.
         """
         activity = on_cpu(self.activity)
-        self.check_measured(activity)
+        for layer, values in zip(self.layers, activity, strict=True):
+            if (values < 0).any():
+                raise RuntimeError(
+                    f"nothing has measured the units of {layer.name}: no training pass has run its hook, which code "
+                    "that was compiled before it was set does not know; call torch.compiler.reset() after `during`"
+                )
         return activity
+
+    def check_measured_once(self) -> None:
+        """`read_activity` at the first call, for its error."""
+        if not self._checked:
+            self.read_activity()
+            self._checked = True
 
     def metrics(self) -> dict[str, float]:
         """How many units have been reset since the last call."""

@@ -261,7 +261,7 @@ def test_redo_keeps_the_output_where_the_units_are_silent() -> None:
     ],
 )
 def test_resets_continue_from_a_checkpoint(name: str, settings: dict, variant: str) -> None:
-    model, initial, scope, x = network("mlp")
+    model, initial, scope, _ = network("mlp")
     with torch.no_grad():
         model.first.bias.copy_(torch.linspace(-6, -2, 6))  # so that units are silent at times
     method = fire.build(name, variant=variant, **settings)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fire
+from tests.conftest import needs_cuda
 from tests.fire.test_during import CONVS, MLP, network, slow_reset, trained, units_first
 from tests.fire.test_methods import initial_of
-from tests.tape import WAITS, launches
+from tests.tape import WAITS, Tape, launches
 
 
 class SlowCBP:
@@ -180,8 +181,8 @@ def test_snr_thresholds_by_hand() -> None:
 
 
 def reset_once(variant: str, name: str, **settings: object) -> tuple[nn.Module, dict, torch.optim.Adam, Tensor]:
-    """A network after a reset of some units of its first layer, its state before, its optimiser with moments of 1 and 2,
-    and which units they were."""
+    """A network after a reset of some units of its first layer, its state before, its optimiser, with moments of 1 and
+    2, and which units they were."""
     model, initial, _, x = network("conv")
     scope = fire.Scope(units={"relu1": CONVS["relu1"]})
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -237,7 +238,7 @@ def test_what_the_published_code_of_cbp_does() -> None:
 
     settings = {"replacement_rate": 0.25, "maturity_threshold": 0}
     for variant, kept in (("published", False), ("as_published_code", True)):
-        model, before, optimizer, changed = reset_once(variant, "cbp", **settings)
+        model, _, optimizer, changed = reset_once(variant, "cbp", **settings)
         assert int(changed.sum()) == 1
         assert not model.conv2.weight[:, changed].any()
         assert bool(optimizer.state[model.conv1.weight]["exp_avg"].all()) == kept
@@ -251,7 +252,7 @@ def test_what_the_published_code_of_cbp_does() -> None:
             model(x)
             during.after_step()
         counts.append(during.metrics()["method/units_reset"])
-    # From the fourth step on: half of 6, 3 and then 1.5 mature units, or half of all 6 as long as there are mature ones.
+    # From the fourth step on half of the mature units, of 6, 3 and 2, or half of all 6 while there are mature ones.
     assert counts == [5, 6]
 
 
@@ -297,10 +298,33 @@ def test_steps_wait_for_nothing_and_launch_little() -> None:
     assert not WAITS & counted.keys()
 
 
+@needs_cuda
+def test_cbp_on_a_gpu_waits_for_nothing() -> None:
+    """Not when units are replaced either; ReDo and SNR do, which shows that the check sees waits."""
+    methods = (fire.ContinualBackprop(0.5, 0), fire.SelfNormalizedResets(tau_max=1, period=1), fire.ReDo(1.0, 1))
+    for method in methods:
+        model, initial, scope, x = network("conv")
+        model, x = model.cuda(), x.cuda()
+        optimizer = torch.optim.Adam(model.parameters(), capturable=True)
+        during = method.during(model, initial, scope)
+        for _ in range(3):
+            trained(model, x, optimizer)
+            during.after_step(optimizer)
+        trained(model, x, optimizer)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            if isinstance(method, fire.ContinualBackprop):
+                during.after_step(optimizer)
+            else:
+                with pytest.raises(RuntimeError, match="synchroniz"):
+                    during.after_step(optimizer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert during.metrics()["method/units_reset"] > 0
+
+
 def test_samples_are_those_of_the_captured_batch() -> None:
     """In one graph for each size of batch, the number of samples is that of the batch which is replayed."""
-    from tests.tape import Tape
-
     model, initial, scope, x = network("mlp")
     during = fire.SelfNormalizedResets().during(model, initial, scope)
     tapes = []
