@@ -300,9 +300,8 @@ def test_steps_wait_for_nothing_and_launch_little() -> None:
 
 @needs_cuda
 def test_cbp_on_a_gpu_waits_for_nothing() -> None:
-    """Not when units are replaced either; ReDo and SNR do, which shows that the check sees waits."""
-    methods = (fire.ContinualBackprop(0.5, 0), fire.SelfNormalizedResets(tau_max=1, period=1), fire.ReDo(1.0, 1))
-    for method in methods:
+    """Not when units are replaced either; ReDo does, which shows that the check sees waits."""
+    for method in (fire.ContinualBackprop(0.5, 0), fire.ReDo(1.0, 1)):
         model, initial, scope, x = network("conv")
         model, x = model.cuda(), x.cuda()
         optimizer = torch.optim.Adam(model.parameters(), capturable=True)
