@@ -7,6 +7,7 @@ fire.reset_state(optimizer, report)  # then train on the new data
 
 from . import metrics
 from .batch_norm import refresh_batch_norm
+from .cbp import ContinualBackprop
 from .during import During
 from .injection import InjectedHead, PlasticityInjection
 from .l2_init import L2Init
@@ -30,11 +31,13 @@ from .polar import polar
 from .redo import ReDo
 from .report import MatrixReport, Recorder, ResetReport
 from .scope import Scope
+from .snr import SelfNormalizedResets
 from .units import UnitLayer, unit_layers
 
 __all__ = [
     "METHODS",
     "Activation",
+    "ContinualBackprop",
     "During",
     "Fire",
     "FullReset",
@@ -49,6 +52,7 @@ __all__ = [
     "Rescale",
     "ResetReport",
     "Scope",
+    "SelfNormalizedResets",
     "ShrinkPerturb",
     "TrainingMethod",
     "UnitLayer",

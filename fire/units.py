@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .gram import compute_dtype
 from .matrices import examples, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
@@ -52,28 +53,68 @@ class UnitLayer:
         ones, its outgoing weights zero. The `step` of an optimiser stays: it belongs to a whole tensor.
 
         Args:
-            units: their numbers, (count,), on the CPU.
+            units: their numbers, (count,); nothing waits for those on another device.
             initial: at least the tensors named in `drawn` and `restored`, as they were at initialisation.
             generator: of random numbers, on the CPU.
             optimizers: of the network.
         """
-        written = []
-        for name, tensor in {**self.drawn, **self.restored}.items():
-            start = initial[name].cpu()
-            new = start[units]
-            if name in self.drawn:
-                new = start.flatten()[torch.randint(start.numel(), new.shape, generator=generator)]
-            tensor.index_copy_(0, units.to(tensor.device), new.to(tensor))
+        written = self._draw(units, initial, generator)
+        for name, tensor in self.restored.items():
+            places = units.to(tensor.device)
+            tensor.index_copy_(0, places, _sent(initial[name], tensor)[places])
             written.append((tensor, 0, units))
         for weight in self.outgoing:
             each = weight.shape[1] // self.size
-            columns = (units[:, None] * each + torch.arange(each)).flatten()
+            columns = (units[:, None] * each + torch.arange(each, device=units.device)).flatten()
             weight.index_fill_(1, columns.to(weight.device), 0)
             written.append((weight, 1, columns))
         for tensor, axis, places in written:
             for moment in [optimizer.state.get(tensor, {}).get(name) for optimizer in optimizers for name in MOMENTS]:
                 if isinstance(moment, Tensor):
                     moment.index_fill_(axis, places.to(moment.device), 0)
+
+    @torch.no_grad()
+    def reset_as_published_code(
+        self, units: Tensor, initial: Mapping[str, Tensor], generator: torch.Generator,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> None:  # fmt: skip
+        """What the FIRE authors' code does in ReDo and self-normalised resets; arguments as of `reset`.
+
+        It draws incoming weights and biases as `reset` does. It means to set outgoing weights and moments to zero too,
+        but does so on copies, so that they stay; the norm stays as well. The `step` of the optimisers becomes 0, for
+        the whole of each incoming and outgoing tensor.
+        """
+        self._draw(units, initial, generator)
+        for tensor in [*self.drawn.values(), *self.outgoing]:
+            for step in [optimizer.state.get(tensor, {}).get("step") for optimizer in optimizers]:
+                if isinstance(step, Tensor):
+                    step.zero_()
+
+    def outgoing_magnitude(self) -> Tensor:
+        """The mean absolute outgoing weight of each unit, (size,), in float32 at least."""
+        sums, count = [], 0
+        for weight in self.outgoing:
+            columns = weight.detach().reshape(len(weight), self.size, -1)
+            sums.append(columns.abs().sum((0, 2), dtype=compute_dtype(weight.dtype)))
+            count += columns.shape[0] * columns.shape[2]
+        return sum(sums[1:], sums[0]) / count
+
+    def _draw(
+        self, units: Tensor, initial: Mapping[str, Tensor], generator: torch.Generator
+    ) -> list[tuple[Tensor, int, Tensor]]:
+        """New incoming weights and biases for the units; which entries of which tensors those are."""
+        for name, tensor in self.drawn.items():
+            start = initial[name].cpu()
+            places = torch.randint(start.numel(), (len(units), *start.shape[1:]), generator=generator)
+            tensor.index_copy_(0, units.to(tensor.device), _sent(start.flatten()[places], tensor))
+        return [(tensor, 0, units) for tensor in self.drawn.values()]
+
+
+def _sent(values: Tensor, like: Tensor) -> Tensor:
+    """Values on the device and in the dtype of another tensor; does not wait for a GPU, as a plain copy would."""
+    if like.is_cuda and not values.is_cuda:
+        values = values.pin_memory()
+    return values.to(like.device, like.dtype, non_blocking=True)
 
 
 def unit_layers(model: nn.Module, units: Mapping[str, Mapping[str, Any]]) -> list[UnitLayer]:

@@ -119,18 +119,20 @@ def test_l2_init_captured() -> None:
         torch.testing.assert_close(p.grad, 0.3 * (p.detach() - initial[name]))
 
 
-def test_compiled() -> None:
+@pytest.mark.parametrize("method", ["redo", "cbp", "snr"])
+def test_compiled(method: str) -> None:
     """Hooks and penalty in compiled code do what they do outside of it."""
     model, initial, scope, x = network("mlp")
     plain = copy.deepcopy(model)
-    redo, plain_redo = (fire.ReDo().during(m, initial, scope) for m in (model, plain))
+    resets, plain_resets = (fire.build(method).during(m, initial, scope) for m in (model, plain))
     l2, plain_l2 = (fire.L2Init(0.3).during(m, initial, scope) for m in (model, plain))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     loss = torch.compile(lambda x: model(x).square().mean() + l2.penalty(), backend="aot_eager", fullgraph=True)
     for batch in (x, 2 * x):
         compiled(batch).sum()
         plain(batch)
-        torch.testing.assert_close(redo.measured()[0], plain_redo.measured()[0])
+        for measured, right in zip(resets.measured(), plain_resets.measured(), strict=True):
+            torch.testing.assert_close(measured, right)
         model.zero_grad()
         plain.zero_grad()
         loss(batch).backward()
@@ -139,11 +141,13 @@ def test_compiled() -> None:
             torch.testing.assert_close(p.grad, right.grad)
 
 
-def test_hooks_that_compiled_code_does_not_know_are_an_error() -> None:
+@pytest.mark.parametrize("method", [fire.ReDo(period=1), fire.ContinualBackprop(), fire.SelfNormalizedResets(period=1)])
+def test_hooks_that_compiled_code_does_not_know_are_an_error(method: fire.Method) -> None:
+    torch.compiler.reset()
     model, initial, scope, x = network("mlp")
     compiled = torch.compile(model, backend="aot_eager")
     compiled(x)
-    during = fire.ReDo(period=1).during(compiled, initial, scope)
+    during = method.during(compiled, initial, scope)
     compiled(x)
     with pytest.raises(RuntimeError, match="nothing has measured the units of activation"):
         during.after_step()
@@ -151,6 +155,34 @@ def test_hooks_that_compiled_code_does_not_know_are_an_error() -> None:
     compiled(x)
     during.after_step()
     assert during.measured()[0].gt(0).any()
+
+
+def slow_reset(
+    state: dict[str, Tensor], written: dict[str, Tensor], initial: dict[str, Tensor], around: dict, units: list[int],
+    size: int, generator: torch.Generator,
+) -> None:  # fmt: skip
+    """Reset `units` of a layer of `size` in a network's state, one by one; mark in `written` which entries change."""
+    for key in [key for key in state if key.startswith(f"{around['incoming']}.")]:
+        entries = initial[key].flatten()
+        places = torch.randint(len(entries), (len(units), *state[key].shape[1:]), generator=generator)
+        for i, place in zip(units, places, strict=True):
+            state[key][i] = entries[place]
+            written[key][i] = True
+    norm = around.get("norm")
+    for key in [key for key in state if norm and key.startswith(f"{norm}.") and state[key].ndim]:
+        for i in units:
+            state[key][i], written[key][i] = initial[key][i], True
+    for reader in around["outgoing"]:
+        key = f"{reader}.weight"
+        columns = state[key].shape[1] // size
+        for i in units:
+            state[key][:, i * columns : (i + 1) * columns] = 0
+            written[key][:, i * columns : (i + 1) * columns] = True
+
+
+def units_first(model: nn.Module, output: Tensor) -> Tensor:
+    """An activation as (units, ...)."""
+    return output.movedim(-1 if isinstance(model, MLP) else 1, 0)
 
 
 def slow_redo(
@@ -162,26 +194,10 @@ def slow_redo(
     written = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in state.items()}
     generator, count = torch.Generator().manual_seed(seed), 0
     for name, around in units.items():
-        output = outputs[name].movedim(-1 if isinstance(model, MLP) else 1, 0)
-        scores = [float(unit.abs().mean()) for unit in output]
+        scores = [float(unit.abs().mean()) for unit in units_first(model, outputs[name])]
         dormant = [i for i, score in enumerate(scores) if score <= tau * sum(scores) / len(scores)]
         count += len(dormant)
-        for key in [key for key in state if key.startswith(f"{around['incoming']}.")]:
-            entries = initial[key].flatten()
-            places = torch.randint(len(entries), (len(dormant), *state[key].shape[1:]), generator=generator)
-            for i, place in zip(dormant, places, strict=True):
-                state[key][i] = entries[place]
-                written[key][i] = True
-        norm = around.get("norm")
-        for key in [key for key in state if norm and key.startswith(f"{norm}.") and state[key].ndim]:
-            for i in dormant:
-                state[key][i], written[key][i] = initial[key][i], True
-        for reader in around["outgoing"]:
-            key = f"{reader}.weight"
-            columns = state[key].shape[1] // len(scores)
-            for i in dormant:
-                state[key][:, i * columns : (i + 1) * columns] = 0
-                written[key][:, i * columns : (i + 1) * columns] = True
+        slow_reset(state, written, initial, around, dormant, len(scores), generator)
     return state, written, count
 
 
@@ -235,29 +251,44 @@ def test_redo_keeps_the_output_where_the_units_are_silent() -> None:
     assert (model.first(x) > 0)[:, 2].any()
 
 
-def test_redo_continues_from_a_checkpoint() -> None:
-    model, initial, scope, x = network("conv")
-    optimizer = torch.optim.Adam(model.parameters())
-    method = fire.ReDo(tau=0.8, period=2)
+@pytest.mark.parametrize("variant", ["published", "as_published_code"])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("redo", {"tau": 0.8, "period": 2}),
+        ("cbp", {"replacement_rate": 0.07, "maturity_threshold": 2}),
+        ("snr", {"tau_max": 8, "period": 4}),
+    ],
+)
+def test_resets_continue_from_a_checkpoint(name: str, settings: dict, variant: str) -> None:
+    model, initial, scope, _ = network("mlp")
+    with torch.no_grad():
+        model.first.bias.copy_(torch.linspace(-6, -2, 6))  # so that units are silent at times
+    method = fire.build(name, variant=variant, **settings)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     during = method.during(model, initial, scope, seed=1)
-    for _ in range(3):
-        trained(model, x, optimizer)
+    batches = torch.randn(20, 3, 5, dtype=torch.float64)
+    for batch in batches[:9]:
+        trained(model, batch, optimizer)
         during.after_step(optimizer)
     stored = io.BytesIO()
     torch.save((model.state_dict(), optimizer.state_dict(), during.state_dict()), stored)
-    other = ConvNet().double()
+    other = MLP().double()
     its_optimizer = torch.optim.Adam(other.parameters())
     resumed = method.during(other, initial, scope, seed=2)
     stored.seek(0)
     for part, state in zip((other, its_optimizer, resumed), torch.load(stored, weights_only=True), strict=True):
         part.load_state_dict(state)
-    for network_, optimizer_, during_ in ((model, optimizer, during), (other, its_optimizer, resumed)):
-        trained(network_, x, optimizer_)
-        assert during_.is_due()
-        during_.after_step(optimizer_)
-    assert during.metrics() == resumed.metrics() != {"method/units_reset": 0}
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, other.state_dict()[name]), name
+    counts = []
+    for batch in batches[9:]:
+        for network_, optimizer_, during_ in ((model, optimizer, during), (other, its_optimizer, resumed)):
+            trained(network_, batch, optimizer_)
+            during_.after_step(optimizer_)
+            counts.append(during_.metrics()["method/units_reset"])
+        assert counts[-1] == counts[-2]
+    assert sum(counts[2:]) > 0
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
 
 
 def test_redo_uses_what_a_captured_forward_pass_measured() -> None:

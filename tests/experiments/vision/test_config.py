@@ -78,6 +78,22 @@ def test_scale_is_only_a_name() -> None:
     assert one.run_dir.parent.name == "warm_start-cifar10-resnet18-paper"
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "values"),
+    [
+        ("redo", ("tau",), {"warm_start": [0.5], "continual": [0.05]}),
+        ("cbp", ("replacement_rate", "maturity_threshold"), {"warm_start": [1e-4, 1000], "continual": [1e-5, 1000]}),
+        ("snr", ("percentile",), {"warm_start": [0.99], "continual": [0.92]}),
+    ],
+)
+def test_the_authors_values_of_each_benchmark(method: str, settings: tuple[str, ...], values: dict[str, list]) -> None:
+    for benchmark, expected in values.items():
+        chosen = composed("scale=paper", f"benchmark={benchmark}", f"method={method}").method
+        assert [chosen[setting] for setting in settings] == expected
+    assert composed("method=cbp").method.maturity_threshold == 40  # at scale=laptop
+    assert composed("method=cbp", "method.maturity_threshold=7").method.maturity_threshold == 7
+
+
 def test_a_method_that_acts_in_phase_0_has_its_own() -> None:
     words = ("method=l2_init", "method.coefficient=0.01")
     assert directories(*words)[1] == directories()[1]  # the warm start: from phase 1 on

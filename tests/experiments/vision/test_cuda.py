@@ -13,7 +13,7 @@ from experiments.common.runtime import Runtime
 from experiments.vision.models import build
 from tests.conftest import needs_cuda, numbers, run_dirs
 from tests.experiments.vision.conftest import Storage, trained, training
-from tests.experiments.vision.test_learner import L2_INIT, REDO
+from tests.experiments.vision.test_learner import CBP, L2_INIT, REDO, SNR
 
 Vision = Callable[..., tuple[int, str]]
 DEVICE = "cuda"
@@ -28,9 +28,9 @@ def curve(vision: Vision, outputs: Path, *arguments: str) -> list[float]:
 
 
 @needs_cuda
-@pytest.mark.parametrize("method", [m for m in fire.METHODS if m not in ("plasticity_injection", "redo")])
+@pytest.mark.parametrize("method", [m for m in fire.METHODS if m not in ("plasticity_injection", "redo", "cbp", "snr")])
 def test_equals_the_cpu_within_rounding(method: str, vision: Vision, tmp_path: Path) -> None:
-    """But for ReDo: a unit at the threshold is reset on one of them alone."""
+    """But for those that reset units: one at the threshold is reset on one of them alone."""
     words = (f"method={method}", *(["method.coefficient=1e-3"] if method == "l2_init" else []))
     on_gpu = curve(vision, tmp_path / "gpu", *words, "compile=false")
     on_cpu = curve(vision, tmp_path / "cpu", *words, "device=cpu")
@@ -57,7 +57,7 @@ def test_ways_to_execute_agree(compile: str, precision: str, vision: Vision, tmp
 @needs_cuda
 @pytest.mark.parametrize("at_boundary", ["keep", "reset"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", [("method=fire",), L2_INIT, REDO], ids=" ".join)
+@pytest.mark.parametrize("method", [("method=fire",), L2_INIT, REDO, CBP, SNR], ids=" ".join)
 def test_captured_run_equals_eager(method: tuple[str, ...], precision: str, at_boundary: str, uncompiled: None) -> None:
     settings = (*method, f"precision={precision}", f"optimizer_at_boundary={at_boundary}")
     eager = trained(training("false", *settings, device=DEVICE), Storage())

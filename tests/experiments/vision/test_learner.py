@@ -14,8 +14,18 @@ from tests.tape import WAITS, Tape, launches
 
 L2_INIT = ("method=l2_init", "method.coefficient=0.01")
 REDO = ("method=redo", "method.tau=0.5", "method.period=3")
-OTHERS = [(f"method={name}",) for name in fire.METHODS if name not in ("plasticity_injection", "l2_init", "redo")]
-METHODS = [*OTHERS, L2_INIT, REDO, (*L2_INIT, "method.first_phase=0"), (*REDO, "method.first_phase=0")]
+CBP = ("method=cbp", "method.replacement_rate=0.02", "method.maturity_threshold=2")
+SNR = ("method=snr", "method.period=2", "method.tau_max=200")
+RESETS = [REDO, CBP, SNR]
+ACTING = {"plasticity_injection", "l2_init", "redo", "cbp", "snr"}
+OTHERS = [(f"method={name}",) for name in fire.METHODS if name not in ACTING]
+METHODS = [
+    *OTHERS,
+    L2_INIT,
+    *RESETS,
+    (*REDO, "method.variant=as_published_code"),
+    *((*words, "method.first_phase=0") for words in (L2_INIT, *RESETS)),
+]
 # Both may only fall.
 LAUNCHES_PER_STEP = 2  # besides the graph: copying the indices and filling in the learning rate
 LAUNCHES_IN_GRAPH = 231  # of a step that is not compiled, on the CPU
@@ -37,7 +47,7 @@ def test_captured_run_equals_eager_to_the_bit(method: tuple[str, ...], taped: li
     eager, captured = training("false", *method), training("graphs", *method)
     rows = trained(captured, Storage())
     assert rows == trained(eager, Storage())
-    if method[0] == "method=redo":
+    if method[:3] in RESETS:
         assert sum(row.get("method/units_reset", 0) for row in rows) > 0
     assert len(taped) == 6  # for each of two phases a whole and a smaller batch, and two sizes of test batches
     one, other = eager.state_dict(), captured.state_dict()
@@ -48,7 +58,7 @@ def test_captured_run_equals_eager_to_the_bit(method: tuple[str, ...], taped: li
 
 # After the first step, after the first epoch, and in the middle of an epoch of phase 1.
 @pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (3, "bf16"), (8, "fp32")])
-@pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), REDO], ids=" ".join)
+@pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), *RESETS], ids=" ".join)
 def test_captured_run_resumes_in_the_middle(
     stop_at: int, precision: str, method: tuple[str, ...], taped: list[Tape], uncompiled: None
 ) -> None:
@@ -137,9 +147,10 @@ def test_compiled_objective_is_one_graph_and_agrees_with_eager(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_compiled_network_is_measured_by_hooks_that_came_later() -> None:
-    """ReDo begins in phase 1, when the network has been compiled without its hooks."""
-    compiled, eager = (trained(training(compile, *REDO), Storage()) for compile in ("true", "false"))
+@pytest.mark.parametrize("method", RESETS, ids=" ".join)
+def test_compiled_network_is_measured_by_hooks_that_came_later(method: tuple[str, ...]) -> None:
+    """These begin in phase 1, when the network has been compiled without their hooks."""
+    compiled, eager = (trained(training(compile, *method), Storage()) for compile in ("true", "false"))
     reset = [[row["method/units_reset"] for row in rows if "method/units_reset" in row] for rows in (compiled, eager)]
     assert reset[0] == reset[1]
     assert sum(reset[0]) > 0
