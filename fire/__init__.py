@@ -7,6 +7,7 @@ fire.reset_state(optimizer, report)  # then train on the new data
 
 from . import metrics
 from .batch_norm import refresh_batch_norm
+from .dash import Dash
 from .during import During
 from .injection import InjectedHead, PlasticityInjection
 from .l2_init import L2Init
@@ -25,7 +26,9 @@ from .methods import (
     register,
 )
 from .metrics import Activation
+from .muon import Muon, MuonWithAdam
 from .optimizers import reset_state
+from .parseval import Parseval
 from .polar import polar
 from .redo import ReDo
 from .report import MatrixReport, Recorder, ResetReport
@@ -35,6 +38,7 @@ from .units import UnitLayer, unit_layers
 __all__ = [
     "METHODS",
     "Activation",
+    "Dash",
     "During",
     "Fire",
     "FullReset",
@@ -42,7 +46,10 @@ __all__ = [
     "L2Init",
     "MatrixReport",
     "Method",
+    "Muon",
+    "MuonWithAdam",
     "NoReset",
+    "Parseval",
     "PlasticityInjection",
     "ReDo",
     "Recorder",
