@@ -69,6 +69,8 @@ def test_kill_9_and_resume(
 
 L2_INIT = ("method=l2_init", "method.coefficient=0.1", "method.first_phase=0")
 REDO = ("method=redo", "method.tau=0.7", "method.period=7")
+MUON = ("method=muon",)
+PARSEVAL = ("method=parseval", "method.coefficient=1e-3", "method.first_phase=0")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,9 @@ REDO = ("method=redo", "method.tau=0.7", "method.period=7")
         pytest.param(L2_INIT, in_phase_0, marks=pytest.mark.slow),
         pytest.param((*REDO, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
         (REDO, in_phase_1),
+        (MUON, in_phase_1),
+        pytest.param((*MUON, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
+        pytest.param(PARSEVAL, in_phase_0, marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_while_a_method_acts(
@@ -151,7 +156,16 @@ sys.exit(launch(LANGUAGE))
 """
 
 
-@pytest.mark.parametrize("method", [L2_INIT, (*REDO, "method.first_phase=0")], ids=["l2_init", "redo"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        L2_INIT,
+        (*REDO, "method.first_phase=0"),
+        pytest.param((*MUON, "method.first_phase=0"), marks=pytest.mark.slow),
+        pytest.param(PARSEVAL, marks=pytest.mark.slow),
+    ],
+    ids=["l2_init", "redo", "muon", "parseval"],
+)
 def test_two_processes_act_alike(method: tuple[str, ...], language: Command, text_dir: Path, tmp_path: Path) -> None:
     """Both have the same weights to the bit, and the losses, the penalty and the number of units reset that one process
     has where it sees the whole batch at once."""

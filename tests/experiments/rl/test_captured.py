@@ -15,7 +15,10 @@ from tests.experiments.rl import precision
 from tests.experiments.rl.captured import GRAPHS, METHODS, capture_everywhere, check_stops, cost, method_of
 from tests.tape import Tape
 
-ACTING = {"l2_init": ["method.coefficient=0.01"], "redo": ["method.period=6", "method.tau=0.5"]}
+ACTING = {
+    "l2_init": ["method.coefficient=0.01"], "redo": ["method.period=6", "method.tau=0.5"],
+    "parseval": ["method.coefficient=0.001"],
+}  # fmt: skip
 
 
 def test_what_a_step_costs(
