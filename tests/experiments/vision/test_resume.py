@@ -57,14 +57,8 @@ def test_kill_9_and_resume(
     assert not list(tmp_path.rglob(".checkpoint.*.tmp"))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param("dash", marks=pytest.mark.slow),
-        pytest.param("parseval", marks=pytest.mark.slow),
-        "muon",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dash", "parseval", "muon"])
 def test_kill_9_and_resume_with_other_methods(method: str, data_dir: Path, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"method={method}", f"data_dir={data_dir}", "checkpoint_seconds=0"]
     arguments.remove("method=fire")
