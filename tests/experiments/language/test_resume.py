@@ -188,8 +188,9 @@ def test_two_processes_act_alike(method: tuple[str, ...], language: Command, tex
             {key: row[key] for key in ("method/penalty", "method/units_reset", "train/loss", "val/loss") if key in row}
             for row in (alone, shared)
         ]
-        # Rounding grows, and in the end a unit may fall on the other side of the threshold.
-        assert compared[1] == pytest.approx(compared[0], rel=0.05 if alone["phase"] else 1e-5)
+        # Rounding grows, and in the end a unit may fall on the other side of the threshold. Muon computes in bfloat16.
+        rounding = 1e-3 if method[0] == "method=muon" else 1e-5
+        assert compared[1] == pytest.approx(compared[0], rel=0.05 if alone["phase"] else rounding)
 
 
 BREAK = """
