@@ -8,6 +8,7 @@ fire.reset_state(optimizer, report)  # then train on the new data
 from . import metrics
 from .batch_norm import refresh_batch_norm
 from .cbp import ContinualBackprop
+from .dash import Dash
 from .during import During
 from .injection import InjectedHead, PlasticityInjection
 from .l2_init import L2Init
@@ -26,7 +27,9 @@ from .methods import (
     register,
 )
 from .metrics import Activation
+from .muon import Muon, MuonWithAdam
 from .optimizers import reset_state
+from .parseval import Parseval
 from .polar import polar
 from .redo import ReDo
 from .report import MatrixReport, Recorder, ResetReport
@@ -38,6 +41,7 @@ __all__ = [
     "METHODS",
     "Activation",
     "ContinualBackprop",
+    "Dash",
     "During",
     "Fire",
     "FullReset",
@@ -45,7 +49,10 @@ __all__ = [
     "L2Init",
     "MatrixReport",
     "Method",
+    "Muon",
+    "MuonWithAdam",
     "NoReset",
+    "Parseval",
     "PlasticityInjection",
     "ReDo",
     "Recorder",

@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+VARIANTS = ("published", "as_published_code")
+"""A method as its own paper has it, or as FIRE's authors' code does it, to which the FIRE paper's numbers belong."""
+
+
+def check_variant(value: Any) -> None:
+    """Raise ValueError for what is none of `VARIANTS`."""
+    if value not in VARIANTS:
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {value!r}")
+
 
 def check_type(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
     """Raise TypeError unless `value` is of `kind`, which is `expected` in words."""

@@ -44,17 +44,37 @@ class WeightMatrix:
         parameter: the tensor that holds it.
         layout: maps a tensor shaped like `parameter` to a view (*stack, out, in) of it.
         scale: FIRE's factor on the polar factor, sqrt(out / in) / kernel positions.
+        kernel: which axes of the view's stack are kernel positions.
     """
 
     name: str
     parameter: Tensor
     layout: Callable[[Tensor], Tensor]
     scale: float
+    kernel: tuple[int, ...] = ()
 
     @property
     def view(self) -> Tensor:
         """The matrices (*stack, out, in), sharing memory with `parameter`."""
         return self.layout(self.parameter.detach())
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """What `tensor`, shaped like `parameter`, is as matrices (batch, out, in * kernel positions), in which a
+        convolution is one matrix (a group, if grouped). The order of columns is that in memory, so that nothing is
+        copied where that can be."""
+        order, shape = self._order(view := self.layout(tensor))
+        return view.permute(order).reshape(-1, view.shape[-2], math.prod(shape[-1 - len(self.kernel) :]))
+
+    def write_flat(self, tensor: Tensor, matrices: Tensor) -> None:
+        """Copy matrices, in the order that `flat` gives those of `tensor`, into `tensor`."""
+        order, shape = self._order(view := self.layout(tensor))
+        view.permute(order).copy_(matrices.reshape(shape))
+
+    def _order(self, view: Tensor) -> tuple[list[int], list[int]]:
+        """The axes of a view as `flat` takes them: the stack, out, and those of the columns; and their sizes."""
+        columns = sorted((*self.kernel, view.ndim - 1), key=lambda axis: view.stride(axis), reverse=True)
+        order = [axis for axis in range(view.ndim - 1) if axis not in self.kernel] + columns
+        return order, [view.shape[axis] for axis in order]
 
 
 def weight_matrices(
@@ -244,10 +264,11 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _parts(name: str, parameter: Tensor, rule: Rule, sizes: Sequence[int] | None) -> list[WeightMatrix]:
     """The whole parameter as one WeightMatrix or, given `sizes`, one for each run of that many rows."""
-    layout, positions = rule
-    out, fan_in = layout(parameter).shape[-2:]
+    layout, kernel = rule
+    *stack, out, fan_in = layout(parameter).shape
+    positions = math.prod(stack[axis] for axis in kernel)
     if sizes is None:
-        return [WeightMatrix(name, parameter, layout, math.sqrt(out / fan_in) / positions)]
+        return [WeightMatrix(name, parameter, layout, math.sqrt(out / fan_in) / positions, kernel)]
     if sum(sizes) != out or min(sizes, default=0) < 1:
         raise ValueError(f"the fused sizes {list(sizes)} of {name} must be positive and add up to its {out} rows")
     parts = []
@@ -255,5 +276,5 @@ def _parts(name: str, parameter: Tensor, rule: Rule, sizes: Sequence[int] | None
         rows = slice(end - size, end)
         part = lambda w, rows=rows: layout(w)[..., rows, :]  # noqa: E731
         scale = math.sqrt(size / fan_in) / positions
-        parts.append(WeightMatrix(f"{name}[{rows.start}:{end}]", parameter, part, scale))
+        parts.append(WeightMatrix(f"{name}[{rows.start}:{end}]", parameter, part, scale, kernel))
     return parts

@@ -5,9 +5,9 @@ A method is a dataclass of its settings; `@register` makes it known by name, to 
 model it concerns, because that belongs to the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +125,14 @@ class Method:
     Attributes:
         method_name: under which it is registered.
         resets_optimizer: whether it makes no sense without a new optimiser.
+        needs_data: whether `reset` needs batches of the data to come.
+        has_optimizer: whether it trains with an optimiser of its own.
     """
 
     method_name: ClassVar[str] = ""
     resets_optimizer: ClassVar[bool] = False
+    needs_data: ClassVar[bool] = False
+    has_optimizer: ClassVar[bool] = False
 
     def check(self, model: nn.Module, scope: Scope) -> None:
         """Raise ValueError for a scope that does not fit the model or this method."""
@@ -148,25 +152,35 @@ class Method:
         """
         return During()
 
+    def optimizer(self, plain: torch.optim.Optimizer, model: nn.Module, scope: Scope) -> torch.optim.Optimizer:
+        """The optimiser that trains `model` in a phase in which it acts, in place of `plain`, a new one of the training
+        loop; by default that one."""
+        return plain
+
     def restructure(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope) -> None:
         """Give `model` the modules it has after a reset, so that a state_dict from then fits: most methods change none.
         `reset` does this itself."""
 
     @torch.no_grad()
-    def reset(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope()) -> ResetReport:  # noqa: B008
+    def reset(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope = Scope(),  # noqa: B008
+        data: Iterable[Any] | None = None, loss: Callable[[Any], Tensor] | None = None,
+    ) -> ResetReport:  # fmt: skip
         """Change `model` in place before it meets new data.
 
         Args:
             model: the network; its parameters keep their memory addresses.
             initial: `state_dict` of the same network at initialisation, on any device.
             scope: which modules are concerned.
+            data, loss: where the method `needs_data`, batches of the data to come, and the mean loss of one, by `model`
+                as it is, without torch.compile; other methods ignore them.
 
         Returns:
             The report, over all weight matrices of the model, also those that the method leaves alone.
 
         Raises:
             ValueError: `initial` does not belong to `model` or shares its memory, a pattern matches nothing, a
-                non-finite weight, no weight that a method of weights could change.
+                non-finite weight, no weight that a method of weights could change, no data where they are needed.
             TypeError: an argument of another type.
             RuntimeError: `model` is DistributedDataParallel, and not all of its ranks have made the call.
         """
@@ -175,16 +189,28 @@ class Method:
         given, model = model, unwrap(model)
         check_initial(model, initial)
         self.check(model, scope)
+        if self.needs_data and (data is None or loss is None):
+            raise ValueError(f"{self.method_name} needs the data to come: reset(..., data=batches, loss=of_a_batch)")
         await_ranks(given)
         matrices, skipped = weight_matrices(model, fused=scope.fused, layouts=scope.layouts)
         names = {storage_key(tensor): names[0] for tensor, names in state_of(model)}
         full_reset = [m.layout(initial[names[storage_key(m.parameter)]]) for m in matrices]
         recorder = Recorder(self.method_name, matrices, skipped, full_reset, model)
-        self.change(model, initial, scope, recorder)
+        if data is None or loss is None:
+            self.change(model, initial, scope, recorder)
+        else:
+            self.change_by_data(model, initial, scope, recorder, data, loss)
         return recorder.report()
 
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         """Write new weights into `model` through `recorder`, which measures them; by default none."""
+
+    def change_by_data(
+        self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder, data: Iterable[Any],
+        loss: Callable[[Any], Tensor],
+    ) -> None:  # fmt: skip
+        """`change`, of a method that `needs_data`."""
+        self.change(model, initial, scope, recorder)
 
 
 @register("none")

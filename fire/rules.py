@@ -1,6 +1,5 @@
 """Where the matrices lie in a weight: what is known of modules, and layouts given in words."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-Rule = tuple[Callable[[Tensor], Tensor], int]
-"""Maps a parameter to a view (*stack, out, in); and over how many kernel positions the matrices' effects add up."""
+Rule = tuple[Callable[[Tensor], Tensor], tuple[int, ...]]
+"""Maps a parameter to a view (*stack, out, in); and which axes of the stack are kernel positions, over which the
+matrices' effects add up."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
@@ -65,22 +65,22 @@ def rule(module: nn.Module, name: str, parameter: Tensor) -> Rule | str:
     if isinstance(module, nn.modules.conv._ConvNd) and name == "weight":
         return _convolution(module)
     if isinstance(module, nn.MultiheadAttention) and name == "in_proj_weight":
-        return lambda w: w.unflatten(0, (3, -1)), 1
+        return lambda w: w.unflatten(0, (3, -1)), ()
     if isinstance(module, nn.MultiheadAttention) and name in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-        return lambda w: w, 1
+        return lambda w: w, ()
     if isinstance(module, nn.RNNBase | nn.RNNCellBase) and kind in _GATES:
         gates = 1 if name.startswith("weight_hr") else _GATES[kind]  # the projection of an LSTM has no gates
-        return lambda w: w.unflatten(0, (gates, -1)), 1
+        return lambda w: w.unflatten(0, (gates, -1)), ()
     if isinstance(module, nn.Bilinear):
-        return lambda w: w, 1  # a form (in1, in2) for each output
+        return lambda w: w, ()  # a form (in1, in2) for each output
     if kind == "Conv1D" and name == "weight" and parameter.shape[1] == getattr(module, "nf", None):
-        return lambda w: w.mT, 1  # of transformers: a linear layer stored (in, out)
+        return lambda w: w.mT, ()  # of transformers: a linear layer stored (in, out)
     if name in _EXPERTS and parameter.ndim == 3:
         return _experts(module, name, parameter)
     if name == "weight" and tuple(parameter.shape[-2:]) == declared:
-        return lambda w: w, 1
+        return lambda w: w, ()
     if name == "weight" and tuple(parameter.shape[-2:]) == declared[::-1]:
-        return lambda w: w.mT, 1
+        return lambda w: w.mT, ()
     return f"{kind}.{name} has no rule: which are its rows and columns is not known; say it with `layouts`"
 
 
@@ -93,7 +93,7 @@ def _convolution(module: nn.modules.conv._ConvNd) -> Rule | str:
     # (groups * a, b, *kernel) -> (groups, *kernel, out, in); a is out, or in where the convolution is transposed.
     rows_columns = (2, 1) if module.transposed else (1, 2)
     order = (0, *range(3, 3 + dimensions), *rows_columns)
-    return lambda w: w.unflatten(0, (groups, -1)).permute(order), math.prod(module.kernel_size)
+    return lambda w: w.unflatten(0, (groups, -1)).permute(order), tuple(range(1, 1 + dimensions))
 
 
 def _experts(module: nn.Module, name: str, parameter: Tensor) -> Rule | str:
@@ -105,10 +105,10 @@ def _experts(module: nn.Module, name: str, parameter: Tensor) -> Rule | str:
     fits = tuple(parameter.shape[1:]) == (out, fan_in), tuple(parameter.shape[1:]) == (fan_in, out)
     transposed = getattr(module, "is_transposed", None)
     if transposed is not None and fits[bool(transposed)]:
-        return (lambda w: w.mT) if transposed else (lambda w: w), 1
+        return (lambda w: w.mT) if transposed else (lambda w: w), ()
     if fits.count(True) != 1:
         return f"{type(module).__name__}.{name} fits no order of rows and columns, or both; say it with `layouts`"
-    return (lambda w: w) if fits[0] else (lambda w: w.mT), 1
+    return (lambda w: w) if fits[0] else (lambda w: w.mT), ()
 
 
 def _first(module: nn.Module, *names: str) -> Any:
@@ -130,8 +130,8 @@ def from_words(layout: str, name: str, parameter: Tensor) -> Rule:
         )
     stack = [i for i, word in enumerate(words) if word not in ("out", "in")]
     order = (*stack, words.index("out"), words.index("in"))
-    positions = math.prod(parameter.shape[i] for i, word in enumerate(words) if word == "position")
-    return lambda w: w.permute(order), positions
+    kernel = tuple(axis for axis, i in enumerate(stack) if words[i] == "position")
+    return lambda w: w.permute(order), kernel
 
 
 def looks_fused(name: str, shape: Sequence[int]) -> bool:

@@ -23,6 +23,7 @@ class Scope:
         fused, layouts, frozen: as of `fire_`: weights that stack several matrices, where matrices lie, and whether
             weights that are not trained are projected too.
         inject: modules that plasticity injection puts a second head beside.
+        adam: modules that `muon` leaves to Adam, such as the head.
         units: pattern of activations -> the layers around them (`unit_layers`), for methods that reset units, e.g.
             {"blocks.*.relu1": {"incoming": "blocks.*.conv1", "norm": "blocks.*.bn1", "outgoing": ["blocks.*.conv2"]}}.
 
@@ -34,13 +35,14 @@ class Scope:
     exclude: Sequence[str] | None = None
     reset: Sequence[str] = ()
     inject: Sequence[str] = ()
+    adam: Sequence[str] = ()
     fused: Mapping[str, Sequence[int]] = field(default_factory=dict)
     layouts: Mapping[str, str] = field(default_factory=dict)
     frozen: bool = False
     units: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("include", "exclude", "reset", "inject"):
+        for name in ("include", "exclude", "reset", "inject", "adam"):
             check_patterns_type(name, getattr(self, name))
         check_fused(self.fused)
         check_layouts(self.layouts)
@@ -62,6 +64,7 @@ class Scope:
         modules = unwrap(model).named_modules(remove_duplicate=False)
         with_state = [name for name, module in modules if [*module.parameters(False), *module.buffers(False)]]
         check_patterns("reset", self.reset, with_state)
+        check_patterns("adam", self.adam, with_state)
         children = [name for name, _ in unwrap(model).named_modules() if name]
         for pattern in self.inject:
             if not any(fnmatchcase(name, pattern) for name in children):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checks import check_variant
 from .during import During
 from .gram import on_cpu
 from .matrices import unwrap
@@ -15,24 +16,20 @@ from .methods import TrainingMethod, check_initial
 from .scope import Scope
 from .units import UnitLayer, unit_layers
 
-VARIANTS = ("published", "as_published_code")
-"""The algorithm as its paper has it, or what the FIRE authors' code does, to which the FIRE paper's numbers belong."""
-
 
 @dataclass
 class UnitMethod(TrainingMethod):
     """Base of methods that reset units. The layers are those in the scope's `units`.
 
     Attributes:
-        variant: one of `VARIANTS`. Each method says what the authors' code does in another way.
+        variant: published or as_published_code. Each method says what the authors' code does in another way.
     """
 
     variant: str = field(default="published", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        check_variant(self.variant)
 
     def check(self, model: nn.Module, scope: Scope) -> None:
         """Raise ValueError where the scope names no units."""

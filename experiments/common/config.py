@@ -42,6 +42,7 @@ class ScopeConfig:
         exclude: modules whose weight matrices it leaves alone.
         reset: modules that resets send to their initial weights altogether.
         inject: heads that plasticity injection puts a second one beside.
+        adam: modules that muon leaves to Adam.
         units: for each activation, the layers around its units.
         fused: row sizes of weights that stack several matrices.
     """
@@ -50,6 +51,7 @@ class ScopeConfig:
     exclude: list[str] | None = setting(None, decides=LATER_PHASES)
     reset: list[str] = setting([], decides=LATER_PHASES)
     inject: list[str] = setting([], decides=LATER_PHASES)
+    adam: list[str] = setting([], decides=LATER_PHASES)
     units: dict[str, UnitsConfig] = field(default_factory=dict, metadata={"decides": LATER_PHASES})
     fused: dict[str, list[int]] = field(default_factory=dict)
 
@@ -90,8 +92,8 @@ class BaseConfig:
         scale: how large the run is: the name of a file in configs/<domain>/scale.
         jobs: how many jobs of a sweep run at once; 0: one for each GPU or CPU core.
         method: what is done for plasticity: the name of a file in configs/shared/method.
-        optimizer_at_boundary: what becomes of the optimiser's moments at a boundary. Plasticity injection always
-            resets them; in humanoid the temperature is reset too.
+        optimizer_at_boundary: what becomes of the optimiser's moments at a boundary. Plasticity injection and Muon
+            always reset them; in humanoid the temperature is reset too.
         device: auto: CUDA where there is one.
         precision: of the training; resets always compute in float32. fp16 is language's alone, on CUDA.
         compile: true: torch.compile. graphs, on CUDA: a whole step as CUDA graphs; in language those that torch.compile

@@ -7,7 +7,7 @@ A domain's training loop is in its `train.py`. What all domains do alike at a bo
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -44,9 +44,13 @@ class Experiment(ABC):
         disk_bytes: what its checkpoints take at most, roughly, in the run and in the shared phase.
         alone: whether one process trains the run. Of several, none may leave while the others wait for it.
         at_once: context in which a signal ends the run at once, back at its last checkpoint.
+        no_data: why a method cannot have batches of the data to come; empty where `upcoming` gives them.
+        no_optimizer: why a method cannot bring its own optimiser; empty where the loop trains by `optimizer_for`.
     """
 
     x_axis: ClassVar[str]
+    no_data: ClassVar[str] = "it needs batches of the data to come, which this domain does not give"
+    no_optimizer: ClassVar[str] = "it is an optimiser, and this domain trains with its own"
     phases: int = 2
     branch: str = END
     rewinds: bool = False
@@ -61,6 +65,9 @@ class Experiment(ABC):
             UserError: a scope that does not fit the network or the method.
         """
         self.cfg, self.runtime, self.method, self.network = cfg, runtime, method, network
+        for needed, why in ((method.needs_data, self.no_data), (method.has_optimizer, self.no_optimizer)):
+            if needed and why:
+                raise UserError(f"method={cfg.method.name}: {why}")
         try:
             self.scope = build_scope(cfg.model.scope)
             method.check(network, self.scope)
@@ -116,6 +123,17 @@ class Experiment(ABC):
         """A module, its loss without autocast, and fixed batches, of the phase that begins, of `sharpness` samples in
         all."""
 
+    def upcoming(self) -> tuple[Iterable[Any], Callable[[Any], Tensor]]:
+        """All data of the phase that begins, once, in batches, for a method that needs them, and their loss without
+        autocast."""
+        raise NotImplementedError
+
+    def optimizer_for(self, plain: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """What trains in the phase of `during`: `plain`, new, or in its place what the method brings."""
+        if not self.method.acts_in(self._phase_of_during):
+            return plain
+        return self.method.optimizer(plain, self.network, self.scope)
+
     def sharpness(self) -> dict[str, float]:
         """The sharpness of the loss on fixed samples; nothing where it is not asked for."""
         return plasticity.sharpness(*self.sharpness_parts()) if self.cfg.sharpness else {}
@@ -137,7 +155,8 @@ class Experiment(ABC):
         if before := self.sharpness():
             row["reset/sharpness_before"] = before["plasticity/sharpness"]
         try:
-            report = self.method.reset(self.network, self.initial, self.scope)
+            data, loss = self.upcoming() if self.method.needs_data else (None, None)
+            report = self.method.reset(self.network, self.initial, self.scope, data, loss)
         except ValueError as error:
             raise UserError(f"method={self.cfg.method.name}: {error}") from error
         logger.info(

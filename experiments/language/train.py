@@ -44,6 +44,8 @@ class LanguageTraining(Experiment):
     """
 
     x_axis = "iteration"
+    no_data = "it passes over all data to come before the training, which for a corpus takes as long as the training"
+    no_optimizer = ""
 
     def __init__(
         self, cfg: DictConfig, runtime: Runtime, method: fire.Method, first: Corpus, second: Corpus, group: ProcessGroup
@@ -65,9 +67,10 @@ class LanguageTraining(Experiment):
         self.compiled = runtime.compiled(self.model)
         self.called: Any = DistributedDataParallel(self.compiled) if group.world_size > 1 else self.compiled
         self.scaler = model.new_scaler(runtime)
-        self.optimizer = model.new_optimizer(self.model, cfg)
         self.begin_during(0)
+        self.new_optimizer()
         self.iteration, self.origin = 0, 0  # of this phase, and where it began
+        self.rate = 0.0  # AdamW's learning rate in the last iteration
         self.best = Best()
         self.totals = self.new_totals()
         self.peak = peak_rate(runtime)
@@ -77,6 +80,13 @@ class LanguageTraining(Experiment):
         kept = [at for at in self.periodic.values() if self.rewinds or at <= self.periodic[self.branch]]
         size = 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())  # weights and AdamW's moments
         self.disk_bytes = (len(kept) + 1 + 6) * size
+
+    def new_optimizer(self) -> None:
+        """An optimiser with empty moments: AdamW, or what the method trains with."""
+        self.optimizer = self.optimizer_for(model.new_optimizer(self.model, self.cfg))
+        rate = self.cfg.budget.learning_rate
+        # How many times AdamW's the learning rate of each group is.
+        self.rate_factors = [group["lr"] / rate for group in self.optimizer.param_groups]
 
     def new_totals(self) -> Tensor:
         """Sums over the iterations since the last row: loss, norm of the gradient, skipped steps, iterations; kept on
@@ -101,6 +111,7 @@ class LanguageTraining(Experiment):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.group.announce("load_state_dict", state)
         self.load_during(state["during"])
+        self.new_optimizer()
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -139,15 +150,15 @@ class LanguageTraining(Experiment):
         case: the authors start phase 1 in another process, from a checkpoint without it."""
         self.group.broadcast_([*self.model.parameters(), *self.model.buffers()])
         if self.cfg.optimizer_at_boundary == "reset":
-            self.optimizer = model.new_optimizer(self.model, self.cfg)
+            self.new_optimizer()
         self.scaler = model.new_scaler(self.runtime)
 
     def train_iteration(self) -> None:
         """One step of the optimiser on one batch, this process's share of it in `micro_batch` sequences at a time."""
         cfg, budget = self.cfg, self.cfg.budget
-        rate = model.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+        self.rate = model.learning_rate(self.iteration, budget.iterations[self.phase], cfg)
+        for group, factor in zip(self.optimizer.param_groups, self.rate_factors, strict=True):
+            group["lr"] = self.rate * factor
         batch = self.mixtures[self.phase].batch(cfg.seed, self.phase, self.iteration, budget.sequences)
         mine = self.on_device(batch).split(budget.micro_batch)[self.group.rank :: self.group.world_size]
         total = torch.zeros((), device=self.runtime.device)
@@ -241,7 +252,7 @@ class LanguageTraining(Experiment):
             "phase": self.phase,
             "iteration": self.position(),
             "train/loss": loss / iterations,
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.rate,
             "plasticity/grad_norm": norm / max(iterations - skipped, 1),
             "speed/tokens_per_second": rate,
             **self.during.metrics(),

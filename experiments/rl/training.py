@@ -87,6 +87,8 @@ class AgentTraining(Experiment):
     """
 
     x_axis = "env_step"
+    no_data = "it needs data to come, which an agent collects itself, after the boundary"
+    no_optimizer = "it is an optimiser, which the paper has in vision alone; agents train with their own"
     plasticity_at_evaluations: ClassVar[bool]
     target_always_follows: ClassVar[bool] = False
     learner: Learner

@@ -21,6 +21,7 @@ from experiments.vision.data import Images
 EVAL_BATCH = {"cpu": 250, "cuda": 2000}  # 250 images fit a CPU's cache, 2000 fill a GPU
 TOTALS = ("loss", "correct", "grad_norm", "steps")  # sums over the steps of one epoch
 Network = Callable[[Tensor], Tensor]
+OptimizerFor = Callable[[torch.optim.Optimizer], torch.optim.Optimizer]
 
 
 def objective(network: Network, images: Images, indices: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ class Learner:
 
     Attributes:
         model: the network.
-        optimizer: Adam.
+        optimizer: Adam, or what the method trains with.
         totals: the epoch's sums, scalars in float64, kept on the device so that no step waits for them.
     """
 
@@ -52,24 +53,31 @@ class Learner:
             {name: torch.zeros((), dtype=torch.float64, device=runtime.device) for name in names}
             for names in (TOTALS, ("correct", "loss"))
         )
-        # A graph repeats the Python numbers it was captured with; a tensor is read at every replay.
-        self._rate = torch.zeros((), device=runtime.device)
         self._graphs, self._test_graphs = UpdateGraphs(), UpdateGraphs()
-        self.begin_phase(fire.During(), new_optimizer=True)
+        self.begin_phase(fire.During(), lambda adam: adam)
 
-    def begin_phase(self, during: fire.During, new_optimizer: bool) -> None:
+    def begin_phase(self, during: fire.During, optimizer_for: OptimizerFor | None = None) -> None:
         """Prepare for a phase.
 
         Args:
             during: what the method does during training.
-            new_optimizer: whether Adam starts with empty moments.
+            optimizer_for: the new optimiser, given a new Adam; None: the optimiser stays, with its moments.
         """
         self._during = during
-        if new_optimizer:
-            rate = self._rate if self._captured else self._settings.learning_rate
-            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, fused=True, capturable=self._captured)
+        if optimizer_for is not None:
+            rate, parameters = self._settings.learning_rate, self.model.parameters()
+            self.optimizer = optimizer_for(torch.optim.Adam(parameters, rate, fused=True, capturable=self._captured))
+            # How many times Adam's the learning rate of each group is.
+            self._factors = [group["lr"] / rate for group in self.optimizer.param_groups]
+            self._rates_in_tensors()
         # Also where the optimiser is kept: no other phase has the size of this one's last batch, or uses its graph.
         self._graphs.forget()
+
+    def _rates_in_tensors(self) -> None:
+        """A graph repeats the Python numbers it was captured with; a tensor is read at every replay."""
+        if self._captured:
+            for group in self.optimizer.param_groups:
+                group.update(lr=torch.zeros((), device=self.runtime.device), capturable=True)
 
     def read_totals(self) -> dict[str, float]:
         """The epoch's sums so far; waits for the device."""
@@ -83,13 +91,15 @@ class Learner:
     def update(self, indices: Tensor, rate: float) -> None:
         """One step on the training images with these indices, (batch,) on the device, at a learning rate; does not wait
         for the device."""
+        for group, factor in zip(self.optimizer.param_groups, self._factors, strict=True):
+            if self._captured:
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
         if self._captured:
-            self._rate.fill_(rate)
             self._graphs.run(self._update, [indices], self._changed, [self.optimizer])
-            return
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self._update([indices])
+        else:
+            self._update([indices])
 
     def _changed(self) -> list[Tensor]:
         return [*self.model.parameters(), *self.model.buffers(), *self.totals.values(), *self._during.measured()]
@@ -145,9 +155,7 @@ class Learner:
         """Continue from a checkpoint."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self._captured:
-            for group in self.optimizer.param_groups:
-                group.update(lr=self._rate, capturable=True)
+        self._rates_in_tensors()
         for name, total in self.totals.items():
             total.copy_(state["totals"][name])
         self._graphs.forget()

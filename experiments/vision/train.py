@@ -10,7 +10,7 @@ code counts that in epochs and, in the long phase 0 of the warm start, enters th
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class VisionTraining(Experiment):
     """
 
     x_axis = "epoch"
+    no_data = no_optimizer = ""
 
     def __init__(self, cfg: DictConfig, runtime: Runtime, method: fire.Method) -> None:
         self.data_set = DATA_SETS[cfg.data.name]
@@ -71,7 +72,7 @@ class VisionTraining(Experiment):
         self.model = model
         self.begin_during(0)
         self.learner = Learner(model, self.train_set, self.test_set, cfg, runtime)
-        self.learner.begin_phase(self.during, new_optimizer=False)
+        self.learner.begin_phase(self.during, self.optimizer_for)
         self.epoch, self.batch = 0, 0
         # Weights and Adam's moments; two checkpoints kept and one being written, in the run and in the shared phase.
         self.disk_bytes = 6 * 3 * sum(t.numel() * t.element_size() for t in self.initial.values())
@@ -82,7 +83,7 @@ class VisionTraining(Experiment):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.load_during(state["during"])
-        self.learner.begin_phase(self.during, new_optimizer=False)
+        self.learner.begin_phase(self.during, self.optimizer_for)
         self.learner.load_state_dict(state)
         self.phase, self.epoch, self.batch = state["position"]
 
@@ -109,7 +110,8 @@ class VisionTraining(Experiment):
 
     def after_reset(self) -> None:
         """A new optimiser, unless the run keeps it."""
-        self.learner.begin_phase(self.during, new_optimizer=self.cfg.optimizer_at_boundary == "reset")
+        new = self.cfg.optimizer_at_boundary == "reset"
+        self.learner.begin_phase(self.during, self.optimizer_for if new else None)
 
     def train_epoch(self, workspace: Workspace, images: Tensor, epochs: int, progress: Progress) -> None:
         """The rest of one epoch over the training images with these indices, and its row in the log."""
@@ -204,7 +206,20 @@ class VisionTraining(Experiment):
         chosen = torch.randperm(len(images), generator=generator(cfg.seed, "sharpness", self.phase))[: cfg.sharpness]
         parts = images[chosen.to(images.device)].split(cfg.budget.batch_size)
         batches = [self.train_set.batch(part, self.channels_last) for part in parts]
-        return self.model, lambda batch: F.cross_entropy(self.model(batch[0]), batch[1]), batches
+        return self.model, self.loss, batches
+
+    def upcoming(self) -> tuple[Iterable[Any], Callable[[Any], Tensor]]:
+        """The training images of the phase that begins, in an order of its own."""
+        images = self.phase_images(self.phase)
+        order = torch.randperm(len(images), generator=generator(self.cfg.seed, "method", self.phase))
+        parts = images[order.to(images.device)].split(self.cfg.budget.batch_size)
+        # Batch normalisation knows no statistics of a single image.
+        batches = (self.train_set.batch(part, self.channels_last) for part in parts if len(part) > 1)
+        return batches, self.loss
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean loss of normalised images and their labels."""
+        return F.cross_entropy(self.model(batch[0]), batch[1])
 
     def summarise(self, rows: list[Row]) -> dict[str, Any]:
         """Final test accuracy, and its mean over the tests of the last phase."""

@@ -34,6 +34,7 @@ def names() -> dict[str, Any]:
         "model": model, "bad": bad, "initial": initial, "relu_only": nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)),
         "arrays": {name: value.numpy() for name, value in initial.items()}, "own": tied.state_dict(), "tied": tied,
         "A": torch.randn(5, 3), "v": torch.randn(3), "weights": weights, "np": np, "Act": metrics.Activation,
+        "adam": torch.optim.Adam(model.parameters()), "total": lambda factor: factor * model.head.weight.sum(),
         "scope": lambda **given: fire.Scope(**given).check(model), "flat": nn.BatchNorm1d(3),
     }  # fmt: skip
 
@@ -155,6 +156,24 @@ ROWS: list[tuple[str, type[Exception], str]] = [
     ("fire.NoReset().reset(A, initial)", T, "model must be a torch.nn.Module"),
     ("fire.FullReset().reset(nn.Linear(2, 2), nn.Linear(3, 2).state_dict())", V, "other names or shapes"),
     ("fire.FullReset().reset(model, {'conv.weight': A})", V, "the initial weights are not of this model"),
+    ("fire.Parseval(nan)", V, "coefficient must be finite, got nan"),
+    ("fire.Parseval(1.0).during(nn.Sequential(nn.ReLU()), {}, fire.Scope())", V, "parseval finds no weight matrix"),
+    ("fire.Dash(0, 0.1)", V, "alpha must be positive"),
+    ("fire.Dash(0.3, 1.5)", V, r"lambda_ must lie in \[0, 1\], got 1.5"),
+    ("fire.Dash(0.3, 0.1, 'mine')", V, "variant must be one of published, as_published_code, got 'mine'"),
+    ("fire.Dash(0.3, 0.1).reset(model, initial)", V, r"dash needs the data to come: reset\(..., data=batches, loss="),
+    ("fire.Dash(0.3, 0.1).reset(model, initial, data=[A])", V, "dash needs the data to come"),
+    ("fire.Dash(0.3, 0.1).reset(model, initial, data=[], loss=total)", V, "dash needs at least one batch"),
+    ("fire.Dash(0.3, 0.1).reset(model, initial, data=[nan], loss=total)", V, "is not finite; nothing has been changed"),
+    ("fire.Dash(0.3, 0.1).reset(flat, {k: v + 0 for k, v in flat.state_dict().items()}, data=[1], loss=total)", V,
+     "dash finds no weight matrix that is trained in BatchNorm1d"),
+    ("fire.Muon(-1)", V, "learning_rate must be at least 0, got -1"),
+    ("fire.Muon(momentum=1.5)", V, r"momentum must lie in \[0, 1\], got 1.5"),
+    ("fire.Muon(variant='mine')", V, "variant must be one of published, as_published_code, got 'mine'"),
+    ("fire.Muon().optimizer(torch.optim.SGD(model.parameters()), model, fire.Scope())", T, "plain must be a torch"),
+    ("fire.Muon().optimizer(adam, flat, fire.Scope())", V, "muon finds no weight matrix in BatchNorm1d"),
+    ("fire.Muon().optimizer(adam, model, fire.Scope(adam=['haed']))", V, "adam pattern 'haed' matches no module with"),
+    ("fire.Scope(adam='head')", T, "adam must be a list of patterns, got 'head'"),
     # metrics
     ("metrics.sfe(A, A[0])", V, r"before and after must have one shape, got \(5, 3\) and \(3,\)"),
     ("metrics.sfe(A, 0)", T, "after must be a torch.Tensor, got int"),
@@ -183,8 +202,8 @@ ROWS: list[tuple[str, type[Exception], str]] = [
     ("metrics.sharpness([lambda: A.sum()], model.parameters(), tol=nan)", V, "tol must be finite"),
 ]  # fmt: skip
 
-RECORDS = {"Activation", "During", "InjectedHead", "MatrixReport", "METHODS", "Method", "Recorder", "ResetReport",
-           "TrainingMethod", "UnitLayer", "WeightMatrix", "metrics", "register"}  # fmt: skip
+RECORDS = {"Activation", "During", "InjectedHead", "MatrixReport", "METHODS", "Method", "MuonWithAdam", "Recorder",
+           "ResetReport", "TrainingMethod", "UnitLayer", "WeightMatrix", "metrics", "register"}  # fmt: skip
 """Public names that are results, base classes or modules: nothing of theirs takes a user's argument."""
 
 

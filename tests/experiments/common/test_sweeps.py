@@ -61,7 +61,7 @@ def test_command_line_overrides_a_recipe(overrides: list[str], expected: list[tu
 @pytest.mark.parametrize("path", sorted((CONFIGS / "shared" / "method").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_method_is_named_as_its_file(path: Path) -> None:
     """By that name its runs are filed."""
-    words = ["method.coefficient=0.5"] if path.stem in ("shrink_perturb", "l2_init") else []
+    words = ["method.coefficient=0.5"] if path.stem in ("shrink_perturb", "l2_init", "parseval") else []
     assert compose_domain("vision", VisionConfig, [f"method={path.stem}", *words]).method.name == path.stem
 
 

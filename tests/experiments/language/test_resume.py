@@ -71,6 +71,8 @@ L2_INIT = ("method=l2_init", "method.coefficient=0.1", "method.first_phase=0")
 REDO = ("method=redo", "method.tau=0.7", "method.period=7")
 CBP = ("method=cbp", "method.replacement_rate=0.003", "method.maturity_threshold=5")
 SNR = ("method=snr", "method.period=4", "method.percentile=0.5")
+MUON = ("method=muon",)
+PARSEVAL = ("method=parseval", "method.coefficient=1e-3", "method.first_phase=0")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +81,13 @@ SNR = ("method=snr", "method.period=4", "method.percentile=0.5")
         pytest.param(L2_INIT, in_phase_0, marks=pytest.mark.slow),
         pytest.param((*REDO, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
         (REDO, in_phase_1),
-        ((*CBP, "method.first_phase=0"), in_phase_0),
-        pytest.param(CBP, in_phase_1, marks=pytest.mark.slow),
-        ((*SNR, "method.first_phase=0"), in_phase_0),
+        (CBP, in_phase_1),
+        pytest.param((*CBP, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
+        pytest.param((*SNR, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
         pytest.param(SNR, in_phase_1, marks=pytest.mark.slow),
+        (MUON, in_phase_1),
+        pytest.param((*MUON, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
+        pytest.param(PARSEVAL, in_phase_0, marks=pytest.mark.slow),
     ],
 )
 def test_kill_9_while_a_method_acts(
@@ -158,7 +163,15 @@ sys.exit(launch(LANGUAGE))
 
 
 @pytest.mark.parametrize(
-    "method", [L2_INIT, *((*words, "method.first_phase=0") for words in (REDO, CBP, SNR))], ids=lambda words: words[0]
+    "method",
+    [
+        (*REDO, "method.first_phase=0"),
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (L2_INIT, PARSEVAL, *((*other, "method.first_phase=0") for other in (CBP, SNR, MUON)))
+        ),
+    ],
+    ids=lambda words: words[0],
 )
 def test_two_processes_act_alike(method: tuple[str, ...], language: Command, text_dir: Path, tmp_path: Path) -> None:
     """Both have the same weights to the bit, and the losses, the penalty and the number of units reset that one process
@@ -185,8 +198,9 @@ def test_two_processes_act_alike(method: tuple[str, ...], language: Command, tex
             {key: row[key] for key in ("method/penalty", "method/units_reset", "train/loss", "val/loss") if key in row}
             for row in (alone, shared)
         ]
-        # Rounding grows, and in the end a unit may fall on the other side of the threshold.
-        assert compared[1] == pytest.approx(compared[0], rel=0.05 if alone["phase"] else 1e-5)
+        # Rounding grows, and in the end a unit may fall on the other side of the threshold. Muon computes in bfloat16.
+        rounding = 1e-3 if method[0] == "method=muon" else 1e-5
+        assert compared[1] == pytest.approx(compared[0], rel=0.05 if alone["phase"] else rounding)
 
 
 BREAK = """

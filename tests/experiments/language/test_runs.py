@@ -167,6 +167,21 @@ def test_methods_act_during_training(language: Command, tmp_path: Path) -> None:
     assert len({row["train/loss"] for name in found for row in found[name][-1:]}) == 3
 
 
+def test_muon_and_parseval_train_the_blocks(language: Command, tmp_path: Path) -> None:
+    """Muon in phase 1, at its own rate, the head and the positions by Adam; Parseval pulls matrices to isometries."""
+    assert language("method=none")[0] == 0
+    assert language("method=muon", "method.learning_rate=0.03")[0] == 0
+    assert language("method=parseval", "method.coefficient=0.1")[0] == 0
+    found = {directory.name.split("-")[0]: numbers(directory) for directory in run_dirs(tmp_path / "outputs")}
+    last = {name: rows[-1] for name, rows in found.items()}
+    assert len({row["val/loss"] for row in last.values()}) == 3
+    assert all(row["val/loss"] < math.log(256) for row in last.values())
+    assert {row["train/learning_rate"] for row in last.values()} == {last["none"]["train/learning_rate"]}
+    assert last["parseval"]["plasticity/dfi_raw"] < 0.9 * last["none"]["plasticity/dfi_raw"]
+    penalties = [row["method/penalty"] for row in found["parseval"] if "method/penalty" in row]
+    assert penalties[-1] < penalties[0]
+
+
 def test_non_finite_loss_stops_the_run(language: Command, tmp_path: Path) -> None:
     status, printed = language("budget.learning_rate=1e30", "optimizer.clip_norm=1e30", "checkpoint_seconds=0")
     assert status == 1

@@ -18,6 +18,7 @@ from tests.tape import Tape
 ACTING = {
     "l2_init": ["method.coefficient=0.01"], "redo": ["method.period=6", "method.tau=0.5"],
     "cbp": ["method.replacement_rate=0.01", "method.maturity_threshold=3"], "snr": ["method.period=3"],
+    "parseval": ["method.coefficient=0.001"],
 }  # fmt: skip
 
 

@@ -245,10 +245,10 @@ def test_a_buffer_that_does_not_fit_stays_in_ram(tmp_path: Path, monkeypatch: py
 
 @needs_cuda
 def test_whole_runs(command: Command, tmp_path: Path) -> None:
-    for method in ("fire,plasticity_injection,redo,cbp,snr", "l2_init"):
-        settings = ["method.coefficient=0.01"] if method == "l2_init" else []
+    for method in ("fire,plasticity_injection,redo,cbp,snr", "l2_init,parseval"):
+        settings = ["method.coefficient=0.01"] if "l2_init" in method else []
         status, printed = command("-m", f"method={method}", *settings, "device=cuda", "checkpoint_seconds=0.1")
         assert status == 0, printed
-    assert len(run_dirs(tmp_path / "outputs")) == 6
+    assert len(run_dirs(tmp_path / "outputs")) == 7
     for run in run_dirs(tmp_path / "outputs"):
         assert numbers(run)[-1]["train/loss"] > 0

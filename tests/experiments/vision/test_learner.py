@@ -17,14 +17,17 @@ REDO = ("method=redo", "method.tau=0.5", "method.period=3")
 CBP = ("method=cbp", "method.replacement_rate=0.02", "method.maturity_threshold=2")
 SNR = ("method=snr", "method.period=2", "method.tau_max=200")
 RESETS = [REDO, CBP, SNR]
-ACTING = {"plasticity_injection", "l2_init", "redo", "cbp", "snr"}
+MUON = ("method=muon", "method.learning_rate=0.0078125")
+PARSEVAL = ("method=parseval", "method.coefficient=0.01")
+ACTING = {"plasticity_injection", "l2_init", "redo", "cbp", "snr", "muon", "parseval"}
 OTHERS = [(f"method={name}",) for name in fire.METHODS if name not in ACTING]
 METHODS = [
     *OTHERS,
     L2_INIT,
+    MUON,
     *RESETS,
     (*REDO, "method.variant=as_published_code"),
-    *((*words, "method.first_phase=0") for words in (L2_INIT, *RESETS)),
+    *((*words, "method.first_phase=0") for words in (L2_INIT, MUON, PARSEVAL, *RESETS)),
 ]
 # Both may only fall.
 LAUNCHES_PER_STEP = 2  # besides the graph: copying the indices and filling in the learning rate
@@ -51,14 +54,14 @@ def test_captured_run_equals_eager_to_the_bit(method: tuple[str, ...], taped: li
         assert sum(row.get("method/units_reset", 0) for row in rows) > 0
     assert len(taped) == 6  # for each of two phases a whole and a smaller batch, and two sizes of test batches
     one, other = eager.state_dict(), captured.state_dict()
-    for group in other["optimizer"]["param_groups"]:
-        assert group.pop("capturable") is not one["optimizer"]["param_groups"][0].pop("capturable")
+    for ours, theirs in zip(*(state["optimizer"]["param_groups"] for state in (one, other)), strict=True):
+        assert ours.pop("capturable") is not theirs.pop("capturable")
     assert equal(one, other)
 
 
 # After the first step, after the first epoch, and in the middle of an epoch of phase 1.
 @pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (3, "bf16"), (8, "fp32")])
-@pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), *RESETS], ids=" ".join)
+@pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), MUON, *RESETS], ids=" ".join)
 def test_captured_run_resumes_in_the_middle(
     stop_at: int, precision: str, method: tuple[str, ...], taped: list[Tape], uncompiled: None
 ) -> None:
@@ -177,3 +180,58 @@ def test_l2_init_keeps_the_weights_near_their_initial_values() -> None:
     plain = trained(training("false", "method=none"), Storage())
     without = trained(training("false", *L2_INIT[:1], "method.coefficient=0", "method.first_phase=0"), Storage())
     assert [row.get("train/loss") for row in without] == [row.get("train/loss") for row in plain]
+
+
+def test_muon_trains_the_convolutions_at_its_own_rate_from_its_first_phase_on() -> None:
+    run = training("false", *MUON, "optimizer_at_boundary=keep")
+    assert isinstance(run.learner.optimizer, torch.optim.Adam)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    assert trained(run, Storage())[2]["reset/sfe"] == 0
+    assert isinstance(run.learner.optimizer, fire.MuonWithAdam)  # though optimisers are to be kept
+    assert run.cfg.optimizer_at_boundary == "reset"
+    matrices, vectors = run.learner.optimizer.param_groups
+    assert [p.ndim for p in matrices["params"]] == [4] * 20
+    assert (matrices["lr"], vectors["lr"]) == (2.0**-7, 2.0**-10)
+    assert all(not torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+    stem = run.model.stem[0].weight
+    kept = stem.detach().clone()
+    run.learner.update(torch.arange(64), 2.0**-10)
+    step = (kept - stem.detach()).flatten(1) / 2.0**-7
+    assert 0.6 < float(torch.linalg.svdvals(step)[0]) < 1.3
+
+
+def test_parseval_keeps_the_weights_near_isometries() -> None:
+    deviations = []
+    settings = (PARSEVAL[0], "method.first_phase=0", "optimizer.learning_rate=0.0078125")
+    for coefficient in (0, 10):
+        run = training("false", *settings, f"method.coefficient={coefficient}")
+        trained(run, Storage())
+        weights = [p.detach().flatten(1) for p in run.model.parameters() if p.ndim > 1]
+        deviations.append(sum(float((W @ W.T - torch.eye(len(W))).square().sum()) for W in weights))
+    assert deviations[1] < 0.7 * deviations[0]
+
+
+def test_dash_passes_over_the_images_of_the_phase_that_begins_once() -> None:
+    run = training("false", "method=dash", "budget.test_images=20")
+    seen: list[torch.Tensor] = []
+    loss, labels = run.loss, run.train_set.labels.clone()
+    run.train_set.labels.copy_(torch.arange(200))  # so that an image can be told by its label
+
+    def watched(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        seen.append(batch[1])
+        assert run.model.training
+        return loss((batch[0], labels[batch[1]]))
+
+    run.loss = watched  # type: ignore[method-assign]
+    run.phase = 1
+    state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    rows: list[dict[str, Any]] = []
+    run.evaluate = dict  # type: ignore[method-assign]
+    run.cross_boundary(rows.append)
+    assert [len(batch) for batch in seen] == [64, 64, 64, 8]
+    assert sorted(torch.cat(seen).tolist()) == list(range(200))
+    assert torch.cat(seen).tolist() != list(range(200))
+    changed = {name for name, tensor in run.model.state_dict().items() if not torch.equal(tensor, state[name])}
+    weights = {name for name, p in run.model.named_parameters() if p.ndim > 1}
+    assert changed == weights | {"head.0.bias", "head.2.bias"}
+    assert rows[0]["reset/sfe"] > 0

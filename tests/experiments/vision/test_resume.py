@@ -57,6 +57,20 @@ def test_kill_9_and_resume(
     assert not list(tmp_path.rglob(".checkpoint.*.tmp"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dash", "parseval", "muon"])
+def test_kill_9_and_resume_with_other_methods(method: str, data_dir: Path, tmp_path: Path) -> None:
+    arguments = [*SETTINGS, f"method={method}", f"data_dir={data_dir}", "checkpoint_seconds=0"]
+    arguments.remove("method=fire")
+    whole = undisturbed("vision", tmp_path / "whole", *arguments)
+    outputs = tmp_path / "killed"
+    status, printed = stopped_when(
+        "vision", in_phase_1, signal.SIGKILL, [*arguments, f"outputs_dir={outputs}"], outputs
+    )
+    assert status == -signal.SIGKILL, printed
+    assert undisturbed("vision", outputs, *arguments) == whole
+
+
 @pytest.mark.parametrize(
     "how",
     [

@@ -56,6 +56,26 @@ def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path
     assert [d for d in directories if (d / "metrics.jsonl").stat().st_mtime_ns != times[d]] == [directories[3]]
 
 
+def test_dash_parseval_and_muon_run_with_the_papers_values(vision: Vision, tmp_path: Path) -> None:
+    status, printed = vision("-m", "method=none,dash,parseval,muon")
+    assert status == 0, printed
+    assert printed.count("phase 0 was trained before") == 3  # none of them acts in it
+    rows = {directory.name.split("-")[0]: numbers(directory) for directory in run_dirs(tmp_path / "outputs")}
+    assert len({run[-1]["train/loss"] for run in rows.values()}) == 4
+    assert rows["dash"][3]["reset/dfi_after"] < rows["none"][3]["reset/dfi_after"]
+    assert [("method/penalty" in row) for row in rows["parseval"]] == [False] * 4 + [True] * 2
+    for name, settings in {
+        "dash": {"alpha": 0.3, "lambda_": 0.05, "variant": "published"},
+        "parseval": {"coefficient": 1e-3, "first_phase": 1},
+        "muon": {"learning_rate": 1e-2, "momentum": 0.95, "first_phase": 1, "variant": "published"},
+    }.items():
+        (directory,) = (path for path in run_dirs(tmp_path / "outputs") if path.name.startswith(f"{name}-"))
+        used = json.loads((directory / "run.json").read_text())["values"]
+        assert used["method"] == {"name": name, "kind": name, **settings}
+        assert ("adam" in used["model"]["scope"]) == (name == "muon")  # other runs do not depend on it
+        assert used["optimizer_at_boundary"] == "reset"
+
+
 def test_branched_equals_uninterrupted(vision: Vision, tmp_path: Path) -> None:
     for cached in ("true", "false"):
         # The phase cache is filled first, so that the run starts from what lies on disk.
