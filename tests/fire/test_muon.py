@@ -169,6 +169,8 @@ def test_groups_take_over_what_the_training_loop_has() -> None:
     optimizer.step()
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 5e-4, 5e-4]
+    part = fire.Muon().optimizer(torch.optim.Adam(model.qkv.parameters()), model, SCOPE)
+    assert [len(group["params"]) for group in part.param_groups] == [1, 1]
     assert fire.Muon().acts_in(1)
     assert not fire.Muon().acts_in(0)
 
