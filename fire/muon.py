@@ -116,7 +116,8 @@ class MuonWithAdam(torch.optim.Optimizer):
         parameters = {storage_key(p): p for group in self.param_groups for p in group["params"]}
         self._matrices: dict[Tensor, list[tuple[WeightMatrix, float]]] = {}
         for matrix, scale in matrices:
-            self._matrices.setdefault(parameters[storage_key(matrix.parameter)], []).append((matrix, scale))
+            if (p := parameters.get(storage_key(matrix.parameter))) is not None:  # which the training loop trains
+                self._matrices.setdefault(p, []).append((matrix, scale))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -143,3 +143,26 @@ def test_include_exclude() -> None:
             fire.fire_(model, **{option: ["tail"]})
     with pytest.raises(ValueError, match="fused pattern 'qkv'"):
         fire.fire_(model, fused={"qkv": [2, 2]})
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(5, 3), (1, 3, 5)), (nn.Conv2d(4, 6, (3, 2)), (1, 6, 24)), (nn.Conv2d(4, 6, 3, groups=2), (2, 3, 18)),
+        (nn.ConvTranspose2d(4, 6, 3), (1, 6, 36)), (nn.ConvTranspose1d(4, 6, 3, groups=2), (2, 3, 6)),
+        (nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last), (1, 6, 36)), (nn.Bilinear(2, 3, 4), (4, 2, 3)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_flat_matrices_and_back(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """A row of a convolution's one matrix is all that an output channel reads, in whatever order."""
+    (matrix,), _ = fire.weight_matrices(layer)
+    weight = matrix.parameter.detach()
+    flat = matrix.flat(weight)
+    assert flat.shape == shape
+    rows = matrix.view.movedim(matrix.kernel, tuple(range(-len(matrix.kernel), 0))) if matrix.kernel else matrix.view
+    expected = rows.reshape(shape).sort(-1).values
+    assert torch.equal(flat.sort(-1).values, expected)
+    copied = torch.zeros_like(weight, memory_format=torch.preserve_format)
+    matrix.write_flat(copied, flat.clone())
+    assert torch.equal(copied, weight)

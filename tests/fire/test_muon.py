@@ -20,7 +20,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(7, 6)
-        self.conv, self.norm = nn.Conv2d(2, 40, 3, padding=1), nn.BatchNorm2d(40)
+        self.conv, self.norm = nn.Conv2d(2, 40, 3, padding=1, bias=False), nn.BatchNorm2d(40)
         self.grouped, self.shortcut = nn.Conv2d(40, 8, 3, groups=2, bias=False), nn.Conv2d(40, 48, 1)
         self.qkv, self.head = nn.Linear(56, 18), nn.Linear(6, 7, bias=False)
         self.head.weight = self.embedding.weight
@@ -162,13 +162,15 @@ def test_groups_take_over_what_the_training_loop_has() -> None:
         ({names[id(p)] for p in group["params"]}, group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
     ]
-    vectors = {"conv.bias", "norm.weight", "norm.bias", "shortcut.bias", "qkv.bias"}
+    vectors = {"norm.weight", "norm.bias", "shortcut.bias", "qkv.bias"}
     assert found == [({*MATRICES}, 0.02, 0.125), ({"embedding.weight"}, 1e-3, 0.125), (vectors, 1e-3, 0.0)]
     assert all(group["fused"] and group["capturable"] for group in optimizer.param_groups)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.step()
     schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 5e-4, 5e-4]
+    part = fire.Muon().optimizer(torch.optim.Adam(model.qkv.parameters()), model, SCOPE)
+    assert [len(group["params"]) for group in part.param_groups] == [1, 1]
     assert fire.Muon().acts_in(1)
     assert not fire.Muon().acts_in(0)
 
