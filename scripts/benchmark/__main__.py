@@ -1,4 +1,4 @@
-"""`python -m scripts.benchmark core|vision|language|atari|humanoid|all`: times and ratios, as CSV and Markdown.
+"""`python -m scripts.benchmark core|methods|vision|language|atari|humanoid|all`: times and ratios, as CSV and Markdown.
 
 On 2 idle CPU cores each takes 3 to 9 minutes; nothing else should run meanwhile. With `--budget` there are fewer turns,
 at least one; no case and no turn begins when the seconds are over, and a case that had none is left out and named.
@@ -23,7 +23,7 @@ from experiments.common.provenance import git_revision, machine
 from scripts import command
 from scripts.benchmark.cases import Case, Clock, Row, measure, rates, table
 
-BENCHMARKS = ("core", "vision", "language", "atari", "humanoid")
+BENCHMARKS = ("core", "methods", "vision", "language", "atari", "humanoid")
 
 
 class Suite:
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None, clock: Clock = time.perf_counte
     parser.add_argument("--only", metavar="PATTERN", help="cases or loops in whose name this glob is found")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="for the whole command")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each loop at most (default: %(default)s)")
-    parser.add_argument("--synthetic", action="store_true", help="vision: random images in place of CIFAR-10")
+    parser.add_argument("--synthetic", action="store_true", help="vision, methods: random images in place of CIFAR-10")
     parser.add_argument(
         "--out", type=command.folder, default=Path("outputs/benchmark"), help="folder (default: %(default)s)"
     )
