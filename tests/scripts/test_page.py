@@ -67,10 +67,10 @@ def test_intervals_in_findings_are_those_of_the_tables(domain: str) -> None:
         assert not unknown, f"{findings.name}: in no table of {domain}: {unknown}"
 
 
-def test_intervals_of_the_readme_are_those_of_the_tables() -> None:
+@pytest.mark.parametrize("page", ["README.md", "results/isometry_or_norm.md"])
+def test_intervals_of_pages_are_those_of_the_tables(page: str) -> None:
     known = set().union(*(interval(path.with_suffix(".md").read_text()) for path in TABLES))
-    known |= interval((RESULTS / "summary.md").read_text())
-    assert not interval((REPOSITORY / "README.md").read_text()) - known
+    assert not interval((REPOSITORY / page).read_text()) - known
 
 
 def test_html_in_findings_is_text() -> None:
