@@ -74,8 +74,9 @@ def page(results: Sequence[Result], folder: Path) -> str:
             about = description(domain, result.recipe)
             sections.append((result.title, about, svg(figure(result)), text, html(markdown(result))))
         ran = [result.recipe for result in own]
-        # Recipes such as fig4a only hold what fig4a_asterix and others share.
-        absent = [r for r in recipes(domain) if r not in ran and not any(other.startswith(f"{r}_") for other in ran)]
+        # Recipes such as fig4a only hold what fig4a_asterix and others share; a `_core` is a part of its recipe.
+        others = [recipe for recipe in ran if not recipe.endswith("_core")]
+        absent = [r for r in recipes(domain) if r not in ran and not any(other.startswith(f"{r}_") for other in others)]
         together = []
         for where, numbers in pools(own):
             picture = drawing(numbers)

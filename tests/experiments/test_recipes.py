@@ -15,6 +15,7 @@ from tests.conftest import DOMAINS, Command, jobs_of, run_dirs
 ALL = [(domain, recipe) for domain in DOMAINS for recipe in recipes(domain)]
 FIGURES = {  # what each recipe named after a part of the paper is about
     "fig2a_cifar10": "warm_start-cifar10-resnet18", "fig2b_cifar10": "continual-cifar10-resnet18",
+    "fig2a_cifar10_core": "warm_start-cifar10-resnet18", "fig2b_cifar10_core": "continual-cifar10-resnet18",
     "fig5a_cifar10": "warm_start-cifar10-resnet18", "fig5b_cifar10": "warm_start-cifar10-resnet18",
     "fig3_best": "wikitext103_openwebtext-best", "fig3_30k": "wikitext103_openwebtext-30k",
     "fig3_60k": "wikitext103_openwebtext-60k", "fig4a_asterix": "asterix", "fig4a_beam_rider": "beam_rider",

@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, numbers, run_dirs
 
 Vision = Callable[..., tuple[int, str]]
 GROUP = "warm_start-cifar10-resnet18-smoke"
-RECIPE = "experiment=fig2a_cifar10"
+RECIPE = "experiment=fig2a_cifar10_core"
 
 
 def stop_after(directory: Path, epoch: int) -> None:
@@ -45,25 +45,25 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     stop_after(directories["full_reset"], 2)  # in phase 0, so that it says nothing of its method
     report("vision", [tmp_path / "outputs"], tmp_path / "before")
     assert f"left out, not finished: {directories['full_reset']}" in capsys.readouterr().out
-    assert load(tmp_path / "before" / "fig2a_cifar10-smoke.csv").unfinished == {}
+    assert load(tmp_path / "before" / "fig2a_cifar10_core-smoke.csv").unfinished == {}
     finish(directories["full_reset"])
 
     stop_after(directories["full_reset"], 4)
     out = tmp_path / "results" / "vision"
     report("vision", [tmp_path / "outputs"], out)
     printed = capsys.readouterr().out
-    assert [path.stem for path in out.glob("*.csv")] == ["fig2a_cifar10-smoke"]
+    assert [path.stem for path in out.glob("*.csv")] == ["fig2a_cifar10_core-smoke"]
     told = (
         "This recipe is not complete. Missing: seeds 1, 2 of No reset and FIRE; seeds 0, 1, 2 of Shrink & perturb and "
         "Full reset. Not finished, so drawn and in no table: Full reset, seed 0 (epoch 1 of 2)."
     )
     assert told in printed
     assert "**One seed: there is no interval, so no difference here is a claim.**" in printed
-    about = json.loads((out / "fig2a_cifar10-smoke.json").read_text())
+    about = json.loads((out / "fig2a_cifar10_core-smoke.json").read_text())
     assert about["missing"] == {"none": [1, 2], "shrink_perturb": [0, 1, 2], "full_reset": [0, 1, 2], "fire": [1, 2]}
     assert about["unfinished"] == {"full_reset": [0]}
 
-    result = load(out / "fig2a_cifar10-smoke.csv")
+    result = load(out / "fig2a_cifar10_core-smoke.csv")
     assert set(result.data.method) == {"none", "fire", "full_reset"}
     numbers_by_method = by_method(result).set_index("method")
     assert list(numbers_by_method.index) == ["No reset", "FIRE"]
@@ -84,14 +84,14 @@ def test_unfinished_and_missing_runs_are_told(vision: Vision, tmp_path: Path, ca
     report_all(tmp_path / "results")
     page = (tmp_path / "results" / "index.html").read_text()
     assert told.replace("&", "&amp;") in page
-    assert "vision: fig2a_cifar10 (in part)" in (tmp_path / "results" / "summary.md").read_text()
+    assert "vision: fig2a_cifar10_core (in part)" in (tmp_path / "results" / "summary.md").read_text()
 
     # All methods in one seed: complete, with seeds that are still missing; nothing else is said.
     finish(directories["full_reset"])
     vision(RECIPE, "method=shrink_perturb", "seed=0")
     report("vision", [tmp_path / "outputs"], tmp_path / "whole")
     printed = capsys.readouterr().out
-    assert [path.stem for path in (tmp_path / "whole").glob("*.csv")] == ["fig2a_cifar10-smoke"]
+    assert [path.stem for path in (tmp_path / "whole").glob("*.csv")] == ["fig2a_cifar10_core-smoke"]
     assert "not complete" not in printed
     assert "\nMissing: seeds 1, 2 of No reset and Shrink & perturb and Full reset and FIRE.\n" in printed
 
@@ -101,7 +101,7 @@ def test_command_continues_the_runs_that_are_there(vision: Vision, tmp_path: Pat
     given = ["precision=bf16", "budget.train_images=100", "budget.test_images=20"]
     vision(RECIPE, "method=none,fire", "seed=7", *given)
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
-    command = load(tmp_path / "report" / "fig2a_cifar10-smoke.csv").command
+    command = load(tmp_path / "report" / "fig2a_cifar10_core-smoke.csv").command
     settings = "budget.test_images=20 budget.train_images=100"
     start = f"python -m experiments.vision {RECIPE} scale=smoke {settings} seed=0,1,2,7"
     assert command == f"{start} precision=bf16 compile=false threads=1"
@@ -139,7 +139,7 @@ def test_machines_are_not_pooled(vision: Vision, tmp_path: Path) -> None:
             info = json.loads((directory / "run.json").read_text())
             (directory / "run.json").write_text(json.dumps(info | {"machine": "there", "branched_from": []}))
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
-    there = load(tmp_path / "report" / "fig2a_cifar10-smoke-machine=there.csv")
+    there = load(tmp_path / "report" / "fig2a_cifar10_core-smoke-machine=there.csv")
     assert (there.first.machine, there.seeds, there.changed) == ("there", "1", "machine=there")
     assert there.missing["fire"] == [0, 2]
     assert len(list((tmp_path / "report").glob("*.csv"))) == 2
@@ -167,7 +167,7 @@ def test_the_papers_curves_lie_over_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["language/fig3_60k", "atari/fig4a_asterix", "humanoid/fig4b_walk", "vision/fig2b_cifar10"]
+    "name", ["language/fig3_60k", "atari/fig4a_asterix", "humanoid/fig4b_walk", "vision/fig2b_cifar10_core"]
 )
 def test_the_papers_curves_are_in_sight_in_every_domain(name: str) -> None:
     """With numbers of ours that are far from them."""

@@ -28,14 +28,14 @@ GROUP = "warm_start-cifar10-resnet18-smoke"
 
 
 def test_csv_figure_and_table(vision: Vision, tmp_path: Path) -> None:
-    vision("experiment=fig2a_cifar10", "method=none,fire")
+    vision("experiment=fig2a_cifar10_core", "method=none,fire")
     arguments = ["vision", str(tmp_path / "outputs"), "--out", str(tmp_path / "report")]
     result = subprocess.run(
         [sys.executable, "-m", "scripts.report", *arguments],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    data = pd.read_csv(tmp_path / "report" / "fig2a_cifar10-smoke.csv")
-    assert (tmp_path / "report" / "fig2a_cifar10-smoke.png").stat().st_size > 10_000
+    data = pd.read_csv(tmp_path / "report" / "fig2a_cifar10_core-smoke.csv")
+    assert (tmp_path / "report" / "fig2a_cifar10_core-smoke.png").stat().st_size > 10_000
     finals: dict[str, list[float]] = {"none": [], "fire": []}
     for directory in run_dirs(tmp_path / "outputs"):
         method, seed, _ = directory.name.split("-")
@@ -197,12 +197,12 @@ def test_other_data_of_one_name_are_named(language: Vision, tmp_path: Path, caps
 
 def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
     """A run that one recipe asked for, and later another, is in both; others of its group stand beside them."""
-    vision("experiment=fig2a_cifar10", "method=none,fire", "seed=0")
+    vision("experiment=fig2a_cifar10_core", "method=none,fire", "seed=0")
     vision("experiment=scale_factor", "seed=0", "benchmark=warm_start")
     vision("method=shrink_perturb")  # no recipe asked for this one
     directories = {path.name.split("-")[0]: path for path in run_dirs(tmp_path / "outputs")}
     recipes = {name: {file.stem for file in path.glob("recipes/*")} for name, path in directories.items()}
-    both = {"fig2a_cifar10", "scale_factor"}
+    both = {"fig2a_cifar10_core", "scale_factor"}
     assert recipes == {
         "none": both, "fire": both, "full_reset": {"scale_factor"}, "fire_own_norm": {"scale_factor"},
         "shrink_perturb": set(),
@@ -211,9 +211,9 @@ def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
     methods = {path.stem: {*pd.read_csv(path).method} for path in (tmp_path / "report").glob("*.csv")}
     factor = f"scale_factor-{GROUP}"
     four = {"none", "full_reset", "fire", "fire_own_norm"}
-    assert methods == {"fig2a_cifar10-smoke": {"none", "fire"}, factor: four, GROUP: set(directories)}
+    assert methods == {"fig2a_cifar10_core-smoke": {"none", "fire"}, factor: four, GROUP: set(directories)}
     about = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "report").glob("*.json")}
-    assert about["fig2a_cifar10-smoke"]["missing"] == {
+    assert about["fig2a_cifar10_core-smoke"]["missing"] == {
         "none": [1, 2], "shrink_perturb": [0, 1, 2], "full_reset": [0, 1, 2], "fire": [1, 2]
     }  # fmt: skip
     assert about[factor]["missing"] == {method: [1, 2] for method in four}
@@ -253,9 +253,9 @@ def test_settings_of_the_command_line_are_named(vision: Vision, tmp_path: Path) 
 def test_what_differs_from_other_runs_of_a_recipe_is_named(vision: Vision, tmp_path: Path) -> None:
     """In the title, in words, and in the command."""
     for words in ([], ["budget.epochs=[2,2]"]):
-        vision("experiment=fig2a_cifar10", "method=none,fire", "seed=0", *words)
+        vision("experiment=fig2a_cifar10_core", "method=none,fire", "seed=0", *words)
     report("vision", [tmp_path / "outputs"], tmp_path / "report")
-    titles = ["fig2a_cifar10-smoke-epochs=_2,2_", "fig2a_cifar10-smoke-epochs=_3,2_"]
+    titles = ["fig2a_cifar10_core-smoke-epochs=_2,2_", "fig2a_cifar10_core-smoke-epochs=_3,2_"]
     assert sorted(path.stem for path in (tmp_path / "report").glob("*.csv")) == titles
     other, usual = (load(tmp_path / "report" / f"{title}.csv") for title in titles)
     assert (other.changed, usual.changed) == ("budget.epochs=[2,2]", "budget.epochs=[3,2]")
