@@ -17,7 +17,7 @@ from experiments.common.provenance import git_revision
 from experiments.common.runtime import resolve_runtime
 from experiments.vision import models
 from scripts.benchmark import __main__ as command
-from scripts.benchmark import atari, core, humanoid, language, vision
+from scripts.benchmark import atari, core, humanoid, language, methods, vision
 from scripts.benchmark.cases import Case, Loop, measure, rates, table
 from tests.conftest import REPOSITORY
 from tests.peak_memory import peak_of_new_storage
@@ -86,6 +86,24 @@ def test_vision_on_synthetic_images(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert list(results.loop) == ["ours"]
     assert results.case[0].endswith("width 4, batch 64, fp32, synthetic images")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every method of vision is in one of the two cases, and a boundary changes the network each time."""
+    monkeypatch.setitem(vision.SCALES, "cpu", ["scale=smoke", "threads=1", "budget.train_images=128"])
+    monkeypatch.setattr(methods, "STEPS", 3)
+    arguments = ["methods", "--device=cpu", "--repeats=1", "--synthetic", "--out", str(tmp_path)]
+    assert command.main(arguments) == 0
+    results = pd.read_csv(tmp_path / "methods-cpu.csv").set_index("case")
+    every = {*results.loop["training step"], *results.loop["boundary"]}
+    assert every == fire.METHODS.keys() - {"plasticity_injection"}
+    assert {"none", "fire", "dash"} <= {*results.loop["boundary"]}
+    assert (results.milliseconds > 0).all()
+    steps = results.loc["training step"]
+    assert list(steps.milliseconds) == pytest.approx(list(steps.seconds / 3 * 1e3))
+    loop = methods.boundary("fire", "cpu", True, ExitStack())
+    moved = [loop.run() for _ in range(2) if loop.prepare() is None]
+    assert moved[0] == moved[1] > 0
 
 
 def test_standard_loop_sees_the_same_images(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
