@@ -146,8 +146,9 @@ def describe(domain: Domain, cfg: DictConfig, runtime: Runtime, method: fire.Met
     computed = asdict(runtime) | {"phase_version": domain.phase_version}
     whole = identity(domain.schema, values) | computed | domain.extra_identity(cfg, opened)
     first = identity(domain.schema, values, phase_0=True) | computed | domain.extra_phase_0_identity(cfg, opened)
-    if not method.has_optimizer:  # no number depends on it, and other runs keep the names they had without it
-        whole.get("model", {}).get("scope", {}).pop("adam", None)
+    adam = whole.get("model", {}).get("scope", {}).pop("adam", None)
+    if method.has_optimizer:  # a setting of the method: other runs do not depend on it, and stand beside it in reports
+        whole["method"]["adam"] = adam
     if method.acts_in(0):  # phase 0 is this method's own, and its units are in the model's scope
         first |= {"method": whole["method"], "model": whole["model"]}
     name, outputs = f"{cfg.method.name}-s{cfg.seed}", outputs_folder(cfg)
