@@ -239,6 +239,14 @@ def test_recipes_share_runs(vision: Vision, tmp_path: Path, capsys) -> None:
     assert (tmp_path / "report" / f"{factor}.png").stat().st_size > 10_000
 
 
+def test_muon_stands_beside_other_methods(vision: Vision, tmp_path: Path) -> None:
+    """Though its runs alone depend on `model.scope.adam`."""
+    vision("experiment=fig2a_cifar10", "method=fire,muon", "seed=0")
+    report("vision", [tmp_path / "outputs"], tmp_path / "report")
+    (table,) = (tmp_path / "report").glob("*.csv")
+    assert {*pd.read_csv(table).method} == {"fire", "muon"}
+
+
 def test_settings_of_the_command_line_are_named(vision: Vision, tmp_path: Path) -> None:
     """A run with settings of its own is not taken for the paper's FIRE, or for one of the scale's numbers."""
     tiny = ("budget.train_images=100", "budget.test_images=20")
