@@ -21,11 +21,13 @@ class ContinualBackprop(UnitMethod):
     A unit is mature once more than `maturity_threshold` steps have passed since training began or it was replaced. Each
     step adds `replacement_rate` times the number of a layer's mature units to what the layer owes. Once that is 1 or
     more, as many mature units as its whole part, those of lowest utility, are replaced (`UnitLayer.reset`). Utility is
-    the mean absolute outgoing weight times a running mean of the mean absolute activation, which starts from 0. Dohare
-    et al. take the running mean of the product, of sums over outgoing weights.
+    the mean absolute outgoing weight times a running mean of the mean absolute activation, which starts from 0 and is
+    divided by 1 - decay^age, so that it is no smaller for a unit that was replaced lately. New biases are 0. Dohare et
+    al. take the running mean of the product, of sums over outgoing weights.
 
     `variant=as_published_code`: the running mean is added to but never decays, and replaced units keep theirs; a layer
-    with a mature unit owes `replacement_rate` times all its units; the optimiser's moments stay.
+    with a mature unit owes `replacement_rate` times all its units; the optimiser's moments stay. The authors' code also
+    draws incoming weights from N(0, 2 / fan_in), which is 2.45 times as wide as the layers' own.
 
     Attributes:
         replacement_rate: share of a layer's mature units that is replaced each step, in [0, 1].
@@ -88,6 +90,9 @@ class LowUtilityResets(UnitResets):
 
     def reset(self, layer: UnitLayer, units: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         layer.reset(units, self._initial, self._generator, optimizers)
+        for tensor in layer.drawn.values():
+            if tensor.ndim == 1:  # a bias
+                tensor.index_fill_(0, units, 0)
         self._reset += len(units)
 
     def _due(self, number: int) -> int:
@@ -107,8 +112,10 @@ class LowUtilityResets(UnitResets):
 
     def _least_useful(self, layer: UnitLayer, means: Tensor, born: Tensor, count: int) -> Tensor:
         """The mature units of lowest utility, of equal ones the first, (count,) on the device."""
-        utility = means * layer.outgoing_magnitude().to(means)
-        young = self.steps - born <= self._method.maturity_threshold
+        utility, ages = means * layer.outgoing_magnitude().to(means), self.steps - born
+        if self.published:
+            utility /= (1 - self._method.decay**ages).clamp_min(1e-12)
+        young = ages <= self._method.maturity_threshold
         return utility.masked_fill_(young, torch.inf).sort(stable=True).indices[:count]
 
     def state_dict(self) -> dict[str, Any]:

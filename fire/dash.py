@@ -35,7 +35,9 @@ class Dash(Method):
         alpha: share of the newest batch in the average, in (0, 1].
         lambda_: the least factor, in [0, 1].
         variant: published: the gradient of training, in which batch normalisation takes the statistics of a batch.
-            as_published_code: in evaluation mode, with running statistics, as FIRE's authors' code has it after a test.
+            as_published_code: in evaluation mode, with running statistics. FIRE's authors' code takes the mode that the
+            last epoch has left: evaluation in the continual benchmark, where every epoch is tested, but training in
+            the warm start, whose last epochs are not.
     """
 
     needs_data: ClassVar[bool] = True

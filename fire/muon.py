@@ -61,14 +61,18 @@ class Muon(TrainingMethod):
         """The optimiser.
 
         Args:
-            plain: Adam or AdamW of the model's parameters, whose learning rates, weight decays and options for Adam's
-                step are taken over.
+            plain: Adam or AdamW of the model's parameters, whose learning rates, weight decays, `fused` and
+                `capturable` are taken over.
             model, scope: as of `reset`.
 
         Raises:
-            ValueError: a scope that does not fit the model. TypeError: another kind of optimiser.
+            ValueError: a scope that does not fit the model, or `plain` maximises or is AMSGrad. TypeError: another kind
+                of optimiser.
         """
         check_type("plain", plain, (torch.optim.Adam, torch.optim.AdamW), "a torch.optim.Adam or AdamW")
+        for group in plain.param_groups:
+            if group["maximize"] or group["amsgrad"]:
+                raise ValueError("muon takes the place of an Adam without maximize and amsgrad")
         self.check(model, scope)
         found = self._matrices(model, scope)
         places = {storage_key(matrix.parameter) for matrix in found}
@@ -99,7 +103,7 @@ class Muon(TrainingMethod):
 
 
 class MuonWithAdam(torch.optim.Optimizer):
-    """Muon for the groups whose `muon` is True, AdamW for the others, in one optimiser: schedulers, checkpoints and
+    """Muon for the groups whose `muon` is True, AdamW for the others, in one optimiser: schedulers, `state_dict`s and
     CUDA graphs see no difference from Adam. It waits for the device in no step; a learning rate may be a tensor.
 
     torch.optim.Muon does not serve: PyTorch before 2.9 has none, it takes parameters of two dimensions alone, and it
@@ -118,6 +122,10 @@ class MuonWithAdam(torch.optim.Optimizer):
         for matrix, scale in matrices:
             if (p := parameters.get(storage_key(matrix.parameter))) is not None:  # which the training loop trains
                 self._matrices.setdefault(p, []).append((matrix, scale))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Raise TypeError: a copy would step without its matrices."""
+        raise TypeError("MuonWithAdam cannot be copied or pickled; make another one and load its state_dict")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

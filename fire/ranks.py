@@ -33,6 +33,7 @@ def await_ranks(model: nn.Module) -> None:
     if missing := _missing(store, keys, PATIENCE):
         warnings.warn(f"rank {distributed.get_rank()} waits in a reset for {_words(missing)}: {_ADVICE}", stacklevel=4)
         if missing := _missing(store, keys, default.timeout):  # type: ignore[attr-defined]
+            store.delete_key(keys[distributed.get_rank()])  # so that no later call of theirs meets this one
             raise RuntimeError(f"{_words(missing)} did not come to the reset, and nothing has changed: {_ADVICE}")
 
 

@@ -58,6 +58,7 @@ class UnitLayer:
             generator: of random numbers, on the CPU.
             optimizers: of the network.
         """
+        units = _sent(units, self.outgoing[0].new_empty(0, dtype=units.dtype))  # once, not for each tensor
         written = self._draw(units, initial, generator)
         for name, tensor in self.restored.items():
             places = units.to(tensor.device)

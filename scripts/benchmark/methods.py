@@ -1,9 +1,9 @@
 """What each method costs in vision: a training step beside a plain one, and a boundary.
 
 A step is timed over 50 steps of the phase in which the method acts, with the authors' settings. On a GPU the steps are
-CUDA graphs, as in a run. A boundary is the reset with its report, the weights restored before each; DASH passes over
-the data of the phase that begins. The paper's Table 1 has 0.06 s and 55 MB for FIRE, 69 s and 2,834 MB for DASH, on a
-GPU that it does not name.
+CUDA graphs, as in a run. Units that CBP or ReDo would reset later than in the turns that are timed cost nothing here. A
+boundary is the reset with its report, the weights restored before each; DASH passes over the data of the phase that
+begins. The paper's Table 1 has 0.06 s and 55 MB for FIRE, 69 s and 2,834 MB for DASH, on a GPU that it does not name.
 """
 
 import itertools

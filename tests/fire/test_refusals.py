@@ -34,7 +34,9 @@ def names() -> dict[str, Any]:
         "model": model, "bad": bad, "initial": initial, "relu_only": nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)),
         "arrays": {name: value.numpy() for name, value in initial.items()}, "own": tied.state_dict(), "tied": tied,
         "A": torch.randn(5, 3), "v": torch.randn(3), "weights": weights, "np": np, "Act": metrics.Activation,
-        "adam": torch.optim.Adam(model.parameters()), "total": lambda factor: factor * model.head.weight.sum(),
+        "adam": torch.optim.Adam(model.parameters()), "copy": copy,
+        "maximizing": torch.optim.Adam(model.parameters(), maximize=True),
+        "total": lambda factor: factor * model.head.weight.sum(),
         "scope": lambda **given: fire.Scope(**given).check(model), "flat": nn.BatchNorm1d(3),
     }  # fmt: skip
 
@@ -173,6 +175,8 @@ ROWS: list[tuple[str, type[Exception], str]] = [
     ("fire.Muon().optimizer(torch.optim.SGD(model.parameters()), model, fire.Scope())", T, "plain must be a torch"),
     ("fire.Muon().optimizer(adam, flat, fire.Scope())", V, "muon finds no weight matrix in BatchNorm1d"),
     ("fire.Muon().optimizer(adam, model, fire.Scope(adam=['haed']))", V, "adam pattern 'haed' matches no module with"),
+    ("fire.Muon().optimizer(maximizing, model, fire.Scope())", V, "muon takes the place of an Adam without maximize"),
+    ("copy.deepcopy(fire.Muon().optimizer(adam, model, fire.Scope()))", T, "MuonWithAdam cannot be copied or pickled"),
     ("fire.Scope(adam='head')", T, "adam must be a list of patterns, got 'head'"),
     # metrics
     ("metrics.sfe(A, A[0])", V, r"before and after must have one shape, got \(5, 3\) and \(3,\)"),

@@ -39,7 +39,9 @@ class SlowCBP:
         (reader,) = self.units[name]["outgoing"]
         outgoing = state[f"{reader}.weight"]
         columns = outgoing.shape[1] // size
-        utility = [means[i] * float(outgoing[:, i * columns : (i + 1) * columns].abs().mean()) for i in range(size)]
+        weights = [float(outgoing[:, i * columns : (i + 1) * columns].abs().mean()) for i in range(size)]
+        seen = [1 - method.decay ** ages[i] if published else 1 for i in range(size)]
+        utility = [means[i] / seen[i] * weights[i] for i in range(size)]
         chosen = sorted(mature, key=lambda i: utility[i])[:count]
         for i in chosen:
             ages[i] = 0
@@ -129,6 +131,8 @@ def follow(method: fire.Method, kind: str, oracle: SlowCBP | SlowSNR, lr: float,
                 units = oracle.replaced(name, fires, samples, step % oracle.method.period == 0)
             count += len(units)
             slow_reset(state, written, initial, around, units, len(outputs[name]), generator)
+            if isinstance(oracle, SlowCBP) and (bias := f"{around['incoming']}.bias") in state:
+                state[bias][units] = 0
         during.after_step(optimizer)
         assert during.metrics() == {"method/units_reset": count}, step
         total += count
@@ -271,6 +275,26 @@ def test_units_least_useful_first_and_none_twice_while_young() -> None:
         during.after_step()
         order += (before != model.second.weight).any(0).nonzero().flatten().tolist()
     assert order == [3, 4]  # from the third step on 1, then 5 / 6 and 4 / 6 of a unit
+
+
+def test_units_that_were_replaced_are_not_the_next_ones() -> None:
+    """All units are active alike, and a young running mean is no sign of low utility."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scope = fire.Scope(units={"1": {"incoming": "0", "outgoing": ["2"]}})
+    during = fire.ContinualBackprop(5e-3, 40).during(model, initial, scope)
+    replaced: list[int] = []
+    for _ in range(400):
+        with torch.no_grad():
+            model[0].weight.zero_()
+            model[0].bias.copy_(1 + torch.rand(64) / 2)
+            model[2].weight.fill_(1)
+        model(torch.zeros(2, 4))
+        during.after_step()
+        replaced += (model[2].weight == 0).all(0).nonzero().flatten().tolist()
+    assert len(replaced) > 50
+    assert len(set(replaced)) > 30
 
 
 def test_steps_wait_for_nothing_and_launch_little() -> None:
