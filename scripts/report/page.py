@@ -28,6 +28,8 @@ TEMPLATES = Environment(
 
 html = MarkdownIt(options_update={"html": False}).enable("table").render
 """Markdown as HTML; HTML in it is shown, not interpreted."""
+# Those that the paper has in several domains.
+IN_HEADLINE = ("none", "shrink_perturb", "full_reset", "plasticity_injection", "fire")
 
 
 def figure(result: Result) -> Figure:
@@ -104,7 +106,7 @@ def headline(results: Sequence[Result]) -> pd.DataFrame:
             "": f"{result.first.domain}: {result.recipe or result.title}{in_part}",
             "scale": result.first.scale,
             "seeds": result.seeds,
-            **{shown.name: numbers.final.get(shown.name, "") for shown in METHODS.values()},
+            **{METHODS[method].name: numbers.final.get(METHODS[method].name, "") for method in IN_HEADLINE},
         }
         if "final minus no reset" in numbers:  # there are runs without a reset, of the same seeds
             line["FIRE minus no reset"] = numbers["final minus no reset"].get("FIRE", "")

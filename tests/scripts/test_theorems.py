@@ -212,7 +212,7 @@ def test_the_command(vision: Vision, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.returncode == 0, result.stderr
     page, lines = (tmp_path / "out/theorems.md").read_text("utf-8"), pd.read_csv(tmp_path / "out/theorems.csv")
     assert result.stdout.startswith(page)
-    assert f"`python -m scripts.theorems outputs/phases/{phase.name}`" in page
+    assert f"such phase, here outputs/phases/{phase.name}." in page
     assert set(lines.theorem) == {1, 2, 3, 4}
     # The first weight of the checkpoint, before FIRE, against its own DfI.
     state = torch.load(next(phase.glob("kept-end-*.pt")))["state"]["model"]

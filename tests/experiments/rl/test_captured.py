@@ -71,7 +71,11 @@ def test_captured_steps_are_those_of_the_plain_loop(
         assert torch.equal(plain.learner.totals, captured.learner.totals)
         metrics = [one.during.metrics() for one in (plain, captured)]
         assert metrics[0] == metrics[1]
-        assert all(value > 0 for value in metrics[0].values())
+        if (method, name) == ("snr", "humanoid"):  # no unit of the small actor is silent for a whole batch
+            states = [one.during.state_dict() for one in (plain, captured)]
+            assert all(torch.equal(states[0][key], states[1][key]) for key in ("ages", "thresholds", "fired"))
+        else:
+            assert all(value > 0 for value in metrics[0].values())
         batches = [one.probe("probe", 300)[0] for one in (plain, captured)]
         assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
         for key in ("frames", "begins", "actions", "rewards", "ends"):
