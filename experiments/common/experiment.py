@@ -125,8 +125,8 @@ class Experiment(ABC):
 
     def upcoming(self) -> tuple[Iterable[Any], Callable[[Any], Tensor]]:
         """All data of the phase that begins, once, in batches, for a method that needs them, and their loss without
-        autocast."""
-        raise NotImplementedError
+        autocast. A domain that implements it sets `no_data` to an empty text."""
+        raise UserError(f"method={self.cfg.method.name}: {self.no_data}")
 
     def optimizer_for(self, plain: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """What trains in the phase of `during`: `plain`, new, or in its place what the method brings."""
