@@ -324,10 +324,18 @@ class Fire(Projection):
 @dataclass
 class Rescale(Projection):
     """A control: every weight matrix keeps its direction, W / ||W||_F, and gets the Frobenius norm that FIRE would give
-    it. Where this does as well as FIRE it is the norm that helps, not the isometry."""
+    it. Where this does as well as FIRE it is the norm that helps, not the isometry.
+
+    Attributes:
+        per: `matrix`, as FIRE does: each kernel position of a convolution has a factor of its own. `convolution`: all
+            its positions have one, so that a network with batch norm behind each convolution computes what it did
+            before, once the running statistics are estimated again.
+    """
+
+    per: str = "matrix"
 
     def target(self) -> Target:
-        return Target(direction="own")
+        return Target(direction="own", per=self.per)
 
 
 def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:

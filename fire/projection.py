@@ -41,6 +41,8 @@ class Target:
         direction: `isometry`, that of Q, or `own`, that of W.
         norm: the Frobenius norm there, `fire`, that of s Q, or `own`, that of W.
         interpolation: share of the way there from W, in [0, 1].
+        per: whether each `matrix` gets a factor of its own or, for W's own direction, a whole `convolution` one: the
+            norm is then that of its kernel positions together.
 
     Raises:
         ValueError: another value. TypeError: an interpolation that is no number.
@@ -49,19 +51,29 @@ class Target:
     direction: str = "isometry"
     norm: str = "fire"
     interpolation: float = 1.0
+    per: str = "matrix"
 
     def __post_init__(self) -> None:
-        for name, valid in (("direction", ("isometry", "own")), ("norm", ("fire", "own"))):
+        choices = {"direction": ("isometry", "own"), "norm": ("fire", "own"), "per": ("matrix", "convolution")}
+        for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
         check_number("interpolation", self.interpolation, 0, 1)
 
-    def reach_(self, X: Tensor, norm: Tensor, scale: Tensor, originals: Sequence[Tensor]) -> None:
+    def reach_(
+        self,
+        X: Tensor,
+        norm: Tensor,
+        scale: Tensor,
+        originals: Sequence[Tensor],
+        kernels: Sequence[tuple[int, ...]],
+    ) -> None:
         """Move X (batch, m, n) from the polar factors to the target, in place.
 
         Args:
             norm, scale: of each matrix, the Frobenius norm of W and s, (batch,).
             originals: the matrices W, (*stack, m, n) each, those of the batch in all.
+            kernels: of each of `originals`, which axes of its stack are kernel positions.
         """
         counts = [original.shape[:-2].numel() for original in originals]
         parts = [part.view(w.shape) for part, w in zip(X.split(counts), originals, strict=True)]
@@ -69,6 +81,8 @@ class Target:
             factor_norm = double(frobenius(X))
             goal = norm if self.norm == "own" else double(scale) * factor_norm
             present = norm if self.direction == "own" else factor_norm
+            if self.per == "convolution":
+                goal, present = (_of_convolutions(norms, originals, kernels) for norms in (goal, present))
             scale = torch.where(present > 0, goal / present, 0.0)
         if self.direction == "own":
             for new, original, factor in zip(parts, originals, scale.split(counts), strict=True):
@@ -79,6 +93,17 @@ class Target:
         if self.interpolation < 1:
             for new, original in zip(parts, originals, strict=True):
                 new.lerp_(original.to(new.dtype), 1 - self.interpolation)
+
+
+def _of_convolutions(norms: Tensor, originals: Sequence[Tensor], kernels: Sequence[tuple[int, ...]]) -> Tensor:
+    """For each matrix the norm of the convolution it belongs to, (batch,), from those of the matrices, (batch,)."""
+    stacks = [original.shape[:-2] for original in originals]
+    parts = norms.split([stack.numel() for stack in stacks])
+    whole = [
+        torch.linalg.vector_norm(part.view(stack), dim=kernel, keepdim=True).expand(stack).reshape(-1) if kernel else part
+        for part, stack, kernel in zip(parts, stacks, kernels, strict=True)
+    ]
+    return torch.cat(whole)
 
 
 def project(
@@ -176,7 +201,8 @@ class _Group:
 
     def finish(self, X: Tensor, recorder: Recorder) -> None:
         """Write what the target makes of the polar factors X into the parameters."""
-        self.target.reach_(X, torch.cat(self.norm) if len(self.norm) > 1 else self.norm[0], self.scales, self.views)
+        norm = torch.cat(self.norm) if len(self.norm) > 1 else self.norm[0]
+        self.target.reach_(X, norm, self.scales, self.views, [matrix.kernel for matrix in self.matrices])
         if not self.plain:
             if X.dtype != self.dtype:
                 X.copy_(X.to(self.dtype))  # as a parameter will hold it

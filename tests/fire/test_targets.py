@@ -57,3 +57,30 @@ def test_rescale_keeps_the_direction_and_takes_fires_norm(steps: int) -> None:
         assert torch.allclose(new, W * (length(fired) / length(W))[:, None, None], rtol=1e-5, atol=1e-7)
     assert not model[2].weight.any()
     assert torch.equal(model[0].bias, before["0.bias"])
+
+
+def test_rescale_a_convolution_by_one_factor() -> None:
+    """Its norm is FIRE's, each kernel position's is not; a network with batch norm computes what it did, where the
+    running statistics are estimated again, and with a factor a position it does not."""
+    torch.manual_seed(0)
+    norms = nn.BatchNorm2d(8, eps=1e-30), nn.BatchNorm2d(6, eps=1e-30)
+    convolutions = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, groups=2)
+    model = nn.Sequential(convolutions[0], norms[0], nn.ReLU(), convolutions[1], norms[1]).double()
+    start, images = initial_of(model), torch.randn(16, 3, 9, 9, dtype=torch.float64)
+    before = model(images)  # in training mode: with the statistics of this batch
+    fire.build("rescale", per="convolution").reset(model, start)
+    whole = copy.deepcopy(model)
+    torch.testing.assert_close(model(images), before)
+    model.load_state_dict(start)
+    fire.build("rescale").reset(model, start)
+    assert (model(images) - before).abs().max() > 0.1
+    model.load_state_dict(start)
+    fire.fire_(model)
+    for index, groups in (0, 1), (3, 2):
+        W, new, fired = (
+            state[f"{index}.weight"].unflatten(0, (groups, -1)).flatten(1)
+            for state in (start, whole.state_dict(), model.state_dict())
+        )
+        assert torch.allclose(new.norm(dim=1), fired.norm(dim=1), rtol=1e-5)
+        factor = new.norm(dim=1, keepdim=True) / W.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(new, W * factor)

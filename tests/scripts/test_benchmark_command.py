@@ -107,7 +107,7 @@ def test_all_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     def without_package() -> list[Case]:
         raise ModuleNotFoundError("No module named 'ale_py'")
 
-    for name in ("core", "vision", "language"):
+    for name in ("core", "methods", "vision", "language"):
         suite(name, monkeypatch, list)
     suite("atari", monkeypatch, without_package)
     broken = raises("broken", ValueError("nothing here\nand more"))
