@@ -100,7 +100,9 @@ def _of_convolutions(norms: Tensor, originals: Sequence[Tensor], kernels: Sequen
     stacks = [original.shape[:-2] for original in originals]
     parts = norms.split([stack.numel() for stack in stacks])
     whole = [
-        torch.linalg.vector_norm(part.view(stack), dim=kernel, keepdim=True).expand(stack).reshape(-1) if kernel else part
+        torch.linalg.vector_norm(part.view(stack), dim=kernel, keepdim=True).expand(stack).reshape(-1)
+        if kernel
+        else part
         for part, stack, kernel in zip(parts, stacks, kernels, strict=True)
     ]
     return torch.cat(whole)

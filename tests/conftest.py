@@ -46,6 +46,11 @@ needs_opengl = pytest.mark.skipif(
 )
 
 
+def slow(*values: Any, id: str | None = None) -> Any:
+    """A case of a parametrised test that `make test-slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow, id=id)
+
+
 def needs_cuda(test: Callable) -> Callable:
     """Mark a test that needs a GPU."""
     for mark in CUDA:

@@ -115,6 +115,7 @@ def run(clone: Path, module: str, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_extending(clone: Path, data_dir: Path) -> None:
     """A method, one that acts during training, a model and a data set: the files that the page names, and no others."""
     for file, markers in (

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -67,7 +68,8 @@ class Files:
         for name, checksum in self.checksums.items():
             path = data_dir / self.folder / name
             try:
-                if not has_checksum(path.read_bytes(), checksum):
+                about = path.stat()
+                if not _has_checksum(path, about.st_size, about.st_mtime_ns, checksum):
                     found[name] = f"{path} is damaged: its {ALGORITHMS[len(checksum)]} is not {checksum}"
             except FileNotFoundError:
                 found[name] = f"{path} is missing"
@@ -133,6 +135,12 @@ def has_checksum(content: bytes, checksum: str) -> bool:
     """Whether a file has an MD5 (against damage, not against attack) or SHA-256, in hexadecimal digits."""
     algorithm = ALGORITHMS[len(checksum)].replace("-", "")
     return hashlib.new(algorithm, content, usedforsecurity=False).hexdigest() == checksum
+
+
+@lru_cache
+def _has_checksum(path: Path, size: int, changed: int, checksum: str) -> bool:
+    """`has_checksum` of a file as it is now, read once a process: the jobs of a sweep use the same data."""
+    return has_checksum(path.read_bytes(), checksum)
 
 
 def default_data_dir() -> Path:

@@ -183,7 +183,7 @@ LANGUAGE = {
     "model.scope.include=[nothing]": "model.scope: include pattern 'nothing'",
     "experiment=fig2a_cifar10": "Could not find 'experiment/fig2a_cifar10'",
     "budget.layers=0": "budget.layers=0 must lie in [1, 1000]",
-    "budget.layers=1000 budget.width=65536 budget.heads=1": "GB are left on cpu; lower the sizes in budget",
+    "budget.layers=100 budget.width=65536 budget.heads=1": "GB are left on cpu; lower the sizes in budget",
     "budget.heads=5": "budget.width=32 is not a multiple of budget.heads=5",
     "budget.heads=0": "budget.heads=0 must lie in [1, 65536]",
     "budget.width=0": "budget.width=0 must lie in [1, 65536]",

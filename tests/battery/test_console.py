@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, run_dirs
+from tests.conftest import REPOSITORY, run_dirs, slow
 
 SMOKE = ("scale=smoke", "method=none", "wandb.mode=disabled", "device=cpu", "threads=1")
 
@@ -20,7 +20,7 @@ def vision(data_dir: Path, outputs: Path, **options: object) -> subprocess.Popen
     return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("how", ["closed", "full"])
+@pytest.mark.parametrize("how", ["closed", slow("full")])
 def test_an_output_that_nobody_reads_stops_no_run(how: str, data_dir: Path, tmp_path: Path) -> None:
     if how == "full":
         with open("/dev/full", "w") as full:
@@ -35,7 +35,7 @@ def test_an_output_that_nobody_reads_stops_no_run(how: str, data_dir: Path, tmp_
     assert json.loads((folder / "done").read_text())["final"] > 0
 
 
-@pytest.mark.parametrize("module", ["experiments.vision", "scripts.report"])
+@pytest.mark.parametrize("module", ["experiments.vision", slow("scripts.report")])
 def test_ctrl_c_while_importing_is_one_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--help"]
     seen = []
@@ -59,15 +59,8 @@ def test_a_locale_without_utf_8(data_dir: Path, tmp_path: Path) -> None:
     assert (process.returncode, errors) == (0, b""), printed
     (folder,) = run_dirs(tmp_path / "uen\u00ef")
     assert "finished in" in (folder / "log").read_text("utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.report",
-        "vision",
-        str(tmp_path / "uen\u00ef"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    words = ["vision", str(tmp_path / "uen\u00ef"), "--out", str(tmp_path / "o")]
+    command = [sys.executable, "-m", "scripts.report", *words]
     result = subprocess.run(command, cwd=REPOSITORY, env=plain, capture_output=True, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
     (table,) = (tmp_path / "o").glob("*.md")

@@ -186,6 +186,7 @@ def test_a_checkpoint_of_an_earlier_version_knows_no_checksum(vision: Vision, st
     assert vision(*WORDS)[0] == 0
 
 
+@pytest.mark.slow
 def test_an_overwrite_may_be_killed_anywhere(vision: Vision, stopped: Path, tmp_path: Path) -> None:
     words = (*WORDS, "budget.epochs=[3,1]")
     assert vision(*words)[0] == 0

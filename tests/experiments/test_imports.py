@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import DOMAINS, REPOSITORY, run_dirs
+from tests.conftest import DOMAINS, REPOSITORY, run_dirs, slow
 
 # Of the packages that an experiment may need beyond those all of them do; `matplotlib` and the like are for reports.
 OPTIONAL = {
@@ -47,7 +47,7 @@ def run_without(blocked: set[str], module: str, *arguments: str) -> subprocess.C
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("domain", ["vision", *(slow(name) for name in DOMAINS if name != "vision")])
 def test_a_run_needs_no_package_of_another_domain(
     domain: str, request: pytest.FixtureRequest, made_text: tuple[Path, list[str]], cache: Path, tmp_path: Path
 ) -> None:

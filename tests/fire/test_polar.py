@@ -10,6 +10,7 @@ import torch
 import fire
 from fire.gram import full_precision
 from fire.polar_express import polar_express_table
+from tests.conftest import slow
 
 GOLDEN = np.load(Path(__file__).with_name("fire_golden.npz"))
 # The shapes of the paper's networks: ResNet-18's slices, SAC's and GPT's layers (GPT's head is in the slow test).
@@ -43,7 +44,7 @@ def test_newton_schulz_is_the_published_procedure(key: str, device: str) -> None
     assert torch.allclose(factor.cpu(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [slow(shape) if max(shape) > 512 else shape for shape in SHAPES])
 def test_polar_express_is_isometric_on_the_papers_shapes(
     shape: tuple[int, int], device: str, rng: torch.Generator
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Command, numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
+from tests.conftest import REPOSITORY, Command, numbers, rows_so_far, run_dirs, slow, start, stopped_when, undisturbed
 
 SETTINGS = (
     "scale=smoke", "method=fire", "checkpoint=best", "budget.iterations=[200,60]", "wandb.mode=disabled", "threads=1",
@@ -46,10 +46,10 @@ def best_is_in_memory(outputs: Path) -> bool:
 @pytest.mark.parametrize(
     ("moment", "seconds"),
     [
-        pytest.param(in_phase_0, 0, marks=pytest.mark.slow),
+        slow(in_phase_0, 0),
         (in_phase_1, 0),
-        pytest.param(writing_a_checkpoint, 0, marks=pytest.mark.slow),
-        (best_is_settled, 0),
+        slow(writing_a_checkpoint, 0),
+        slow(best_is_settled, 0),
         (best_is_in_memory, 1000),
     ],
 )
@@ -78,16 +78,14 @@ PARSEVAL = ("method=parseval", "method.coefficient=1e-3", "method.first_phase=0"
 @pytest.mark.parametrize(
     ("method", "moment"),
     [
-        pytest.param(L2_INIT, in_phase_0, marks=pytest.mark.slow),
-        pytest.param((*REDO, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
+        slow(L2_INIT, in_phase_0),
+        slow((*REDO, "method.first_phase=0"), in_phase_0),
         (REDO, in_phase_1),
-        (CBP, in_phase_1),
-        pytest.param((*CBP, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
-        pytest.param((*SNR, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
-        pytest.param(SNR, in_phase_1, marks=pytest.mark.slow),
-        (MUON, in_phase_1),
-        pytest.param((*MUON, "method.first_phase=0"), in_phase_0, marks=pytest.mark.slow),
-        pytest.param(PARSEVAL, in_phase_0, marks=pytest.mark.slow),
+        slow((*CBP, "method.first_phase=0"), in_phase_0),
+        slow(SNR, in_phase_1),
+        slow((*MUON, "method.first_phase=0"), in_phase_0),
+        slow(MUON, in_phase_1),
+        slow(PARSEVAL, in_phase_0),
     ],
 )
 def test_kill_9_while_a_method_acts(
@@ -165,11 +163,8 @@ sys.exit(launch(LANGUAGE))
 @pytest.mark.parametrize(
     "method",
     [
-        (*REDO, "method.first_phase=0"),
-        *(
-            pytest.param(words, marks=pytest.mark.slow)
-            for words in (L2_INIT, PARSEVAL, *((*other, "method.first_phase=0") for other in (CBP, SNR, MUON)))
-        ),
+        slow(words)
+        for words in (L2_INIT, PARSEVAL, *((*other, "method.first_phase=0") for other in (CBP, REDO, SNR, MUON)))
     ],
     ids=lambda words: words[0],
 )

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Command
+from tests.conftest import Command, slow
 
 AGENTS = ("atari", "humanoid")
+# For a test whose fast half is enough for every day: Atari's network takes most of the time.
+atari_is_slow = pytest.mark.parametrize("name", [slow("atari"), "humanoid"], indirect=True)
 
 
 @pytest.fixture(params=AGENTS)

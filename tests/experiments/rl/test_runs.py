@@ -13,8 +13,10 @@ from experiments.domains import domain as domain_of
 from experiments.rl import replay
 from tests.conftest import Command, numbers, run_dirs
 from tests.experiments.rl.captured import METHODS
+from tests.experiments.rl.conftest import atari_is_slow
 
 
+@atari_is_slow
 def test_five_methods_continue_from_one_midpoint(command: Command, tmp_path: Path) -> None:
     sweep = ("--multirun", f"method={','.join(METHODS)}")
     status, printed = command(*sweep)
@@ -51,6 +53,7 @@ def test_five_methods_continue_from_one_midpoint(command: Command, tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in midpoint.glob("segment-*.npz")} == segments
 
 
+@atari_is_slow
 @pytest.mark.parametrize("method", ["plasticity_injection", "redo"])
 def test_branched_equals_uninterrupted(method: str, command: Command, tmp_path: Path) -> None:
     settings = ["method.period=20", "method.tau=0.3"] if method == "redo" else []
@@ -83,6 +86,7 @@ def test_how_often_a_checkpoint_is_taken_changes_nothing(command: Command, tmp_p
     assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
 
 
+@atari_is_slow
 def test_sharpness_is_measured_and_changes_nothing_else(command: Command, tmp_path: Path) -> None:
     status, printed = command("--multirun", "method=plasticity_injection,fire", "sharpness=48")
     assert status == 0, printed
@@ -100,6 +104,7 @@ def test_sharpness_is_measured_and_changes_nothing_else(command: Command, tmp_pa
     assert injected[4]["plasticity/sharpness"] > 0
 
 
+@atari_is_slow
 def test_midpoint_of_another_identity(command: Command, tmp_path: Path) -> None:
     """A midpoint that was put in the place of another."""
     for seed in (0, 1):

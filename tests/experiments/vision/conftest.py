@@ -23,7 +23,8 @@ from tests.conftest import CLOCK
 # float32 holds exactly: a captured step has the rate in float32, an eager one in float64.
 SETTINGS = (
     "scale=smoke", "outputs_dir=outputs", "budget.train_images=200", "budget.test_images=20", "budget.epochs=[2,2]",
-    "benchmark.fractions=[0.4,1.0]", "optimizer.learning_rate=0.0009765625", "optimizer.warmup_fraction=1.0",
+    "budget.batch_size=64", "benchmark.fractions=[0.4,1.0]", "optimizer.learning_rate=0.0009765625",
+    "optimizer.warmup_fraction=1.0",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import fire
 from experiments.common import cuda_graphs
 from experiments.common.errors import Interrupted
 from experiments.common.progress import Progress
+from tests.conftest import slow
 from tests.experiments.vision.conftest import Storage, trained, training
 from tests.tape import WAITS, Tape, launches
 
@@ -22,11 +23,8 @@ PARSEVAL = ("method=parseval", "method.coefficient=0.01")
 ACTING = {"plasticity_injection", "l2_init", "redo", "cbp", "snr", "muon", "parseval"}
 OTHERS = [(f"method={name}",) for name in fire.METHODS if name not in ACTING]
 METHODS = [
-    *OTHERS,
-    L2_INIT,
-    MUON,
-    *RESETS,
-    (*REDO, "method.variant=as_published_code"),
+    *(words if words[0] in ("method=fire", "method=dash") else slow(words) for words in OTHERS),
+    *map(slow, (L2_INIT, MUON, *RESETS, (*REDO, "method.variant=as_published_code"))),
     *((*words, "method.first_phase=0") for words in (L2_INIT, MUON, PARSEVAL, *RESETS)),
 ]
 # Both may only fall.
@@ -60,7 +58,7 @@ def test_captured_run_equals_eager_to_the_bit(method: tuple[str, ...], taped: li
 
 
 # After the first step, after the first epoch, and in the middle of an epoch of phase 1.
-@pytest.mark.parametrize(("stop_at", "precision"), [(1, "fp32"), (3, "bf16"), (8, "fp32")])
+@pytest.mark.parametrize(("stop_at", "precision"), [slow(1, "fp32"), slow(3, "bf16"), (8, "fp32")])
 @pytest.mark.parametrize("method", [("method=fire",), (*L2_INIT, "method.first_phase=0"), MUON, *RESETS], ids=" ".join)
 def test_captured_run_resumes_in_the_middle(
     stop_at: int, precision: str, method: tuple[str, ...], taped: list[Tape], uncompiled: None

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import numbers, rows_so_far, run_dirs, start, stopped_when, undisturbed
+from tests.conftest import numbers, rows_so_far, run_dirs, slow, start, stopped_when, undisturbed
 
 # Enough steps in each phase to be interrupted in; a checkpoint after every one of them.
 SETTINGS = (
-    "scale=smoke", "method=fire", "budget.train_images=2000", "budget.epochs=[6,4]", "budget.test_every=[2,2]",
+    "scale=smoke", "method=fire", "budget.train_images=1000", "budget.epochs=[6,4]", "budget.test_every=[2,2]",
     "wandb.mode=disabled", "threads=1",
 )  # fmt: skip
 
@@ -33,14 +33,7 @@ def writing_a_checkpoint(outputs: Path) -> bool:
     return in_phase_0(outputs) and bool(list(outputs.rglob(".checkpoint.*.tmp")))
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        pytest.param(in_phase_0, marks=pytest.mark.slow),
-        pytest.param(in_phase_1, marks=pytest.mark.slow),
-        writing_a_checkpoint,
-    ],
-)
+@pytest.mark.parametrize("moment", [slow(in_phase_0), slow(in_phase_1), writing_a_checkpoint])
 def test_kill_9_and_resume(
     moment: Callable[[Path], bool], reference: list[dict], data_dir: Path, tmp_path: Path
 ) -> None:
@@ -71,14 +64,7 @@ def test_kill_9_and_resume_with_other_methods(method: str, data_dir: Path, tmp_p
     assert undisturbed("vision", outputs, *arguments) == whole
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        signal.SIGINT,
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("how", [signal.SIGINT, slow(signal.SIGTERM), slow(signal.SIGUSR1)])
 def test_signal_saves_and_says_how_to_go_on(how: int, reference: list[dict], data_dir: Path, tmp_path: Path) -> None:
     arguments = [*SETTINGS, f"outputs_dir={tmp_path}", f"data_dir={data_dir}"]
     status, printed = stopped_when("vision", in_phase_1, how, arguments, tmp_path)

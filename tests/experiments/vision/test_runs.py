@@ -15,20 +15,20 @@ from experiments.vision import data
 from experiments.vision.datasets.cifar10 import CIFAR10
 from experiments.vision.models import build
 from fire import metrics as fire_metrics
-from tests.conftest import numbers, run_dirs
+from tests.conftest import numbers, run_dirs, slow
 
 Vision = Callable[..., tuple[int, str]]
 
 
 def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path) -> None:
-    sweep = ("--multirun", "method=none,shrink_perturb,full_reset,fire", "seed=0,1")
+    sweep = ("--multirun", "method=none,full_reset,fire", "seed=0,1")
     status, printed = vision(*sweep)
     assert status == 0, printed
     outputs = tmp_path / "outputs"
     assert len(list(outputs.glob("phases/*/kept-end-*.pt"))) == 2  # one phase 0 a seed
     directories = run_dirs(outputs)
-    assert len(directories) == 8
-    assert printed.count("phase 0 was trained before") == 6
+    assert len(directories) == 6
+    assert printed.count("phase 0 was trained before") == 4
     rows = {directory.name.rsplit("-", 1)[0]: numbers(directory) for directory in directories}
     for seed in (0, 1):
         shared = [[r for r in rows[f"{m}-s{seed}"] if r["phase"] == 0] for m in ("none", "fire", "full_reset")]
@@ -52,10 +52,11 @@ def test_sweep_shares_phase_0_and_repeats_nothing(vision: Vision, tmp_path: Path
     (directories[3] / "done").unlink()
     status, printed = vision(*sweep)
     assert status == 0
-    assert printed.count("done before: ") == 7
+    assert printed.count("done before: ") == 5
     assert [d for d in directories if (d / "metrics.jsonl").stat().st_mtime_ns != times[d]] == [directories[3]]
 
 
+@pytest.mark.slow
 def test_dash_parseval_and_muon_run_with_the_papers_values(vision: Vision, tmp_path: Path) -> None:
     status, printed = vision("-m", "method=none,dash,parseval,muon")
     assert status == 0, printed
@@ -143,7 +144,7 @@ def test_a_recipe_of_ones_own(vision: Vision, tmp_path: Path) -> None:
     assert [path.stem for path in (directory / "recipes").iterdir()] == ["fast"]
 
 
-@pytest.mark.parametrize("batches", [(), ("hydra.sweeper.max_batch_size=1",)], ids=["together", "in batches"])
+@pytest.mark.parametrize("batches", [(), slow(("hydra.sweeper.max_batch_size=1",))], ids=["together", "in batches"])
 def test_bad_job_in_the_middle_of_a_sweep(vision: Vision, tmp_path: Path, batches: tuple[str, ...]) -> None:
     status, printed = vision("-m", "method=shrink_perturb", "method.coefficient=0.2,7,0.8", *batches)
     assert status == 1
