@@ -1,7 +1,8 @@
 """Parseval regularisation (Chung et al. 2024): weights are kept near isometries while the network trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -86,11 +87,24 @@ class IsometryPenalty(During):
         return {"method/penalty": float(self.penalty())}
 
 
+def _in_full_precision(function: Callable) -> Callable:
+    """Without autocast: in half precision W W^T - I would be rounding errors."""
+
+    @wraps(function)
+    def called(ctx: Any, *arguments: Any) -> Any:
+        device = next(each.device.type for each in reversed(arguments) if isinstance(each, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(ctx, *arguments)
+
+    return called
+
+
 class _SquaredDeviation(torch.autograd.Function):
     """The penalty. Its gradient, 4 coefficient (W W^T - I) W, takes two products a matrix, where autograd's own would
     take three and several operations for each tensor."""
 
     @staticmethod
+    @_in_full_precision
     def forward(ctx: Any, coefficient: float, constant: int, identities: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.coefficient, ctx.identities = coefficient, identities
         ctx.save_for_backward(*tensors)
@@ -101,6 +115,7 @@ class _SquaredDeviation(torch.autograd.Function):
         return (total + constant) * coefficient
 
     @staticmethod
+    @_in_full_precision
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(ctx.identities)
         errors = _errors(tensors, ctx.identities)

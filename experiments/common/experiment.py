@@ -159,10 +159,14 @@ class Experiment(ABC):
             report = self.method.reset(self.network, self.initial, self.scope, data, loss)
         except ValueError as error:
             raise UserError(f"method={self.cfg.method.name}: {error}") from error
-        logger.info(
-            "reset %s: SFE %.4g, DfI %.4g -> %.4g, %d tensors, %.2f s",
-            self.cfg.method.name, report.sfe, report.dfi_before, report.dfi_after, report.touched, report.seconds,
-        )  # fmt: skip
+        if report.touched:
+            logger.info(
+                "reset %s: SFE %.4g, DfI %.4g -> %.4g, %d tensors, %.2f s",
+                self.cfg.method.name, report.sfe, report.dfi_before, report.dfi_after, report.touched, report.seconds,
+            )  # fmt: skip
+        else:
+            when = ", it acts during training" if self.method.acts_in(self.phase) else ""
+            logger.info("reset %s: no weight changed%s", self.cfg.method.name, when)
         self.was_reset = report.touched > 0 or self.method.resets_optimizer
         row |= plasticity.of_reset(report)
         self.begin_during(self.phase)

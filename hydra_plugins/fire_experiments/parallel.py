@@ -139,8 +139,9 @@ def run_parallel(
                     if all(job.slot is not slot for job in running) and slot.take():
                         number = waiting.pop(0)
                         running.append(Running(domain, number, jobs[number], slot, Path(scratch)))
-                if waiting and not running and not announced:
-                    logger.info("waiting for a device: all are in use by other sweeps")
+                if waiting and len(running) < at_once and not announced:
+                    used = at_once - len(running)
+                    logger.info("waiting for a device: other sweeps use %d of %d places", used, at_once)
                     announced = True
                 time.sleep(0.1)
         except BaseException:

@@ -67,6 +67,19 @@ def test_fused_tied_frozen_and_tall_weights() -> None:
     check(model, plain(model, lambda name, weight: list(weight.split(4)) if name == "1" else [weight]), scope)
 
 
+def test_autocast_changes_nothing() -> None:
+    model, _, scope, _ = network("mlp")
+    model = model.float()
+    during = fire.build("parseval", coefficient=0.3).during(model, initial_of(perturbed(copy.deepcopy(model))), scope)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty = during.penalty()
+            assert penalty is not None
+            found.append([penalty, *torch.autograd.grad(penalty, [*model.parameters()], allow_unused=True)])
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_stacked_layers() -> None:
     """SimBa's two critics are one network, whose layers are (members, in, out)."""
     torch.manual_seed(0)
