@@ -324,18 +324,21 @@ class Fire(Projection):
 @dataclass
 class Rescale(Projection):
     """A control: every weight matrix keeps its direction, W / ||W||_F, and gets the Frobenius norm that FIRE would give
-    it. Where this does as well as FIRE it is the norm that helps, not the isometry.
-
-    Attributes:
-        per: `matrix`, as FIRE does: each kernel position of a convolution has a factor of its own. `convolution`: all
-            its positions have one, so that a network with batch norm behind each convolution computes what it did
-            before, once the running statistics are estimated again.
-    """
-
-    per: str = "matrix"
+    it. Where this does as well as FIRE it is the norm that helps, not the isometry."""
 
     def target(self) -> Target:
-        return Target(direction="own", per=self.per)
+        return Target(direction="own")
+
+
+@register("rescale_convolution")
+@dataclass
+class RescaleConvolution(Rescale):
+    """`rescale` with one factor for all kernel positions of a convolution, which gets the Frobenius norm that FIRE
+    would give it as a whole. A network with batch norm behind each convolution computes what it did before, once the
+    running statistics are estimated again; under `rescale` the filters change their shape."""
+
+    def target(self) -> Target:
+        return Target(direction="own", per="convolution")
 
 
 def check_initial(model: nn.Module, initial: Mapping[str, Tensor]) -> None:

@@ -68,7 +68,7 @@ def test_rescale_a_convolution_by_one_factor() -> None:
     model = nn.Sequential(convolutions[0], norms[0], nn.ReLU(), convolutions[1], norms[1]).double()
     start, images = initial_of(model), torch.randn(16, 3, 9, 9, dtype=torch.float64)
     before = model(images)  # in training mode: with the statistics of this batch
-    fire.build("rescale", per="convolution").reset(model, start)
+    fire.build("rescale_convolution").reset(model, start)
     whole = copy.deepcopy(model)
     torch.testing.assert_close(model(images), before)
     model.load_state_dict(start)
