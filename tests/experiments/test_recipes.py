@@ -65,7 +65,10 @@ def test_fires_variants_differ_from_it_in_one_setting_alone() -> None:
     [
         ("vision", ["budget.train_images=100", "budget.test_images=20"]),
         ("language", ["budget.iterations=[4,2]"]),
-        ("atari", []),
+        (
+            "atari",
+            ["budget.steps=[160,80]", "budget.learning_starts=64", "budget.eval_every=80", "budget.log_every=80"],
+        ),
         ("humanoid", ["budget.steps=[200,100]", "budget.eval_every=100", "budget.eval_episodes=1"]),
     ],
 )

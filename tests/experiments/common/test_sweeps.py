@@ -208,7 +208,7 @@ def test_a_failed_job_is_told_at_once_and_stops_no_other(vision: Vision, tmp_pat
 
 def sweep_arguments(outputs: Path, data_dir: Path) -> list[str]:
     return [
-        "-m", "method=none,fire", "seed=0,1", "scale=smoke", "budget.train_images=2000", "budget.epochs=[3,4]",
+        "-m", "method=none,fire", "seed=0,1", "scale=smoke", "budget.train_images=1000", "budget.epochs=[3,4]",
         "budget.test_every=[1,1]", "jobs=2", "wandb.mode=disabled", "checkpoint_seconds=0", f"outputs_dir={outputs}",
         f"data_dir={data_dir}",
     ]  # fmt: skip
@@ -218,7 +218,7 @@ def sweep_arguments(outputs: Path, data_dir: Path) -> list[str]:
 def test_preempted_cluster_job_is_put_back_and_resumes(data_dir: Path, tmp_path: Path) -> None:
     """With the part of submitit, which speaks to SLURM, that starts jobs on this machine."""
     settings = [
-        "method=fire", "seed=0", "scale=smoke", "budget.train_images=2000", "budget.epochs=[3,6]", "threads=1",
+        "method=fire", "seed=0", "scale=smoke", "budget.train_images=1000", "budget.epochs=[3,6]", "threads=1",
         "budget.test_every=[1,1]", "wandb.mode=disabled", "checkpoint_seconds=0", f"data_dir={data_dir}",
     ]  # fmt: skip
     cluster = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=60"]
@@ -240,28 +240,32 @@ def test_preempted_cluster_job_is_put_back_and_resumes(data_dir: Path, tmp_path:
     assert numbers(directory) == undisturbed("vision", tmp_path / "alone", *settings)
 
 
+def table_of_sweep(outputs: Path, data_dir: Path) -> list[str]:
+    """Run a sweep, or what is left of it; the lines of its report but for clock readings."""
+    process = start("vision", *sweep_arguments(outputs, data_dir))
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    subprocess.run(
+        [sys.executable, "-m", "scripts.report", "vision", str(outputs), "--out", str(outputs / "report")],
+        cwd=REPOSITORY, check=True, capture_output=True,
+    )  # fmt: skip
+    (file,) = (outputs / "report").glob("*.csv")
+    return [line for line in file.read_text().splitlines() if not re.search(r"speed/|reset/seconds", line)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_table(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return table_of_sweep(tmp_path_factory.mktemp("undisturbed"), data_dir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_interrupted_sweep_goes_on_to_the_same_csv(how: int, data_dir: Path, tmp_path: Path) -> None:
+def test_interrupted_sweep_goes_on_to_the_same_csv(
+    how: int, undisturbed_table: list[str], data_dir: Path, tmp_path: Path
+) -> None:
     """Both while several jobs run; the same command then ends with the same table as an undisturbed sweep's."""
-    csv = {}
-    for name in ("undisturbed", "interrupted"):
-        arguments = sweep_arguments(tmp_path / name, data_dir)
-        if name == "interrupted":
-
-            def in_phase_1() -> bool:
-                return len(rows_so_far(tmp_path / "interrupted", "vision/*/*")) >= 5
-
-            status, printed = interrupt(start("vision", *arguments), in_phase_1, how)
-            assert status == (-how if how == signal.SIGKILL else 128 + how), printed
-        process = start("vision", *arguments)  # at once: what was killed may still be saving
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed
-        subprocess.run(
-            [sys.executable, "-m", "scripts.report", "vision", str(tmp_path / name), "--out", f"{tmp_path}/r-{name}"],
-            cwd=REPOSITORY, check=True, capture_output=True,
-        )  # fmt: skip
-        (file,) = (tmp_path / f"r-{name}").glob("*.csv")
-        csv[name] = [line for line in file.read_text().splitlines() if not re.search(r"speed/|reset/seconds", line)]
-    assert len(csv["undisturbed"]) > 100
-    assert csv["interrupted"] == csv["undisturbed"]
+    process = start("vision", *sweep_arguments(tmp_path, data_dir))
+    status, printed = interrupt(process, lambda: len(rows_so_far(tmp_path, "vision/*/*")) >= 5, how)
+    assert status == (-how if how == signal.SIGKILL else 128 + how), printed
+    assert len(undisturbed_table) > 100
+    assert table_of_sweep(tmp_path, data_dir) == undisturbed_table  # at once: what was killed may still be saving
