@@ -13,20 +13,7 @@ from .during import During
 from .injection import InjectedHead, PlasticityInjection
 from .l2_init import L2Init
 from .matrices import WeightMatrix, weight_matrices
-from .methods import (
-    METHODS,
-    Fire,
-    FullReset,
-    Method,
-    NoReset,
-    Rescale,
-    RescaleConvolution,
-    ShrinkPerturb,
-    TrainingMethod,
-    build,
-    fire_,
-    register,
-)
+from .methods import METHODS, Method, NoReset, TrainingMethod, build, register
 from .metrics import Activation
 from .muon import Muon, MuonWithAdam
 from .optimizers import reset_state
@@ -34,6 +21,7 @@ from .parseval import Parseval
 from .polar import polar
 from .redo import ReDo
 from .report import MatrixReport, Recorder, ResetReport
+from .resets import Fire, FullReset, Rescale, RescaleConvolution, ShrinkPerturb, fire_
 from .scope import Scope
 from .snr import SelfNormalizedResets
 from .units import UnitLayer, unit_layers

@@ -127,6 +127,7 @@ ROWS: list[tuple[str, type[Exception], str]] = [
     ("fire.Fire(norm='frobenius')", V, "norm must be one of fire, own"),
     ("fire.build('l2_init')", T, "coefficient"),
     ("fire.Rescale(tol=2)", V, "tol must lie in"),
+    ("fire.RescaleConvolution(steps=0)", V, "steps must"),
     ("fire.ShrinkPerturb(nan)", V, "coefficient must be finite, got nan"),
     ("fire.ShrinkPerturb('0.5')", T, "coefficient must be a number, got '0.5'"),
     ("fire.ShrinkPerturb(1.5)", V, r"coefficient must lie in \[0, 1\], got 1.5"),
