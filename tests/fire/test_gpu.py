@@ -16,9 +16,9 @@ from experiments.vision import models
 from fire import gram, matrices, methods, polar_express, projection, report
 from fire.reference import reference_fire_
 from scripts.benchmark.core import linears
+from scripts.benchmark.peak_memory import peak_of_new_storage
 from tests.fire.test_methods import perturbed
 from tests.fire.test_polar import deviation
-from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches, storage
 
 pytestmark = pytest.mark.usefixtures("worked_as_on_gpu")

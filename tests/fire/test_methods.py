@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import fire
+from scripts.benchmark.peak_memory import peak_of_new_storage
 from tests.conftest import needs_cuda
 from tests.fire.test_matrices import Tied, exact
-from tests.peak_memory import peak_of_new_storage
 
 GOLDEN = np.load(Path(__file__).with_name("fire_golden.npz"))
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import fire
 from experiments.humanoid.models import StackedLayerNorm, StackedLinear
+from scripts.benchmark.peak_memory import peak_of_new_storage
 from tests.fire.test_during import network
 from tests.fire.test_methods import initial_of, perturbed
-from tests.peak_memory import peak_of_new_storage
 from tests.tape import Tape, launches
 
 

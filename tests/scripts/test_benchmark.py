@@ -19,8 +19,8 @@ from experiments.vision import models
 from scripts.benchmark import __main__ as command
 from scripts.benchmark import atari, core, humanoid, language, methods, vision
 from scripts.benchmark.cases import Case, Loop, measure, rates, table
+from scripts.benchmark.peak_memory import peak_of_new_storage
 from tests.conftest import REPOSITORY
-from tests.peak_memory import peak_of_new_storage
 
 
 def run(name: str, out: Path, *more: str, clock: Callable[[], float] = time.perf_counter) -> pd.DataFrame:
@@ -101,6 +101,10 @@ def test_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (results.milliseconds > 0).all()
     steps = results.loc["training step"]
     assert list(steps.milliseconds) == pytest.approx(list(steps.seconds / 3 * 1e3))
+    memory = results.loc["boundary"].set_index("loop").peak_bytes
+    network = 4 * sum(p.numel() for p in models.build("resnet18", 10, (3, 32, 32), 4, seed=0).parameters())
+    assert 0 < memory.none < memory.fire < 2.5 * network
+    assert memory.dash > 3 * network  # the gradients' averages, and a pass forwards and backwards
     loop = methods.boundary("fire", "cpu", True, ExitStack())
     moved = [loop.run() for _ in range(2) if loop.prepare() is None]
     assert moved[0] == moved[1] > 0
