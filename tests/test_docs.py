@@ -149,6 +149,7 @@ def test_extending(clone: Path, data_dir: Path) -> None:
     assert found[usual, "weight_decay"] != found[usual, "noise"]
 
 
+@pytest.mark.slow
 def test_a_domain_of_ones_own(clone: Path) -> None:
     """The package and configs of `tests/toy`, and the name in the list of domains; nothing else."""
     shutil.copytree(REPOSITORY / "tests/toy/package", clone / "experiments/toy")

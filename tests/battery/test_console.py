@@ -52,6 +52,7 @@ def test_ctrl_c_while_importing_is_one_line(module: str) -> None:
     assert "interrupted\n" in seen
 
 
+@pytest.mark.slow
 def test_a_locale_without_utf_8(data_dir: Path, tmp_path: Path) -> None:
     plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     process = vision(data_dir, tmp_path / "uen\u00ef", stdout=subprocess.PIPE, env=plain)

@@ -138,9 +138,8 @@ def test_a_refused_checkpoint_is_no_reason_to_trust_it(vision: Vision, stopped: 
     assert "weights_only" not in printed
 
 
-@pytest.mark.parametrize(
-    "place", [pytest.param("experiments.common.plasticity.sharpness", marks=pytest.mark.slow), "fire.Fire.reset"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["experiments.common.plasticity.sharpness", "fire.Fire.reset"])
 def test_a_signal_ends_a_long_boundary_at_once(place: str, vision: Vision, tmp_path: Path) -> None:
     """Such as a projection of many steps; it resumes before the boundary."""
 

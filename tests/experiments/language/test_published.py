@@ -135,6 +135,7 @@ def test_nanogpts_token_files_are_what_they_are(tmp_path: Path) -> None:
         assert described(folder, "train")["file"] == str(tmp_path / "train.bin")
 
 
+@pytest.mark.slow
 def test_a_run_says_how_to_prepare_it_and_trains(command_line: Callable[..., Command], tmp_path: Path) -> None:
     """The lines have numbers: with data.split=published the run trains on them in another order."""
     data, path = tmp_path / "data", write(tmp_path / "lines.jsonl", [f"line {i}\n" for i in range(8000)])

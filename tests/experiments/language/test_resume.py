@@ -75,17 +75,16 @@ MUON = ("method=muon",)
 PARSEVAL = ("method=parseval", "method.coefficient=1e-3", "method.first_phase=0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "moment"),
     [
-        slow(L2_INIT, in_phase_0),
-        slow((*REDO, "method.first_phase=0"), in_phase_0),
+        (L2_INIT, in_phase_0),
         (REDO, in_phase_1),
-        slow((*CBP, "method.first_phase=0"), in_phase_0),
-        slow(SNR, in_phase_1),
-        slow((*MUON, "method.first_phase=0"), in_phase_0),
-        slow(MUON, in_phase_1),
-        slow(PARSEVAL, in_phase_0),
+        ((*CBP, "method.first_phase=0"), in_phase_0),
+        (SNR, in_phase_1),
+        ((*MUON, "method.first_phase=0"), in_phase_0),
+        (PARSEVAL, in_phase_0),
     ],
 )
 def test_kill_9_while_a_method_acts(
@@ -160,12 +159,10 @@ sys.exit(launch(LANGUAGE))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    [
-        slow(words)
-        for words in (L2_INIT, PARSEVAL, *((*other, "method.first_phase=0") for other in (CBP, REDO, SNR, MUON)))
-    ],
+    [L2_INIT, PARSEVAL, *((*other, "method.first_phase=0") for other in (CBP, REDO, SNR, MUON))],
     ids=lambda words: words[0],
 )
 def test_two_processes_act_alike(method: tuple[str, ...], language: Command, text_dir: Path, tmp_path: Path) -> None:
