@@ -87,8 +87,8 @@ class IsometryPenalty(During):
         return {"method/penalty": float(self.penalty())}
 
 
-def _in_full_precision(function: Callable) -> Callable:
-    """Without autocast: in half precision W W^T - I would be rounding errors."""
+def _without_autocast(function: Callable) -> Callable:
+    """Autocast is off inside: in half precision W W^T - I would be rounding errors."""
 
     @wraps(function)
     def called(ctx: Any, *arguments: Any) -> Any:
@@ -104,7 +104,7 @@ class _SquaredDeviation(torch.autograd.Function):
     take three and several operations for each tensor."""
 
     @staticmethod
-    @_in_full_precision
+    @_without_autocast
     def forward(ctx: Any, coefficient: float, constant: int, identities: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.coefficient, ctx.identities = coefficient, identities
         ctx.save_for_backward(*tensors)
@@ -115,7 +115,7 @@ class _SquaredDeviation(torch.autograd.Function):
         return (total + constant) * coefficient
 
     @staticmethod
-    @_in_full_precision
+    @_without_autocast
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tensors, count = ctx.saved_tensors, len(ctx.identities)
         errors = _errors(tensors, ctx.identities)

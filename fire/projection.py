@@ -41,11 +41,11 @@ class Target:
         direction: `isometry`, that of Q, or `own`, that of W.
         norm: the Frobenius norm there, `fire`, that of s Q, or `own`, that of W.
         interpolation: share of the way there from W, in [0, 1].
-        per: whether each `matrix` gets a factor of its own or, for W's own direction, a whole `convolution` one: the
-            norm is then that of its kernel positions together.
+        per: with W's own direction, whether each `matrix` gets a factor of its own or a whole `convolution` (a group,
+            if grouped) one: the norm is then that of its kernel positions together.
 
     Raises:
-        ValueError: another value. TypeError: an interpolation that is no number.
+        ValueError: another value, or `per` with the other direction. TypeError: an interpolation that is no number.
     """
 
     direction: str = "isometry"
@@ -58,6 +58,8 @@ class Target:
         for name, valid in choices.items():
             if getattr(self, name) not in valid:
                 raise ValueError(f"{name} must be one of {', '.join(valid)}, got {getattr(self, name)!r}")
+        if self.per == "convolution" and self.direction != "own":
+            raise ValueError("per='convolution' needs direction='own'")
         check_number("interpolation", self.interpolation, 0, 1)
 
     def reach_(
@@ -98,14 +100,15 @@ class Target:
 def _of_convolutions(norms: Tensor, originals: Sequence[Tensor], kernels: Sequence[tuple[int, ...]]) -> Tensor:
     """For each matrix the norm of the convolution it belongs to, (batch,), from those of the matrices, (batch,)."""
     stacks = [original.shape[:-2] for original in originals]
-    parts = norms.split([stack.numel() for stack in stacks])
+    largest = norms.amax().clamp_min(torch.finfo(norms.dtype).tiny)  # squares may be out of range
+    parts = (norms / largest).split([stack.numel() for stack in stacks])
     whole = [
         torch.linalg.vector_norm(part.view(stack), dim=kernel, keepdim=True).expand(stack).reshape(-1)
         if kernel
         else part
         for part, stack, kernel in zip(parts, stacks, kernels, strict=True)
     ]
-    return torch.cat(whole)
+    return torch.cat(whole) * largest
 
 
 def project(

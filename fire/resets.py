@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .checks import check_number
 from .gram import compute_dtype
-from .matrices import storage_key, unwrap, weight_matrices
+from .matrices import WeightMatrix, storage_key, unwrap, weight_matrices
 from .methods import Method, register, state_of
 from .polar import check_solver
 from .projection import Target, project
@@ -140,10 +140,14 @@ class Projection(Method):
         """Where each matrix goes."""
         return Target()
 
+    def moves(self, matrix: WeightMatrix) -> bool:
+        """Whether it is moved; by default each is."""
+        return True
+
     def change(self, model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:
         matrices, _ = scope.matrices(model)
         reset = {storage_key(tensor) for tensor, names in state_of(model) if scope.resets(names)}
-        projected = [m for m in matrices if storage_key(m.parameter) not in reset]
+        projected = [m for m in matrices if self.moves(m) and storage_key(m.parameter) not in reset]
         project(recorder, projected, self.solver, self.steps, self.tol, self.target())
         _reset_modules(model, initial, scope, recorder)
 
@@ -177,12 +181,21 @@ class Rescale(Projection):
 @register("rescale_convolution")
 @dataclass
 class RescaleConvolution(Rescale):
-    """`rescale` with one factor for all kernel positions of a convolution, which gets the Frobenius norm that FIRE
-    would give it as a whole. A network with batch norm behind each convolution computes what it did before, once the
-    running statistics are estimated again; under `rescale` the filters change their shape."""
+    """A control: each convolution (each group of one) is multiplied by one factor, so that its Frobenius norm is what
+    FIRE would give it; other weights stay. Where batch norm follows each convolution, the network computes what it did
+    before, once the running statistics are estimated again. So what this gains is no change of the function."""
+
+    def check(self, model: nn.Module, scope: Scope) -> None:
+        """Raise ValueError for a model without a convolution in scope, too."""
+        super().check(model, scope)
+        if not any(map(self.moves, scope.matrices(model)[0])):
+            raise ValueError(f"rescale_convolution finds no convolution in {type(unwrap(model)).__name__}")
 
     def target(self) -> Target:
         return Target(direction="own", per="convolution")
+
+    def moves(self, matrix: WeightMatrix) -> bool:
+        return bool(matrix.kernel)
 
 
 def _reset_modules(model: nn.Module, initial: Mapping[str, Tensor], scope: Scope, recorder: Recorder) -> None:

@@ -119,7 +119,8 @@ def run(clone: Path, module: str, *arguments: str) -> str:
 def test_extending(clone: Path, data_dir: Path) -> None:
     """A method, one that acts during training, a model and a data set: the files that the page names, and no others."""
     for file, markers in (
-        ("fire/methods.py", ["class Noise", "class WeightDecay"]),
+        ("fire/resets.py", ["class Noise"]),
+        ("fire/methods.py", ["class WeightDecay"]),
         ("experiments/vision/models.py", ["def small_cnn"]),
         ("experiments/vision/datasets/__init__.py", ['DATA_SETS["stripes"]']),
     ):

@@ -139,7 +139,7 @@ def has_checksum(content: bytes, checksum: str) -> bool:
 
 @lru_cache
 def _has_checksum(path: Path, size: int, changed: int, checksum: str) -> bool:
-    """`has_checksum` of a file as it is now, read once a process: the jobs of a sweep use the same data."""
+    """`has_checksum` of a file, read again only if its size or time has changed: the jobs of a sweep use the same."""
     return has_checksum(path.read_bytes(), checksum)
 
 

@@ -140,8 +140,7 @@ def run_parallel(
                         number = waiting.pop(0)
                         running.append(Running(domain, number, jobs[number], slot, Path(scratch)))
                 if waiting and len(running) < at_once and not announced:
-                    used = at_once - len(running)
-                    logger.info("waiting for a device: other sweeps use %d of %d places", used, at_once)
+                    logger.info("%d of %d jobs run: other sweeps use the other devices", len(running), at_once)
                     announced = True
                 time.sleep(0.1)
         except BaseException:

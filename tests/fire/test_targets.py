@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fire
+from experiments.vision.models import build
 from tests.fire.test_matrices import exact
 from tests.fire.test_methods import initial_of
 
@@ -59,28 +60,59 @@ def test_rescale_keeps_the_direction_and_takes_fires_norm(steps: int) -> None:
     assert torch.equal(model[0].bias, before["0.bias"])
 
 
-def test_rescale_a_convolution_by_one_factor() -> None:
-    """Its norm is FIRE's, each kernel position's is not; a network with batch norm computes what it did, where the
-    running statistics are estimated again, and with a factor a position it does not."""
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_rescale_a_convolution_by_one_factor(dtype: torch.dtype, device: str) -> None:
+    """Each group gets FIRE's norm, its kernel positions do not; other weights stay."""
     torch.manual_seed(0)
-    norms = nn.BatchNorm2d(8, eps=1e-30), nn.BatchNorm2d(6, eps=1e-30)
-    convolutions = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, groups=2)
-    model = nn.Sequential(convolutions[0], norms[0], nn.ReLU(), convolutions[1], norms[1]).double()
-    start, images = initial_of(model), torch.randn(16, 3, 9, 9, dtype=torch.float64)
-    before = model(images)  # in training mode: with the statistics of this batch
-    fire.build("rescale_convolution").reset(model, start)
-    whole = copy.deepcopy(model)
-    torch.testing.assert_close(model(images), before)
-    model.load_state_dict(start)
-    fire.build("rescale").reset(model, start)
-    assert (model(images) - before).abs().max() > 0.1
+    convolutions = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, groups=2), nn.ConvTranspose2d(6, 4, 2), nn.Conv2d(4, 5, 1)
+    model = nn.Sequential(*convolutions, nn.Linear(5, 4)).to(device, dtype)
+    model[0].weight.data[:, :, 1, 1] = 0
+    start = initial_of(model)
+    report = fire.build("rescale_convolution").reset(model, start)
+    assert report.touched == 4
+    scaled = initial_of(model)
     model.load_state_dict(start)
     fire.fire_(model)
-    for index, groups in (0, 1), (3, 2):
-        W, new, fired = (
-            state[f"{index}.weight"].unflatten(0, (groups, -1)).flatten(1)
-            for state in (start, whole.state_dict(), model.state_dict())
-        )
-        assert torch.allclose(new.norm(dim=1), fired.norm(dim=1), rtol=1e-5)
-        factor = new.norm(dim=1, keepdim=True) / W.norm(dim=1, keepdim=True)
-        torch.testing.assert_close(new, W * factor)
+    fired = initial_of(model)
+    assert torch.equal(scaled["4.weight"], start["4.weight"])
+    assert torch.equal(scaled["0.bias"], start["0.bias"])
+    near = 1e-5 if dtype != torch.bfloat16 else 1e-2
+    for name, groups in ("0.weight", 1), ("1.weight", 2), ("2.weight", 1), ("3.weight", 1):
+        W, new, other = (state[name].double().unflatten(0, (groups, -1)).flatten(1) for state in (start, scaled, fired))
+        norms = [matrix.norm(dim=1, keepdim=True) for matrix in (W, new, other)]
+        torch.testing.assert_close(norms[1], norms[2], rtol=near, atol=0)
+        torch.testing.assert_close(new, W * (norms[1] / norms[0]), rtol=near, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-170])
+def test_rescale_convolutions_of_any_size(size: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 3).double()
+    start = initial_of(model)
+    fire.build("rescale_convolution").reset(model, start)
+    expected = model.weight.detach().clone()
+    model.weight.data = size * start["weight"]
+    fire.build("rescale_convolution").reset(model, start)
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_resnet18_computes_the_same_after_its_convolutions_are_rescaled() -> None:
+    """Where batch norm estimates its statistics again; after `rescale` it does not."""
+    torch.manual_seed(0)
+    model = build("resnet18", 10, (3, 32, 32), 4, seed=0).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-30
+    start, images = initial_of(model), torch.randn(16, 3, 32, 32, dtype=torch.float64)
+    logits = []
+    for method in ("none", "rescale_convolution", "rescale"):
+        model.load_state_dict(start)
+        fire.build(method).reset(model, start)
+        logits.append(model.train()(images).detach())
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-8, atol=1e-8)
+    assert (logits[2] - logits[0]).abs().max() > 0.1
+
+
+def test_rescale_convolution_without_a_convolution() -> None:
+    with pytest.raises(ValueError, match="rescale_convolution finds no convolution in Linear"):
+        fire.build("rescale_convolution").reset(nn.Linear(3, 3), initial_of(nn.Linear(3, 3)))

@@ -83,7 +83,7 @@ PARSEVAL = ("method=parseval", "method.coefficient=1e-3", "method.first_phase=0"
         (REDO, in_phase_1),
         ((*CBP, "method.first_phase=0"), in_phase_0),
         (SNR, in_phase_1),
-        ((*MUON, "method.first_phase=0"), in_phase_0),
+        (MUON, in_phase_1),
         (PARSEVAL, in_phase_0),
     ],
 )

@@ -20,6 +20,7 @@ ACTING = {
     "cbp": ["method.replacement_rate=0.01", "method.maturity_threshold=3"], "snr": ["method.period=3"],
     "parseval": ["method.coefficient=0.001"],
 }  # fmt: skip
+OTHER_ACTING = sorted({*ACTING} - {"redo"})
 
 
 def test_what_a_step_costs(
@@ -47,7 +48,7 @@ LIKE_PLAIN = {
 }
 
 
-@pytest.mark.parametrize("method", ["none", "redo", *map(slow, sorted({*ACTING} - {"redo"}))])
+@pytest.mark.parametrize("method", ["none", "redo", *map(slow, OTHER_ACTING)])
 def test_captured_steps_are_those_of_the_plain_loop(
     method: str, name: str, agent: Any, tmp_path: Path, taped: list[Tape]
 ) -> None:
@@ -131,7 +132,9 @@ def test_no_copy_is_overtaken(tmp_path: Path, taped: list[Tape]) -> None:
     assert waits == [0, 4, 8, 12, 16]
 
 
-@pytest.mark.parametrize("method", ["fire", "plasticity_injection", "redo", *map(slow, sorted({*ACTING} - {"redo"}))])
+@pytest.mark.parametrize(
+    "method", ["fire", "plasticity_injection", "redo", *map(slow, ["shrink_perturb", "full_reset", *OTHER_ACTING])]
+)
 def test_resets_and_checkpoints(
     method: str, name: str, agent: Any, command: Command, tmp_path: Path, taped: list[Tape],
     monkeypatch: pytest.MonkeyPatch,
