@@ -231,7 +231,7 @@ ATARI = {
     "budget.buffer=-1": "budget.buffer=-1 must lie in [0, 1e+12]",
     "budget.buffer=1000000000000 budget.steps=[1000000000000,8]": "lower budget.buffer to at most",
     "budget.learning_starts=0": "budget.learning_starts=0 must be at least 32",
-    "budget.learning_starts=1600": "budget.learning_starts=1600 lies beyond the run's 1600 steps",
+    "budget.learning_starts=800": "budget.learning_starts=800 lies beyond the run's 800 steps",
     "budget.learning_starts=-1": "budget.learning_starts=-1 must lie in [0, 1e+12]",
     "budget.replay_ratio=2000": "must lie in (0, 1024]",
     "budget.target_every=0": "budget.target_every=0 must lie in [1, 1e+12]",

@@ -84,7 +84,7 @@ def test_vision_on_synthetic_images(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert command.main(arguments) == 0
     results = pd.read_csv(tmp_path / "vision-cpu-ours.csv")
     assert list(results.loop) == ["ours"]
-    assert results.case[0].endswith("width 4, batch 64, fp32, synthetic images")
+    assert results.case[0].endswith("width 4, batch 32, fp32, synthetic images")
     assert not (tmp_path / "nothing").exists()
 
 

@@ -118,6 +118,7 @@ def test_atari_has_returns_and_human_scores(atari: Vision, tmp_path: Path, capsy
     assert cells["paper's final (scale=paper)"] == "2250"
 
 
+@pytest.mark.slow
 def test_atari_without_a_finished_training_episode(atari: Vision, tmp_path: Path, capsys) -> None:
     """The table and the figure then tell of evaluations alone."""
     atari("method=none")

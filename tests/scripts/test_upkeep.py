@@ -72,6 +72,7 @@ def test_wandb_sync_finds_what_was_written_offline(vision: Callable[..., tuple[i
     assert "Would sync 1 run(s)" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_wandb_workspace_overlays_the_methods_of_each_domain(
     vision: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

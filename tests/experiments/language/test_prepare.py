@@ -244,6 +244,7 @@ def progress(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"documents": {}}
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(large: Path, cache: Path, tmp_path: Path) -> None:
     """Killed between documents: no token file counts, what was tokenised is not tokenised again, the end is the
     same."""

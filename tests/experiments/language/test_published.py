@@ -74,6 +74,7 @@ def test_the_held_out_lines_of_wikitext103() -> None:
     assert len(np.unique(np.concatenate([train, val]))) == 1_801_350
 
 
+@pytest.mark.slow
 def test_both_splits_of_wikitext103_from_the_hub_by_the_command_line(tmp_path: Path) -> None:
     files = {
         f"wikitext-103-v1/{name}.parquet": write(tmp_path / "t.parquet", lines).read_bytes()

@@ -48,7 +48,7 @@ LIKE_PLAIN = {
 }
 
 
-@pytest.mark.parametrize("method", ["none", "redo", *map(slow, OTHER_ACTING)])
+@pytest.mark.parametrize("method", ["none", *map(slow, ACTING)])
 def test_captured_steps_are_those_of_the_plain_loop(
     method: str, name: str, agent: Any, tmp_path: Path, taped: list[Tape]
 ) -> None:
