@@ -78,7 +78,7 @@ def test_signal_saves_at_once(how: int, reference: tuple[str, list[dict]], tmp_p
     (directory,) = run_dirs(tmp_path)
     (saved,) = directory.glob("checkpoint-*.pt")
     state = torch.load(saved, weights_only=True)["state"]
-    assert state["position"][1] >= {"atari": 1000, "humanoid": 500}[domain]
+    assert state["position"][1] >= {"atari": 500, "humanoid": 500}[domain]
     # The run has all it needs: `scripts.clean --free` may take the midpoint from it.
     referred = {tmp_path / name for name in state["replay"]["segments"]}
     assert referred == set(directory.glob("segment-*"))
@@ -91,8 +91,8 @@ def test_signal_saves_at_once(how: int, reference: tuple[str, list[dict]], tmp_p
 
 
 def test_old_segments_go_and_the_midpoints_stay(tmp_path: Path) -> None:
-    """A buffer of 300 transitions goes round in each phase; what no checkpoint needs any more is deleted."""
-    arguments = ["method=fire", *SETTINGS, f"outputs_dir={tmp_path}", "checkpoint_seconds=0", "budget.buffer=300"]
+    """A buffer of 150 transitions goes round in each phase; what no checkpoint needs any more is deleted."""
+    arguments = ["method=fire", *SETTINGS, f"outputs_dir={tmp_path}", "checkpoint_seconds=0", "budget.buffer=150"]
     status, printed = stopped_when("atari", in_phase_1("atari"), signal.SIGTERM, arguments, tmp_path)
     assert status == 128 + signal.SIGTERM, printed
     (directory,) = run_dirs(tmp_path)
@@ -103,7 +103,7 @@ def test_old_segments_go_and_the_midpoints_stay(tmp_path: Path) -> None:
     assert {path for path in referred if path.exists()} == referred
     assert set(directory.glob("segment-*")) <= referred
     slots = sum(int(path.name.split("-")[2]) - int(path.name.split("-")[1]) for path in midpoint.glob("segment-*"))
-    assert slots < 160  # of the 203 there were; 76 are needed
+    assert slots < 80  # of the 103 there were; 39 are needed
     process = start("atari", *arguments)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
