@@ -254,9 +254,9 @@ def test_sharpness_is_measured_and_changes_nothing_else(vision: Vision, data_dir
     (path,) = (tmp_path / "outputs/phases").rglob("checkpoint-*.pt")
     model = build("resnet18", 10, (3, 32, 32), 4, 0)
     model.load_state_dict(torch.load(path, weights_only=True)["state"]["model"])
-    train, _ = data.load(CIFAR10, data_dir, 640, 200, 0)
-    chosen = torch.randperm(640, generator=generator(0, "sharpness", 1))[:96]
-    batches = [train.batch(part) for part in chosen.split(64)]
+    train, _ = data.load(CIFAR10, data_dir, 320, 100, 0)
+    chosen = torch.randperm(320, generator=generator(0, "sharpness", 1))[:96]
+    batches = [train.batch(part) for part in chosen.split(32)]
     model.train()
     loss = sum(torch.nn.functional.cross_entropy(model(x), y, reduction="sum") / 96 for x, y in batches)
     parameters = list(model.parameters())
