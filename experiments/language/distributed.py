@@ -4,6 +4,7 @@ The main process, rank 0, owns the run's directory, the log and every decision. 
 repeat each call of its `train` and `load_state_dict`.
 """
 
+import atexit
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -58,6 +59,7 @@ class ProcessGroup:
                     dist.init_process_group("nccl" if device == "cuda" else "gloo")
             except (RuntimeError, ValueError) as error:
                 raise UserError(f"the processes cannot meet at {place}: {str(error).splitlines()[0]}") from error
+            atexit.register(dist.destroy_process_group)  # whose threads may else abort the process when it ends
         # Decisions have a group on the CPU, so that they never wait for a GPU. Its timeout is long because the main
         # process may wait for a phase 0 that another job trains.
         self._control = dist.new_group(backend="gloo", timeout=timedelta(days=30))
@@ -125,9 +127,19 @@ class ProcessGroup:
         """
         if self.world_size == 1:
             return carry_out(prepare)
-        if not self.is_main_process:
+        try:
+            if self.is_main_process:
+                return self._lead(prepare, carry_out)
             with stop.deferred():
                 return self._repeat(prepare)
+        except (UserError, Interrupted):
+            raise
+        except BaseException:
+            atexit.unregister(dist.destroy_process_group)  # it might wait for the others
+            raise
+
+    def _lead(self, prepare: Prepare, carry_out: Callable[[Prepare], dict[str, Any]]) -> dict[str, Any]:
+        """The main process's part."""
 
         def prepare_everywhere() -> Any:
             self.announce("prepare")

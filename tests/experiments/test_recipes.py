@@ -67,7 +67,7 @@ def test_fires_variants_differ_from_it_in_one_setting_alone() -> None:
         ("language", ["budget.iterations=[4,2]"]),
         (
             "atari",
-            ["budget.steps=[160,80]", "budget.learning_starts=64", "budget.eval_every=80", "budget.log_every=80"],
+            ["budget.steps=[160,160]", "budget.learning_starts=64", "budget.eval_every=160", "budget.eval_steps=4"],
         ),
         ("humanoid", ["budget.steps=[200,100]", "budget.eval_every=100", "budget.eval_episodes=1"]),
     ],
