@@ -72,7 +72,13 @@ def test_fires_variants_differ_from_it_in_one_setting_alone() -> None:
         ("humanoid", ["budget.steps=[200,100]", "budget.eval_every=100", "budget.eval_episodes=1"]),
     ],
 )
-def test_runs_in_a_few_steps(domain: str, tiny: list[str], request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_runs_in_a_few_steps(
+    domain: str, tiny: list[str], request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if domain == "atari":  # real environments would take minutes to start
+        from tests.experiments.atari.scripted import Scripted
+
+        monkeypatch.setattr("experiments.atari.envs.make", lambda _game, count, _sticky: Scripted(count))
     call: Callable[..., Command] = request.getfixturevalue(domain)
     jobs = 0
     for recipe in recipes(domain):
